@@ -1,0 +1,68 @@
+// Package signed owns signed envelopes: bytes bound to the key that signed them and to the kind of record they are.
+// The envelope is libp2p's own (RFC 0002): the signature covers domain, payload type and payload.
+package signed
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/record"
+)
+
+// Domain names one kind of record, such as "capanode-beacon/1". A signature made for one domain never verifies in
+// another.
+type Domain string
+
+// MaxEnvelope is the largest envelope in bytes that [Open] looks at.
+const MaxEnvelope = 256 << 10
+
+// ErrInvalid reports an envelope that is malformed, signed by another key or made for another domain.
+var ErrInvalid = errors.New("invalid signed envelope")
+
+// payloadType is the multicodec-style type bytes inside each envelope: dag-cbor (0x71).
+var payloadType = []byte{0x71}
+
+type payload struct {
+	domain Domain
+	data   []byte
+}
+
+func (p *payload) Domain() string                 { return string(p.domain) }
+func (p *payload) Codec() []byte                  { return payloadType }
+func (p *payload) MarshalRecord() ([]byte, error) { return p.data, nil }
+func (p *payload) UnmarshalRecord(b []byte) error { p.data = b; return nil }
+
+// Seal signs data for the domain and returns the marshalled envelope.
+func Seal(key crypto.PrivKey, domain Domain, data []byte) ([]byte, error) {
+	env, err := record.Seal(&payload{domain, data}, key)
+	if err != nil {
+		return nil, fmt.Errorf("signed: seal %s: %w", domain, err)
+	}
+	raw, err := env.Marshal()
+	if err != nil {
+		return nil, fmt.Errorf("signed: seal %s: %w", domain, err)
+	}
+	return raw, nil
+}
+
+// Open verifies an envelope made for the domain and returns its signer and data.
+func Open(domain Domain, raw []byte) (peer.ID, []byte, error) {
+	if len(raw) > MaxEnvelope {
+		return "", nil, fmt.Errorf("signed: open %s: %d bytes: %w", domain, len(raw), ErrInvalid)
+	}
+	p := payload{domain: domain}
+	env, err := record.ConsumeTypedEnvelope(raw, &p)
+	if err != nil {
+		return "", nil, fmt.Errorf("signed: open %s: %w: %w", domain, ErrInvalid, err)
+	}
+	if string(env.PayloadType) != string(payloadType) {
+		return "", nil, fmt.Errorf("signed: open %s: payload type %x: %w", domain, env.PayloadType, ErrInvalid)
+	}
+	id, err := peer.IDFromPublicKey(env.PublicKey)
+	if err != nil {
+		return "", nil, fmt.Errorf("signed: open %s: %w", domain, err)
+	}
+	return id, p.data, nil
+}

@@ -1,0 +1,87 @@
+// Package engine owns the tensor engine: the small set of operations that model families are written over, and the
+// executors that run them. It refuses to know about rounds, peers and files: its world is batches, flat parameter views
+// and losses.
+//
+// A family describes itself as a [Program] over the operations of [Graph]; an executor (package gomlx below) turns the
+// program into an [Engine].
+package engine
+
+import (
+	"context"
+	"errors"
+)
+
+// ErrMemory reports a model or batch whose estimate exceeds the memory limit. It is returned before allocation.
+var ErrMemory = errors.New("does not fit in memory")
+
+// ErrNumerics reports a step whose loss or gradient norm is not finite. The state is as before the step.
+var ErrNumerics = errors.New("loss or gradient is not finite")
+
+// ErrHung reports a step that the watchdog gave up on. The engine cannot be used afterwards.
+var ErrHung = errors.New("engine step hung")
+
+// Ignore as a target excludes that position from the loss.
+const Ignore int32 = -1
+
+// Batch is one micro-batch of token sequences.
+type Batch struct {
+	Rows, Context int     // shape of Inputs and Targets: [Rows, Context]
+	Inputs        []int32 // token IDs, row-major
+	Targets       []int32 // next tokens, row-major; [Ignore] where no loss is wanted
+}
+
+// Step holds the hyper-parameters of one optimiser step (AdamW, decoupled weight decay).
+type Step struct {
+	LearningRate float64
+	Beta1, Beta2 float64
+	Epsilon      float64
+	WeightDecay  float64 // applied to parameters with Decay set
+	ClipNorm     float64 // global gradient norm is clipped to this; 0 means no clipping
+}
+
+// Engine holds one replica of one model. Its methods are not safe for concurrent use.
+type Engine interface {
+	// Train runs one optimiser step over the micro-batches (gradients are averaged over their tokens) and returns the
+	// mean loss in nats per target token.
+	Train(ctx context.Context, batches []Batch, step Step) (loss float64, err error)
+	// Evaluate returns the mean loss in nats per target token without changing the state.
+	Evaluate(ctx context.Context, batch Batch) (loss float64, err error)
+	// Logits returns the logits [Rows, Context, Vocab] of a batch, row-major.
+	Logits(ctx context.Context, batch Batch) ([]float32, error)
+	// State returns the live parameter and optimiser state. The caller may read and write its slices between calls.
+	State() *State
+	// Close frees the executor's buffers.
+	Close() error
+}
+
+// State is all that training changes: flat float32 views in canonical order.
+type State struct {
+	Params  []Param   // sorted by Name; Param.Offset points into the slices below
+	Weights []float32 // all parameters
+	M, V    []float32 // first and second AdamW moments, same layout as Weights
+	Steps   uint64    // optimiser steps taken, the t of AdamW's bias correction
+}
+
+// Param is one tensor of a model.
+type Param struct {
+	Name   string // Hugging Face tensor name
+	Shape  []int  // row-major, Hugging Face orientation: a linear layer is [out, in]
+	Offset int    // of the first element in the flat views
+	Init   Init
+	Decay  bool // weight decay applies
+}
+
+// Size returns the number of elements.
+func (p Param) Size() int {
+	n := 1
+	for _, d := range p.Shape {
+		n *= d
+	}
+	return n
+}
+
+// Init says how a parameter starts.
+type Init struct {
+	Std  float64 // normal distribution with mean 0 and this deviation; 0 means constant
+	Fill float32 // the constant, when Std is 0
+}
