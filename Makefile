@@ -1,0 +1,50 @@
+# Capanode's habits, one target each. Plain `make` prints them.
+export GOEXPERIMENT ?= simd
+export CGO_CFLAGS ?= -O2 -g -Wno-deprecated-declarations
+export GOFLAGS ?= -buildvcs=false
+
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS  := -s -w -X main.version=$(VERSION)
+# The versions of the tools that check the code; `go run` fetches and caches them.
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
+# Everything but the tensor engine, whose arithmetic is too slow under the race detector.
+RACE_PKGS = $(shell go list ./... | grep -v /trainer/engine)
+
+.DEFAULT_GOAL := help
+.PHONY: help build static demo test race lint fuzz bench docs clean
+
+help: ## print this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | while IFS="$$(printf '\t')" read -r t d; do printf '  make %-8s %s\n' "$$t" "$$d"; done
+
+build: ## build bin/capanode (NVML through cgo, SIMD kernels)
+	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/capanode ./cmd/capanode
+
+static: ## build bin/capanode-static without cgo
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/capanode-static ./cmd/capanode
+
+demo: build ## one bootstrap, three providers, one training run, on this machine
+	./bin/capanode version
+	bash cmd/capanode/demo.sh bin/capanode
+
+test: ## run the tests
+	go test -timeout 10m ./...
+
+race: ## run the tests under the race detector, all but the engine
+	go test -race -short -timeout 15m $(RACE_PKGS)
+
+lint: ## gofmt, go vet, staticcheck
+	@test -z "$$(gofmt -l .)" || { echo 'not gofmt-ed:'; gofmt -l .; exit 1; }
+	go vet ./...
+	go run $(STATICCHECK) ./...
+
+fuzz: ## run each fuzz target for FUZZTIME (10s)
+	bash cmd/capanode/fuzz.sh $(or $(FUZZTIME),10s)
+
+bench: build ## measure this machine; the figures of docs/benchmarks.md
+	for b in engine averaging storage market; do ./bin/capanode bench $$b -o json || exit 1; done
+
+docs: build ## write the command reference under docs/commands
+	./bin/capanode docs docs/commands
+
+clean: ## remove build outputs
+	rm -rf bin .demo
