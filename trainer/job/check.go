@@ -1,0 +1,97 @@
+// Package job owns what a run is: the YAML file that a person writes, its schema, and the canonical record whose CID is
+// the run's identity. A job is data, never code. The package refuses to own prices and peers beyond carrying the
+// requester's wishes.
+package job
+
+import (
+	"fmt"
+	"math"
+	"regexp"
+	"strings"
+)
+
+var nameRule = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+
+// wrong reports a key whose value breaks a rule, with the line where it stands.
+func (f *File) wrong(key, format string, args ...any) error {
+	at := ""
+	m, ok := f.lines[key]
+	if section, _, dotted := strings.Cut(key, "."); !ok && dotted {
+		m, ok = f.lines[section]
+	}
+	if ok {
+		at = fmt.Sprintf(":%d:%d", m.line, m.column)
+	}
+	return fmt.Errorf("%w %s%s: %s: %s", ErrSyntax, f.path, at, key, fmt.Sprintf(format, args...))
+}
+
+// check applies the rules that types cannot express.
+func (f *File) check() error {
+	if f.Version != 1 {
+		return f.wrong("version", "%d is not a version that this program knows; write 1", f.Version)
+	}
+	if !nameRule.MatchString(f.Name) {
+		return f.wrong("name", "%q is no name; use up to 64 letters, digits, dashes, dots and underscores", f.Name)
+	}
+	if f.Task != "causal-lm" {
+		return f.wrong("task", "%q is not a task of this version; write causal-lm", f.Task)
+	}
+	if (len(f.Data.Paths) == 0) == (f.Data.CID == "") {
+		return f.wrong("data", "needs paths (text to read) or cid (a dataset made before), one of them")
+	}
+	if f.Data.Tokenizer != "bytes" {
+		return f.wrong("data.tokenizer", "%q is not a tokenizer of this version; write bytes", f.Data.Tokenizer)
+	}
+	if f.Model.Preset != "" && f.Model != (ModelPart{Preset: f.Model.Preset}) {
+		return f.wrong("model.preset", "give a preset or sizes, not both")
+	}
+	if f.Train.Rounds != 0 && f.Train.Tokens != 0 {
+		return f.wrong("train.tokens", "give rounds or tokens, not both")
+	}
+	if f.Rounds.Codec != "int8" && f.Rounds.Codec != "fp32" {
+		return f.wrong("rounds.codec", "%q is no codec; write int8 or fp32", f.Rounds.Codec)
+	}
+	return f.checkRanges()
+}
+
+// checkRanges bounds every number, so that later integer arithmetic cannot overflow.
+func (f *File) checkRanges() error {
+	for _, r := range []struct {
+		key         string
+		value       float64
+		least, most float64
+	}{
+		{"data.max_bytes", float64(f.Data.MaxBytes), 0, 1 << 50},
+		{"data.shard_tokens", float64(f.Data.ShardTokens), 0, 1 << 28},
+		{"data.validation", f.Data.Validation, 0.0001, 0.5},
+		{"train.rounds", float64(f.Train.Rounds), 0, 1e6},
+		{"train.tokens", float64(f.Train.Tokens), 0, 1e15},
+		{"train.batch", float64(f.Train.Batch), 1, 1 << 16},
+		{"train.micro_batch", float64(f.Train.MicroBatch), 0, float64(f.Train.Batch)},
+		{"train.context", float64(f.Train.Context), 1, 1 << 17},
+		{"train.learning_rate", f.Train.LearningRate, 1e-9, 10},
+		{"train.min_learning_rate", f.Train.MinRate, 0, f.Train.LearningRate},
+		{"train.warmup", float64(f.Train.Warmup), 0, 1e7},
+		{"train.weight_decay", f.Train.WeightDecay, 0, 10},
+		{"train.clip", f.Train.Clip, 0, 1e6},
+		{"train.seed", float64(f.Train.Seed), 0, 1 << 62},
+		{"rounds.local_steps", float64(f.Rounds.LocalSteps), 1, 1e5},
+		{"rounds.outer_learning_rate", f.Rounds.OuterRate, 1e-6, 10},
+		{"rounds.outer_momentum", f.Rounds.Momentum, 0, 0.999},
+		{"market.peers", float64(f.Market.Peers), 1, 1024},
+		{"market.max_price", f.Market.MaxPrice, 0, 1e9},
+		{"market.budget", f.Market.Budget, 0, 1e9},
+		{"checkpoint.every", float64(f.Checkpoint.Every), 1, 1e6},
+		{"checkpoint.keep", float64(f.Checkpoint.Keep), 1, 1e4},
+		{"eval.every", float64(f.Eval.Every), 0, 1e6},
+		{"eval.windows", float64(f.Eval.Windows), 1, 1 << 20},
+	} {
+		if math.IsNaN(r.value) || r.value < r.least || r.value > r.most {
+			return f.wrong(r.key, "%v is out of range; write %v to %v", r.value, r.least, r.most)
+		}
+	}
+	if m := f.Train.MicroBatch; m > 0 && f.Train.Batch%m != 0 {
+		return f.wrong("train.micro_batch", "%d does not divide train.batch %d", m, f.Train.Batch)
+	}
+	return nil
+}
