@@ -1,0 +1,139 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"time"
+)
+
+// maxAnswer is the largest answer in bytes that a client reads from the local API.
+const maxAnswer = 64 << 20
+
+// view answers one read-only question about a running node.
+type view func(ctx context.Context, q url.Values) (any, error)
+
+// endpoint is what a running node writes to its home so that other processes of the same user can ask it.
+type endpoint struct {
+	Address string `json:"address"` // host:port on loopback
+	Token   string `json:"token"`   // bearer token; the file is readable by the owner only
+}
+
+// api serves views to other processes of the same user over HTTP on loopback.
+type api struct {
+	server *http.Server
+	file   string
+	done   chan struct{}
+}
+
+// serveAPI starts the API and publishes its address and token in the home.
+func serveAPI(h *Home, views map[string]view) (*api, error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, fmt.Errorf("local API: %w", err)
+	}
+	secret := make([]byte, 16)
+	rand.Read(secret) // never fails
+	e := endpoint{ln.Addr().String(), hex.EncodeToString(secret)}
+	b, err := json.Marshal(e)
+	if err == nil {
+		err = writeFile(h.Path("api.json"), b, 0o600)
+	}
+	if err != nil {
+		ln.Close()
+		return nil, fmt.Errorf("local API: %w", err)
+	}
+	a := &api{file: h.Path("api.json"), done: make(chan struct{})}
+	a.server = &http.Server{Handler: handler(e.Token, views), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10}
+	go func() {
+		defer close(a.done)
+		_ = a.server.Serve(ln) // ends with ErrServerClosed
+	}()
+	return a, nil
+}
+
+func handler(token string, views map[string]view) http.Handler {
+	mux := http.NewServeMux()
+	for name, v := range views {
+		mux.HandleFunc("/v1/"+name, func(w http.ResponseWriter, r *http.Request) {
+			given := []byte(r.Header.Get("Authorization"))
+			if subtle.ConstantTimeCompare(given, []byte("Bearer "+token)) != 1 {
+				http.Error(w, `{"error":"not allowed"}`, http.StatusUnauthorized)
+				return
+			}
+			data, err := v(r.Context(), r.URL.Query())
+			w.Header().Set("Content-Type", "application/json")
+			if err != nil {
+				status := http.StatusInternalServerError
+				if errors.Is(err, ErrNotFound) {
+					status = http.StatusNotFound
+				}
+				w.WriteHeader(status)
+				_ = json.NewEncoder(w).Encode(map[string]string{"error": err.Error()})
+				return
+			}
+			_ = json.NewEncoder(w).Encode(data) // the client sees a cut answer
+		})
+	}
+	return mux
+}
+
+// Close stops the API and removes its address.
+func (a *api) Close() error {
+	err := a.server.Close()
+	<-a.done
+	if rerr := os.Remove(a.file); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
+		err = errors.Join(err, rerr)
+	}
+	return err
+}
+
+// errNoAPI reports that no running node answers at a home.
+var errNoAPI = errors.New("no running node")
+
+// callAPI asks the node that runs on a home.
+func callAPI(ctx context.Context, dir, name string, q url.Values) (json.RawMessage, error) {
+	h := &Home{dir: dir}
+	b, err := os.ReadFile(h.Path("api.json"))
+	if err != nil {
+		return nil, errNoAPI
+	}
+	var e endpoint
+	if err := json.Unmarshal(b, &e); err != nil {
+		return nil, errNoAPI
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+e.Address+"/v1/"+name+"?"+q.Encode(), nil)
+	if err != nil {
+		return nil, errNoAPI
+	}
+	req.Header.Set("Authorization", "Bearer "+e.Token)
+	resp, err := (&http.Client{Timeout: time.Minute}).Do(req)
+	if err != nil {
+		return nil, errNoAPI // left behind by a killed process
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return nil, fmt.Errorf("ask the running node for %s: %w", name, err)
+	}
+	if resp.StatusCode == http.StatusOK {
+		return body, nil
+	}
+	var failure struct{ Error string }
+	if json.Unmarshal(body, &failure) != nil || failure.Error == "" {
+		failure.Error = resp.Status
+	}
+	if resp.StatusCode == http.StatusNotFound {
+		return nil, fmt.Errorf("%s: %w", failure.Error, ErrNotFound)
+	}
+	return nil, fmt.Errorf("ask the running node for %s: %s", name, failure.Error)
+}
