@@ -1,0 +1,216 @@
+package job
+
+import (
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/ipfs/go-cid"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/capacloud/capanode/p2p/wire"
+	"github.com/capacloud/capanode/trainer/model"
+	"github.com/capacloud/capanode/trainer/tokenizer"
+)
+
+// RecordVersion is the version of the canonical job record.
+const RecordVersion = 1
+
+// ErrRecord reports a job record from outside that breaks its rules.
+var ErrRecord = errors.New("job record")
+
+// Record is a run in canonical form: all that decides its result, and nothing else. Its CID is the run ID. It holds
+// what a stranger's process needs to train, so a decoded record must pass [Record.Check] before use.
+type Record struct {
+	Version         uint64     `cbor:"version"`
+	Name            string     `cbor:"name"`
+	Task            string     `cbor:"task"`
+	Owner           []byte     `cbor:"owner"`   // peer ID whose signature admits members
+	Attempt         uint64     `cbor:"attempt"` // tells two runs of one job file apart
+	Model           model.Spec `cbor:"model"`
+	Dataset         wire.Link  `cbor:"dataset"`
+	Tokenizer       string     `cbor:"tokenizer"`
+	Rounds          uint64     `cbor:"rounds"`
+	LocalSteps      uint64     `cbor:"local_steps"`
+	Batch           uint64     `cbor:"batch"`       // sequences in one step of one peer
+	MicroBatch      uint64     `cbor:"micro_batch"` // sequences computed at once
+	Context         uint64     `cbor:"context"`     // tokens in one sequence
+	Peers           uint64     `cbor:"peers"`       // members that the schedule expects
+	LearningRate    float64    `cbor:"learning_rate"`
+	MinRate         float64    `cbor:"min_learning_rate"`
+	Warmup          uint64     `cbor:"warmup"` // steps
+	WeightDecay     float64    `cbor:"weight_decay"`
+	Clip            float64    `cbor:"clip"`
+	Seed            uint64     `cbor:"seed"`
+	Codec           string     `cbor:"codec"`
+	OuterRate       float64    `cbor:"outer_learning_rate"`
+	OuterMomentum   float64    `cbor:"outer_momentum"`
+	CheckpointEvery uint64     `cbor:"checkpoint_every"` // rounds
+}
+
+// Bind makes the record of a job file for its owner, dataset and attempt.
+func (f *File) Bind(owner peer.ID, dataset cid.Cid, attempt uint64) (Record, error) {
+	tok := tokenizer.Byte{} // the one that check lets pass
+	spec, err := f.spec(tok.Vocab())
+	if err != nil {
+		return Record{}, err
+	}
+	micro := f.Train.MicroBatch
+	if micro == 0 {
+		micro = f.Train.Batch
+	}
+	r := Record{
+		Version: RecordVersion, Name: f.Name, Task: f.Task, Owner: []byte(owner), Attempt: attempt,
+		Model: spec, Dataset: wire.Link{Cid: dataset}, Tokenizer: tok.Name(),
+		LocalSteps: uint64(f.Rounds.LocalSteps), Batch: uint64(f.Train.Batch), MicroBatch: uint64(micro),
+		Context: uint64(f.Train.Context), Peers: uint64(f.Market.Peers),
+		LearningRate: f.Train.LearningRate, MinRate: f.Train.MinRate, Warmup: uint64(f.Train.Warmup),
+		WeightDecay: f.Train.WeightDecay, Clip: f.Train.Clip, Seed: f.Train.Seed,
+		Codec: f.Rounds.Codec, OuterRate: f.Rounds.OuterRate, OuterMomentum: f.Rounds.Momentum,
+		CheckpointEvery: uint64(f.Checkpoint.Every),
+	}
+	r.Rounds = f.rounds(r.tokensPerRound())
+	return r, r.Check()
+}
+
+// DefaultRounds is the length of a run whose file names neither rounds nor tokens.
+const DefaultRounds = 30
+
+func (f *File) rounds(tokensPerRound uint64) uint64 {
+	switch {
+	case f.Train.Rounds > 0:
+		return uint64(f.Train.Rounds)
+	case f.Train.Tokens > 0:
+		return (uint64(f.Train.Tokens) + tokensPerRound - 1) / tokensPerRound
+	}
+	return DefaultRounds
+}
+
+// spec resolves the model part for a vocabulary.
+func (f *File) spec(vocab int) (model.Spec, error) {
+	m := f.Model
+	if m == (ModelPart{}) {
+		m.Preset = "llama-1m"
+	}
+	if m.Preset != "" {
+		s, err := model.Preset(m.Preset)
+		if err != nil {
+			return s, f.wrong("model.preset", "%v", err)
+		}
+		s.Vocab, s.Context = vocab, f.Train.Context
+		return s, f.validModel(s)
+	}
+	s := model.Spec{
+		Family: m.Family, Vocab: vocab, Width: m.Width, Layers: m.Layers, Heads: m.Heads, KVHeads: m.KVHeads,
+		FeedForward: m.FeedForward, Context: f.Train.Context, RopeTheta: m.RopeTheta, NormEps: m.NormEps, TieEmbeddings: true,
+	}
+	if s.Family == "" {
+		s.Family = model.FamilyLlama
+	}
+	if s.KVHeads == 0 {
+		s.KVHeads = s.Heads
+	}
+	if s.RopeTheta == 0 {
+		s.RopeTheta = 10000
+	}
+	if s.NormEps == 0 {
+		s.NormEps = 1e-5
+	}
+	if m.Tie != nil {
+		s.TieEmbeddings = *m.Tie
+	}
+	return s, f.validModel(s)
+}
+
+func (f *File) validModel(s model.Spec) error {
+	err := s.Validate()
+	var field *model.FieldError
+	if errors.As(err, &field) {
+		return f.wrong("model."+field.Field, "%s, allowed: %s", field.Value, field.Allowed)
+	}
+	return err
+}
+
+// Encode returns the record's canonical bytes and its CID, the run ID.
+func (r Record) Encode() ([]byte, cid.Cid, error) {
+	b, err := wire.Marshal(r)
+	if err != nil {
+		return nil, cid.Undef, err
+	}
+	return b, wire.RecordCID(b), nil
+}
+
+// Decode reads a record from outside and checks it.
+func Decode(b []byte) (Record, error) {
+	var r Record
+	if err := wire.Unmarshal(b, &r); err != nil {
+		return Record{}, fmt.Errorf("%w: %w", ErrRecord, err)
+	}
+	return r, r.Check()
+}
+
+// tokensPerRound is what all members together train on in one round.
+func (r Record) tokensPerRound() uint64 { return r.TokensPerPeerRound() * r.Peers }
+
+// TokensPerPeerRound is what one member trains on in one round: steps × sequences × tokens.
+func (r Record) TokensPerPeerRound() uint64 { return r.LocalSteps * r.Batch * r.Context }
+
+// Check bounds every field of a record, so that no later arithmetic overflows and nothing is allocated for nonsense.
+func (r Record) Check() error {
+	if r.Version != RecordVersion || r.Task != "causal-lm" {
+		return fmt.Errorf("%w: version %d, task %q: this program runs version %d, causal-lm", ErrRecord, r.Version, r.Task, RecordVersion)
+	}
+	if _, err := peer.IDFromBytes(r.Owner); err != nil {
+		return fmt.Errorf("%w: owner: %w", ErrRecord, err)
+	}
+	if err := r.Model.Validate(); err != nil {
+		return fmt.Errorf("%w: %w", ErrRecord, err)
+	}
+	tok, err := tokenizer.ByName(r.Tokenizer)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrRecord, err)
+	}
+	if !r.Dataset.Defined() || tok.Vocab() != r.Model.Vocab || r.Context != uint64(r.Model.Context) || !nameRule.MatchString(r.Name) {
+		return fmt.Errorf("%w: dataset %v, vocabulary %d, context %d, name %q do not fit together", ErrRecord, r.Dataset, r.Model.Vocab, r.Context, r.Name)
+	}
+	for _, n := range []struct {
+		name         string
+		value, limit uint64
+	}{
+		{"rounds", r.Rounds, 1e6}, {"local_steps", r.LocalSteps, 1e5}, {"batch", r.Batch, 1 << 16},
+		{"micro_batch", r.MicroBatch, r.Batch}, {"peers", r.Peers, 1024}, {"checkpoint_every", r.CheckpointEvery, 1e6},
+	} {
+		if n.value < 1 || n.value > n.limit {
+			return fmt.Errorf("%w: %s is %d, allowed: 1 to %d", ErrRecord, n.name, n.value, n.limit)
+		}
+	}
+	if r.Batch%r.MicroBatch != 0 || r.Warmup > 1e7 {
+		return fmt.Errorf("%w: micro_batch %d must divide batch %d; warmup is %d", ErrRecord, r.MicroBatch, r.Batch, r.Warmup)
+	}
+	for _, x := range []float64{r.LearningRate, r.MinRate, r.WeightDecay, r.Clip, r.OuterRate, r.OuterMomentum} {
+		if math.IsNaN(x) || x < 0 || x > 1e6 {
+			return fmt.Errorf("%w: a rate is %v, allowed: 0 to 1e6", ErrRecord, x)
+		}
+	}
+	if r.Codec != "int8" && r.Codec != "fp32" {
+		return fmt.Errorf("%w: codec %q, allowed: int8, fp32", ErrRecord, r.Codec)
+	}
+	return nil
+}
+
+// WorkUnit is the number of floating-point operations that one work unit stands for.
+const WorkUnit = 1_000_000_000
+
+// WorkUnits returns the whole work units of training on a number of tokens: tokens × FLOPs per token / [WorkUnit],
+// rounded down. Buyer and seller compute it from the record alone.
+func (r Record) WorkUnits(tokens uint64) (uint64, error) {
+	program, err := r.Model.Program()
+	if err != nil {
+		return 0, fmt.Errorf("%w: %w", ErrRecord, err)
+	}
+	flops, err := program.FLOPsPerToken(int(r.Context))
+	if err != nil {
+		return 0, fmt.Errorf("%w: %w", ErrRecord, err)
+	}
+	return mulDiv(tokens, uint64(flops), WorkUnit), nil
+}
