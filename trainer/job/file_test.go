@@ -85,3 +85,10 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestTemplateIsAJob(t *testing.T) {
+	f, err := Parse("t.yaml", []byte(Template("first", "./corpus")))
+	if err != nil || f.Name != "first" || f.Data.Paths[0] != "./corpus" {
+		t.Errorf("%+v, %v", f, err)
+	}
+}

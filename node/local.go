@@ -1,0 +1,122 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"time"
+)
+
+// Local is a set of providers that run as child processes on this machine, over loopback.
+type Local struct {
+	children []*child
+}
+
+type child struct {
+	cmd   *exec.Cmd
+	alive io.Closer // the child stops when this pipe closes, so that it never outlives its parent
+	log   *os.File
+	done  chan struct{} // closed when the process has ended
+	err   error         // valid after done
+}
+
+// LocalOptions says what [StartLocal] starts.
+type LocalOptions struct {
+	Binary    string // the capanode executable
+	Dir       string // each provider's home and log go below it
+	N         int    // providers
+	Network   string
+	Bootstrap []string // addresses of the requester
+}
+
+// StartLocal starts N providers on the CPU, each with its own home and its share of the cores. Their homes survive, so
+// that a restarted run finds the same providers with their snapshots.
+func StartLocal(o LocalOptions) (*Local, error) {
+	l := &Local{}
+	threads := max(1, runtime.NumCPU()/o.N)
+	for i := range o.N {
+		c, err := startChild(o, i+1, threads)
+		if err != nil {
+			l.Stop(time.Second)
+			return nil, fmt.Errorf("local provider %d: %w", i+1, err)
+		}
+		l.children = append(l.children, c)
+	}
+	return l, nil
+}
+
+func startChild(o LocalOptions, i, threads int) (*child, error) {
+	home := filepath.Join(o.Dir, fmt.Sprintf("provider%d", i))
+	if err := os.MkdirAll(home, 0o700); err != nil {
+		return nil, err
+	}
+	log, err := os.Create(filepath.Join(o.Dir, fmt.Sprintf("provider%d.log", i)))
+	if err != nil {
+		return nil, err
+	}
+	args := []string{"provide", "--device", "cpu", "--threads", strconv.Itoa(threads), "--home", home, "--network", o.Network,
+		"--mdns=false", "--listen", "/ip4/127.0.0.1/tcp/0", "--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--exit-with-parent", "-o", "jsonl"}
+	for _, b := range o.Bootstrap {
+		args = append(args, "--bootstrap", b)
+	}
+	cmd := exec.Command(o.Binary, args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	alive, err := cmd.StdinPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		return nil, errors.Join(err, log.Close())
+	}
+	c := &child{cmd: cmd, alive: alive, log: log, done: make(chan struct{})}
+	go func() {
+		defer close(c.done)
+		c.err = cmd.Wait()
+	}()
+	return c, nil
+}
+
+// Lost returns an error when every child has ended: nothing is left to lease.
+func (l *Local) Lost() error {
+	for _, c := range l.children {
+		select {
+		case <-c.done:
+		default:
+			return nil
+		}
+	}
+	return fmt.Errorf("all %d local providers ended; the last said: %w; see %s", len(l.children), l.children[0].err, l.children[0].log.Name())
+}
+
+// PIDs lists the process IDs of the children.
+func (l *Local) PIDs() []int {
+	var ids []int
+	for _, c := range l.children {
+		ids = append(ids, c.cmd.Process.Pid)
+	}
+	return ids
+}
+
+// Stop asks every child to finish its step and settle, and kills those that have not ended within grace.
+func (l *Local) Stop(grace time.Duration) {
+	for _, c := range l.children {
+		c.alive.Close()
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), grace)
+	defer cancel()
+	for _, c := range l.children {
+		select {
+		case <-c.done:
+		case <-ctx.Done():
+			_ = c.cmd.Process.Kill() // it may have ended meanwhile
+			<-c.done
+		}
+		c.log.Close()
+	}
+}
