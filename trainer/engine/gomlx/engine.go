@@ -1,0 +1,226 @@
+// Package gomlx owns the executor that runs programs through GoMLX, for now on its pure-Go backend. It refuses to let
+// GoMLX show: its types stay inside, its panics become errors, and a hung computation becomes [engine.ErrHung].
+//
+// A batch is cut into chunks of rows by its shape alone. Each chunk is one execution of a compiled graph that adds its
+// gradients to the accumulators of the chunk's lane; lanes run on as many goroutines as the options allow, and are
+// summed in order. So the result has the same bits for every number of goroutines.
+package gomlx
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/gomlx/compute"
+
+	"github.com/capacloud/capanode/trainer/engine"
+)
+
+// Options configure an executor. The zero value is usable.
+type Options struct {
+	Seed        uint64        // of the initial weights
+	MemoryLimit int64         // bytes the executor may plan to use; 0 means no limit
+	Watchdog    time.Duration // longest time for one chunk of a batch; 0 means DefaultWatchdog
+	Parallelism int           // goroutines that compute; 0 means GOMAXPROCS. Results do not depend on it
+	Log         *slog.Logger  // nil discards
+}
+
+// DefaultWatchdog is the time that one chunk may take when the options say nothing. A chunk is a few hundred tokens, so
+// this leaves room for models a thousand times slower than those a CPU is good for.
+const DefaultWatchdog = 10 * time.Minute
+
+// executor implements [engine.Engine].
+type executor struct {
+	program engine.Program
+	opts    Options
+	backend compute.Backend
+	state   *engine.State
+	weights []compute.Buffer // what graphs read: a copy of state.Weights per parameter
+	views   [][]float32      // the memory of weights
+	grads   []float32        // gradient sum of a step, layout of state.Weights
+	lanes   []*lane
+	graphs  graphs
+	broken  error // set when the executor must not be used any more
+}
+
+// New builds the executor of a program with freshly initialised state. Errors: [engine.ErrShape] for a program that is
+// inconsistent, [engine.ErrMemory] when its parameters alone exceed the limit.
+func New(program engine.Program, opts Options) (engine.Engine, error) {
+	if opts.Parallelism < 1 {
+		opts.Parallelism = runtime.GOMAXPROCS(0)
+	}
+	if opts.Watchdog <= 0 {
+		opts.Watchdog = DefaultWatchdog
+	}
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	plan, err := engine.NewPlan(program, 1, program.Context)
+	if err != nil {
+		return nil, fmt.Errorf("gomlx: program %q: %w", program.Name, err)
+	}
+	if err := checkMemory(plan, fixedBytes(plan.Parameters), opts.MemoryLimit); err != nil {
+		return nil, fmt.Errorf("gomlx: program %q: %w", program.Name, err)
+	}
+	backend, err := newBackend()
+	if err != nil {
+		return nil, err
+	}
+	state, err := engine.NewState(program.Params, opts.Seed)
+	if err != nil {
+		return nil, fmt.Errorf("gomlx: program %q: %w", program.Name, err)
+	}
+	e := &executor{program: program, opts: opts, backend: backend, state: state}
+	e.grads = make([]float32, len(state.Weights))
+	if e.weights, e.views, err = e.buffers(); err != nil {
+		return nil, err
+	}
+	if SlowKernels() {
+		opts.Log.Warn("matrix products run without SIMD: build with GOEXPERIMENT=simd on amd64 for about four times the speed")
+	}
+	return e, nil
+}
+
+// buffers allocates one tensor per parameter and returns them with their memory.
+func (e *executor) buffers() (tensors []compute.Buffer, views [][]float32, err error) {
+	for _, p := range e.state.Params {
+		b, flat, err := e.backend.NewSharedBuffer(0, float32s(p.Shape...))
+		if err != nil {
+			return nil, nil, fmt.Errorf("gomlx: allocate %s: %w", p.Name, err)
+		}
+		view, ok := flat.([]float32)
+		if !ok || len(view) != p.Size() {
+			return nil, nil, fmt.Errorf("gomlx: allocate %s: the backend gave %T", p.Name, flat)
+		}
+		tensors, views = append(tensors, b), append(views, view)
+	}
+	return tensors, views, nil
+}
+
+// publish copies the weights, which the caller may have changed, to where graphs read them.
+func (e *executor) publish() {
+	for i, p := range e.state.Params {
+		copy(e.views[i], e.state.Weights[p.Offset:])
+	}
+}
+
+// State implements [engine.Engine].
+func (e *executor) State() *engine.State { return e.state }
+
+// Close implements [engine.Engine]. After a hang it leaves the backend alone, which the stuck goroutine still uses.
+func (e *executor) Close() error {
+	if e.broken == nil {
+		e.broken = fmt.Errorf("gomlx: the engine is closed")
+		e.graphs = graphs{}
+		e.backend.Finalize()
+	}
+	e.lanes, e.weights, e.views, e.grads = nil, nil, nil, nil
+	return nil
+}
+
+// Train implements [engine.Engine].
+func (e *executor) Train(ctx context.Context, batches []engine.Batch, step engine.Step) (float64, error) {
+	if err := step.Check(); err != nil {
+		return 0, fmt.Errorf("gomlx: train: %w", err)
+	}
+	sum, targets, err := e.accumulate(ctx, batches, training)
+	if err != nil {
+		return 0, fmt.Errorf("gomlx: train: %w", err)
+	}
+	if _, err := e.state.Update(e.grads, targets, step, e.opts.Parallelism); err != nil {
+		return 0, fmt.Errorf("gomlx: train: %w", err)
+	}
+	return sum / float64(targets), nil
+}
+
+// Evaluate implements [engine.Engine].
+func (e *executor) Evaluate(ctx context.Context, batch engine.Batch) (float64, error) {
+	sum, targets, err := e.accumulate(ctx, []engine.Batch{batch}, evaluation)
+	if err != nil {
+		return 0, fmt.Errorf("gomlx: evaluate: %w", err)
+	}
+	return sum / float64(targets), nil
+}
+
+// accumulate runs all chunks of the batches and returns the summed loss and the number of targets in it; when training it
+// leaves their summed gradient in e.grads.
+func (e *executor) accumulate(ctx context.Context, batches []engine.Batch, k kind) (sum float64, targets int64, err error) {
+	if e.broken != nil {
+		return 0, 0, e.broken
+	}
+	for i, b := range batches {
+		if err := b.Check(e.program.Vocab, e.program.Context, true); err != nil {
+			return 0, 0, fmt.Errorf("batch %d: %w", i, err)
+		}
+		targets += int64(b.TargetCount())
+	}
+	if targets == 0 {
+		return 0, 0, fmt.Errorf("%d batches without a target: %w", len(batches), engine.ErrBatch)
+	}
+	jobs, lanes, err := e.plan(batches, k)
+	if err != nil {
+		return 0, 0, err
+	}
+	e.publish()
+	if k == training {
+		for _, l := range e.lanes[:lanes] {
+			l.reset()
+		}
+	}
+	if err := e.run(ctx, jobs, lanes); err != nil {
+		return 0, 0, err
+	}
+	if k == training {
+		e.reduce(lanes)
+	}
+	for _, j := range jobs {
+		sum += float64(j.loss)
+	}
+	if math.IsNaN(sum) || math.IsInf(sum, 0) {
+		return 0, 0, fmt.Errorf("summed loss %g over %d targets: %w", sum, targets, engine.ErrNumerics)
+	}
+	return sum, targets, nil
+}
+
+// Logits implements [engine.Engine].
+func (e *executor) Logits(ctx context.Context, batch engine.Batch) ([]float32, error) {
+	if e.broken != nil {
+		return nil, e.broken
+	}
+	if err := batch.Check(e.program.Vocab, e.program.Context, false); err != nil {
+		return nil, fmt.Errorf("gomlx: logits: %w", err)
+	}
+	jobs, lanes, err := e.plan([]engine.Batch{batch}, inference)
+	if err != nil {
+		return nil, fmt.Errorf("gomlx: logits: %w", err)
+	}
+	e.publish()
+	if err := e.run(ctx, jobs, lanes); err != nil {
+		return nil, fmt.Errorf("gomlx: logits: %w", err)
+	}
+	out := make([]float32, 0, len(batch.Inputs)*e.program.Vocab)
+	for _, j := range jobs {
+		out = append(out, j.logits...)
+	}
+	return out, nil
+}
+
+// fixedBytes is what an executor holds whatever the batch: weights, both moments, the gradient and the graphs' copy.
+func fixedBytes(parameters int64) int64 { return 5 * 4 * parameters }
+
+// checkMemory returns an error wrapping [engine.ErrMemory], naming the largest tensors, when bytes exceed the limit.
+func checkMemory(plan engine.Plan, bytes, limit int64) error {
+	if limit <= 0 || bytes <= limit {
+		return nil
+	}
+	var largest []string
+	for _, t := range plan.Tensors[:min(3, len(plan.Tensors))] {
+		largest = append(largest, fmt.Sprintf("%s %.1f MB", t.Name, float64(t.Bytes)/1e6))
+	}
+	return fmt.Errorf("needs %.1f MB, the limit is %.1f MB; largest are %s: %w",
+		float64(bytes)/1e6, float64(limit)/1e6, strings.Join(largest, ", "), engine.ErrMemory)
+}

@@ -1,0 +1,5 @@
+//go:build !(goexperiment.simd && amd64)
+
+package gomlx
+
+func kernels() string { return "generic" }
