@@ -1,0 +1,178 @@
+// Package book owns the set of offers that this node knows: in memory, bounded, concurrent, expiring. It also owns the
+// protocol by which a newcomer copies the book of another node. It refuses to trust anyone's copy: each beacon is
+// verified where it arrives.
+package book
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/capacloud/capanode/market/offer"
+	"github.com/capacloud/capanode/market/query"
+	"github.com/capacloud/capanode/p2p"
+)
+
+const (
+	// MaxOffers is the largest number of peers that a book holds.
+	MaxOffers = 1 << 17
+	// MaxEvidence is the largest number of proofs of equivocation that a book keeps.
+	MaxEvidence = 64
+)
+
+// ErrFull reports a beacon of an unknown peer that arrives when the book holds [MaxOffers] live offers.
+var ErrFull = errors.New("book is full")
+
+type entry struct {
+	offer  offer.Offer
+	bucket offer.Bucket
+	digest [sha256.Size]byte // of the envelope
+}
+
+// Book is a set of offers, at most one per peer. It is safe for concurrent use.
+type Book struct {
+	now      func() time.Time
+	mu       sync.RWMutex
+	entries  map[peer.ID]*entry
+	known    map[[sha256.Size]byte]struct{} // digests of the envelopes held, to skip verifying them again
+	evidence []*offer.Equivocation
+	swept    time.Time
+}
+
+// New returns an empty book that reads the given clock; nil is the wall clock.
+func New(now func() time.Time) *Book {
+	if now == nil {
+		now = time.Now
+	}
+	return &Book{now: now, entries: make(map[peer.ID]*entry), known: make(map[[sha256.Size]byte]struct{})}
+}
+
+// Apply verifies a beacon envelope and puts it in the book. The errors are those of package offer, [ErrFull], and a
+// [*offer.Equivocation], which the book also keeps as evidence.
+func (b *Book) Apply(env []byte) (offer.Offer, error) {
+	if len(env) > offer.MaxEnvelope {
+		return offer.Offer{}, fmt.Errorf("book: %d bytes: %w", len(env), offer.ErrOversize)
+	}
+	digest := sha256.Sum256(env)
+	b.mu.RLock()
+	_, dup := b.known[digest]
+	b.mu.RUnlock()
+	if dup {
+		return offer.Offer{}, offer.ErrDuplicate
+	}
+	o, err := offer.Open(env)
+	if err != nil {
+		return offer.Offer{}, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := b.now()
+	b.sweep(now)
+	e := b.entries[o.Peer]
+	if e == nil {
+		if err := offer.Check(nil, o, now); err != nil {
+			return o, err
+		}
+		if len(b.entries) >= MaxOffers {
+			return o, fmt.Errorf("book: %d offers: %w", len(b.entries), ErrFull)
+		}
+		e = &entry{}
+	} else if err := offer.Check(&e.offer, o, now); err != nil {
+		b.remember(err)
+		return o, err
+	}
+	bucket, ok := e.bucket.Take(now, offer.RateEvery, offer.RateBurst)
+	if !ok {
+		return o, fmt.Errorf("book: from %s: %w", o.Peer, offer.ErrRate)
+	}
+	delete(b.known, e.digest)
+	*e = entry{offer: o, bucket: bucket, digest: digest}
+	b.entries[o.Peer] = e
+	b.known[digest] = struct{}{}
+	return o, nil
+}
+
+// remember keeps a proof of equivocation, one per peer.
+func (b *Book) remember(err error) {
+	var proof *offer.Equivocation
+	if !errors.As(err, &proof) || len(b.evidence) >= MaxEvidence {
+		return
+	}
+	same := func(e *offer.Equivocation) bool { return e.Peer == proof.Peer }
+	if !slices.ContainsFunc(b.evidence, same) {
+		b.evidence = append(b.evidence, proof)
+	}
+}
+
+// sweep forgets dead offers, at most once per second.
+func (b *Book) sweep(now time.Time) {
+	if since := now.Sub(b.swept); since >= 0 && since < time.Second {
+		return
+	}
+	b.swept = now
+	for id, e := range b.entries {
+		if offer.Dead(e.offer.Beacon, now) {
+			delete(b.entries, id)
+			delete(b.known, e.digest)
+		}
+	}
+}
+
+// Offers lists the live offers, withdrawn ones included, in no particular order.
+func (b *Book) Offers() []offer.Offer {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	now := b.now()
+	out := make([]offer.Offer, 0, len(b.entries))
+	for _, e := range b.entries {
+		if !offer.Dead(e.offer.Beacon, now) {
+			out = append(out, e.offer)
+		}
+	}
+	return out
+}
+
+// Len is the number of live offers, withdrawn ones included.
+func (b *Book) Len() int { return len(b.Offers()) }
+
+// Get returns the live offer of a peer.
+func (b *Book) Get(id peer.ID) (offer.Offer, bool) {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	e := b.entries[id]
+	if e == nil || offer.Dead(e.offer.Beacon, b.now()) {
+		return offer.Offer{}, false
+	}
+	return e.offer, true
+}
+
+// Query runs a query over the live offers.
+func (b *Book) Query(q query.Query) query.Result { return q.Run(b.Offers()) }
+
+// Explain lists each live offer that a query rejects, with the reason.
+func (b *Book) Explain(q query.Query) []query.Rejection { return q.Explain(b.Offers()) }
+
+// Evidence lists the proofs of equivocation found so far.
+func (b *Book) Evidence() []*offer.Equivocation {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return slices.Clone(b.evidence)
+}
+
+// Verdict maps the error of [Book.Apply] to what gossip does with the message: provable garbage is rejected and blamed on
+// the forwarder, everything that an honest forwarder could have sent is ignored.
+func Verdict(err error) p2p.Verdict {
+	switch {
+	case err == nil:
+		return p2p.Accept
+	case errors.Is(err, offer.ErrOversize), errors.Is(err, offer.ErrMalformed), errors.Is(err, offer.ErrRange), errors.Is(err, offer.ErrTTL):
+		return p2p.Reject
+	default:
+		return p2p.Ignore
+	}
+}
