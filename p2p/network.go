@@ -30,7 +30,8 @@ type Network interface {
 	Open(ctx context.Context, to peer.ID, proto protocol.ID) (Stream, error)
 	// Handle serves a protocol. The handler owns the stream and must close or reset it.
 	Handle(proto protocol.ID, limits Limits, handler Handler)
-	// Join subscribes to a gossip topic. Each message passes the validator before it is delivered or forwarded.
+	// Join subscribes to a gossip topic, whose name must pass [CheckTopic]. Each message passes the validator before it is
+	// delivered or forwarded; a nil validator accepts all.
 	Join(topic string, validate Validator) (Topic, error)
 }
 
