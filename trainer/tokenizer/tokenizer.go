@@ -15,7 +15,7 @@ var ErrUnknown = errors.New("unknown tokenizer")
 
 // Tokenizer maps text to token IDs and back. Implementations hold no state and are safe for concurrent use.
 type Tokenizer interface {
-	// Name identifies the exact mapping, such as "byte/1". It stands in dataset manifests and job records: equal names
+	// Name identifies the exact mapping, such as "bytes". It stands in dataset manifests and job records: equal names
 	// must mean equal IDs on every machine.
 	Name() string
 	// Vocab is the number of IDs; every ID is in [0, Vocab).
@@ -48,8 +48,8 @@ const (
 // document cannot end itself.
 type Byte struct{}
 
-// Name returns "byte/1".
-func (Byte) Name() string { return "byte/1" }
+// Name returns "bytes".
+func (Byte) Name() string { return "bytes" }
 
 // Vocab returns 257.
 func (Byte) Vocab() int { return byteVocab }

@@ -46,11 +46,11 @@ func TestSpelledOutSpecialStaysText(t *testing.T) {
 }
 
 func TestByName(t *testing.T) {
-	tok, err := ByName("byte/1")
+	tok, err := ByName("bytes")
 	if err != nil || tok.Vocab() != 257 {
 		t.Fatalf("byte/1: %v, %v", tok, err)
 	}
-	if _, err := ByName("byte/2"); !errors.Is(err, ErrUnknown) {
+	if _, err := ByName("letters"); !errors.Is(err, ErrUnknown) {
 		t.Fatalf("unknown name: %v", err)
 	}
 }

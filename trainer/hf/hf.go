@@ -1,0 +1,225 @@
+// Package hf owns the folder that a trained model leaves in: the layout that the Hugging Face tools read, written so that
+// every peer of a run writes the same bytes, and read back as hostile input. It refuses to know how a model was trained
+// and where the folder goes (room storage).
+//
+// What a folder contains is described in docs/models.md.
+package hf
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+
+	"github.com/capacloud/capanode/trainer/engine"
+	"github.com/capacloud/capanode/trainer/model"
+	"github.com/capacloud/capanode/trainer/tokenizer"
+)
+
+// ErrOccupied reports a destination that holds something that an export must not replace.
+var ErrOccupied = errors.New("destination is not empty")
+
+// ErrFormat reports a folder or file that is malformed or lies about its content.
+var ErrFormat = errors.New("malformed model files")
+
+// ErrUnsupported reports a folder that is well-formed and asks for what this program does not do.
+var ErrUnsupported = errors.New("unsupported model")
+
+// ErrNotFinite reports weights that hold NaN or an infinity.
+var ErrNotFinite = errors.New("weights are not finite")
+
+// Names of the files in a folder.
+const (
+	configFile     = "config.json"
+	generationFile = "generation_config.json"
+	weightsFile    = "model.safetensors"
+	cardFile       = "README.md"
+	provenanceFile = "capanode.json"
+)
+
+// maxJSON bounds every JSON file but the weights' header, in bytes.
+const maxJSON = 1 << 20
+
+// Model is all that a folder says.
+type Model struct {
+	Spec       model.Spec
+	Params     []engine.Param // canonical order; offsets point into Weights
+	Weights    []float32
+	Tokenizer  tokenizer.Tokenizer // nil leaves the tokenizer files out; Read does not set it
+	Provenance Provenance          // zero after Read when the folder has none
+}
+
+// Provenance says where a model comes from. It is written into the folder, so it may hold only what every peer of the
+// run agrees on: nothing measured on one machine, no time, no peer.
+type Provenance struct {
+	Version int     `json:"version"` // [ProvenanceVersion]; Write sets it
+	Name    string  `json:"name"`    // of the job
+	Run     string  `json:"run"`     // CID of the job record
+	Dataset string  `json:"dataset"` // CID of the dataset manifest
+	Round   uint64  `json:"round"`   // rounds committed
+	Tokens  uint64  `json:"tokens"`  // tokens of all peers in the committed rounds
+	State   string  `json:"state"`   // hash of the weights as the rounds name it, hex
+	Loss    float64 `json:"loss"`    // agreed held-out loss in nats per token; 0 means not measured
+}
+
+// ProvenanceVersion is the version of capanode.json.
+const ProvenanceVersion = 1
+
+// check refuses a model whose parts do not belong together.
+func (m Model) check() error {
+	params, total, err := layout(m.Spec)
+	if err != nil {
+		return err
+	}
+	if len(m.Params) != len(params) || len(m.Weights) != total {
+		return fmt.Errorf("hf: %d tensors with %d elements, the model has %d with %d: %w",
+			len(m.Params), len(m.Weights), len(params), total, engine.ErrShape)
+	}
+	for i, p := range params {
+		got := m.Params[i]
+		if got.Name != p.Name || got.Offset != p.Offset || !equalShape(got.Shape, p.Shape) {
+			return fmt.Errorf("hf: tensor %d is %s %v at %d, the model has %s %v at %d: %w",
+				i, got.Name, got.Shape, got.Offset, p.Name, p.Shape, p.Offset, engine.ErrShape)
+		}
+	}
+	if m.Tokenizer != nil && m.Tokenizer.Vocab() > m.Spec.Vocab {
+		return fmt.Errorf("hf: tokenizer %s has %d tokens, the model %d: %w",
+			m.Tokenizer.Name(), m.Tokenizer.Vocab(), m.Spec.Vocab, engine.ErrShape)
+	}
+	if l := m.Provenance.Loss; math.IsNaN(l) || math.IsInf(l, 0) {
+		return fmt.Errorf("hf: loss %v: %w", l, ErrNotFinite)
+	}
+	return finite(m.Params, m.Weights)
+}
+
+func layout(spec model.Spec) ([]engine.Param, int, error) {
+	program, err := spec.Program()
+	if err != nil {
+		return nil, 0, fmt.Errorf("hf: %w", err)
+	}
+	return engine.Layout(program.Params)
+}
+
+func equalShape(a, b []int) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if a[i] != b[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// finite names the first tensor with a NaN or an infinity.
+func finite(params []engine.Param, weights []float32) error {
+	for _, p := range params {
+		for _, w := range weights[p.Offset : p.Offset+p.Size()] {
+			if w-w != 0 {
+				return fmt.Errorf("hf: tensor %s: %w", p.Name, ErrNotFinite)
+			}
+		}
+	}
+	return nil
+}
+
+// Read reads a folder. Nothing in it is trusted: sizes are checked before anything is allocated, shapes against the
+// configuration, values for being finite. Only the Llama family in 32-bit floats and one file is read so far; anything
+// else is [ErrUnsupported], anything contradictory [ErrFormat].
+func Read(dir string) (Model, error) {
+	var config configJSON
+	if err := readJSON(filepath.Join(dir, configFile), &config); err != nil {
+		return Model{}, err
+	}
+	spec, err := config.spec()
+	if err != nil {
+		return Model{}, err
+	}
+	params, total, err := layout(spec)
+	if err != nil {
+		return Model{}, fmt.Errorf("%w: %w", ErrFormat, err)
+	}
+	m := Model{Spec: spec, Params: params}
+	if m.Weights, err = readWeights(filepath.Join(dir, weightsFile), params, total); err != nil {
+		return Model{}, err
+	}
+	err = readJSON(filepath.Join(dir, provenanceFile), &m.Provenance)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil // a folder made elsewhere
+	}
+	if err == nil && m.Provenance.Version > ProvenanceVersion {
+		err = fmt.Errorf("hf: %s has version %d, this program reads %d: %w",
+			provenanceFile, m.Provenance.Version, ProvenanceVersion, ErrUnsupported)
+	}
+	if err != nil {
+		return Model{}, err
+	}
+	return m, nil
+}
+
+func readJSON(path string, v any) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("hf: %w", err)
+	}
+	defer f.Close()
+	raw, err := io.ReadAll(io.LimitReader(f, maxJSON+1))
+	if err != nil {
+		return fmt.Errorf("hf: read %s: %w", path, err)
+	}
+	if len(raw) > maxJSON {
+		return fmt.Errorf("hf: %s is larger than %d bytes: %w", path, maxJSON, ErrFormat)
+	}
+	if err := json.Unmarshal(raw, v); err != nil {
+		return fmt.Errorf("hf: %s: %w: %w", path, ErrFormat, err)
+	}
+	return nil
+}
+
+// readWeights reads a safetensors file that must hold exactly params. The file's size is compared with what params need
+// before the weights are allocated.
+func readWeights(path string, params []engine.Param, total int) ([]float32, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("hf: %w", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("hf: %w", err)
+	}
+	tensors, err := ReadHeader(f, info.Size())
+	if err != nil {
+		return nil, fmt.Errorf("hf: %s: %w", path, err)
+	}
+	if len(tensors) != len(params) {
+		return nil, fmt.Errorf("hf: %s has %d tensors, config.json asks for %d: %w", path, len(tensors), len(params), ErrFormat)
+	}
+	byName := make(map[string]TensorInfo, len(tensors))
+	for _, t := range tensors {
+		byName[t.Name] = t
+	}
+	for _, p := range params {
+		t, ok := byName[p.Name]
+		if !ok || !equalShape(t.Shape, p.Shape) {
+			return nil, fmt.Errorf("hf: %s: tensor %s has shape %v, config.json asks for %v: %w",
+				path, p.Name, t.Shape, p.Shape, ErrFormat)
+		}
+	}
+	weights := make([]float32, total)
+	for _, p := range params {
+		t := byName[p.Name]
+		if err := readFloats(io.NewSectionReader(f, t.Offset, t.Bytes), weights[p.Offset:p.Offset+p.Size()]); err != nil {
+			return nil, fmt.Errorf("hf: %s: tensor %s: %w", path, p.Name, err)
+		}
+	}
+	if err := finite(params, weights); err != nil {
+		return nil, fmt.Errorf("%w: in %s", err, path)
+	}
+	return weights, nil
+}
