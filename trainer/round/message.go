@@ -1,0 +1,142 @@
+package round
+
+import (
+	"fmt"
+
+	"github.com/ipfs/go-cid"
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/capacloud/capanode/p2p/signed"
+	"github.com/capacloud/capanode/p2p/wire"
+)
+
+// MaxMessage is the largest message in bytes on a run's topic.
+const MaxMessage = 64 << 10
+
+// Kind is the first byte of each message: which record follows.
+type Kind byte
+
+// Kinds of message on a run's topic.
+const (
+	KindHeader Kind = iota + 1
+	KindSeen
+	KindCommit
+	KindHeartbeat
+	KindRoster
+)
+
+var kinds = map[Kind]struct {
+	name   string
+	domain signed.Domain
+}{
+	KindHeader:    {"header", "capanode-round-header/1"},
+	KindSeen:      {"seen", "capanode-round-seen/1"},
+	KindCommit:    {"commit", "capanode-round-commit/1"},
+	KindHeartbeat: {"heartbeat", "capanode-round-heartbeat/1"},
+	KindRoster:    {"roster", "capanode-round-roster/1"},
+}
+
+// String returns the name of the record.
+func (k Kind) String() string {
+	if k, ok := kinds[k]; ok {
+		return k.name
+	}
+	return fmt.Sprintf("kind %d", byte(k))
+}
+
+// Message is one verified message of a run's topic. Exactly one record pointer is set.
+type Message struct {
+	Kind      Kind
+	From      peer.ID // signer of the envelope
+	Hash      Hash    // of the header, for KindHeader
+	Header    *Header
+	Seen      *Seen
+	Commit    *Commit
+	Heartbeat *Heartbeat
+	Roster    *Roster
+}
+
+// Topic returns the gossip topic of a run.
+func Topic(run cid.Cid) string { return "/capanode/run/" + run.String() + "/1" }
+
+// record is what the five records share.
+type record interface {
+	kind() Kind
+	check() error
+}
+
+// Seal signs one of the five records and returns the message for the topic.
+func Seal(key crypto.PrivKey, rec record) ([]byte, error) {
+	kind := rec.kind()
+	if err := rec.check(); err != nil {
+		return nil, err
+	}
+	data, err := wire.Marshal(rec)
+	if err != nil {
+		return nil, fmt.Errorf("round: seal %s: %w", kind, err)
+	}
+	env, err := signed.Seal(key, kinds[kind].domain, data)
+	if err != nil {
+		return nil, fmt.Errorf("round: seal %s: %w", kind, err)
+	}
+	if len(env)+1 > MaxMessage {
+		return nil, fmt.Errorf("round: seal %s: %d bytes, limit %d: %w", kind, len(env)+1, MaxMessage, wire.ErrTooLarge)
+	}
+	return append([]byte{byte(kind)}, env...), nil
+}
+
+// Open verifies a message of a run: size, kind, signature, limits of the record, and that it is of this run. Whether the
+// signer is a member is for the caller to judge.
+func Open(run cid.Cid, raw []byte) (Message, error) {
+	if len(raw) < 2 || len(raw) > MaxMessage {
+		return Message{}, fmt.Errorf("round: message of %d bytes: %w", len(raw), ErrRecord)
+	}
+	m := Message{Kind: Kind(raw[0])}
+	kind, ok := kinds[m.Kind]
+	if !ok {
+		return Message{}, fmt.Errorf("round: message of %s: %w", m.Kind, ErrRecord)
+	}
+	from, data, err := signed.Open(kind.domain, raw[1:])
+	if err != nil {
+		return Message{}, fmt.Errorf("round: open %s: %w", m.Kind, err)
+	}
+	m.From = from
+	rec, of, err := m.decode(data)
+	if err != nil {
+		return Message{}, fmt.Errorf("round: open %s of %s: %w", m.Kind, from, err)
+	}
+	if err := rec.check(); err != nil {
+		return Message{}, fmt.Errorf("round: open %s of %s: %w", m.Kind, from, err)
+	}
+	if !of.Equals(run) {
+		return Message{}, fmt.Errorf("round: open %s of %s: run %s, want %s: %w", m.Kind, from, of, run, ErrRecord)
+	}
+	return m, nil
+}
+
+// decode fills the record of the message's kind and returns it with the run it names.
+func (m *Message) decode(data []byte) (record, wire.Link, error) {
+	switch m.Kind {
+	case KindHeader:
+		m.Header, m.Hash = new(Header), HashHeader(m.From, data)
+		err := wire.Unmarshal(data, m.Header)
+		return m.Header, m.Header.Run, err
+	case KindSeen:
+		m.Seen = new(Seen)
+		err := wire.Unmarshal(data, m.Seen)
+		return m.Seen, m.Seen.Run, err
+	case KindCommit:
+		m.Commit = new(Commit)
+		err := wire.Unmarshal(data, m.Commit)
+		return m.Commit, m.Commit.Run, err
+	case KindHeartbeat:
+		m.Heartbeat = new(Heartbeat)
+		err := wire.Unmarshal(data, m.Heartbeat)
+		return m.Heartbeat, m.Heartbeat.Run, err
+	default:
+		m.Roster = new(Roster)
+		err := wire.Unmarshal(data, m.Roster)
+		return m.Roster, m.Roster.Run, err
+	}
+}

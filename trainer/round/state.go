@@ -1,0 +1,181 @@
+package round
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+
+	"github.com/ipfs/go-cid"
+)
+
+// StateVersion is the version of the state's byte format.
+const StateVersion = 1
+
+// ErrState reports state bytes that are damaged, of another run or of another shape.
+var ErrState = errors.New("invalid training state")
+
+// State is what every peer of a run replicates. Equal states have equal bytes, hence equal hashes and CIDs.
+type State struct {
+	Run      cid.Cid   // the job record
+	Round    uint64    // rounds committed
+	Tokens   uint64    // tokens committed
+	History  Hash      // chain over the committed sets
+	Cursors  []uint64  // next sample position of each shard, counted from the shard's first epoch
+	Weights  []float32 // outer weights φ
+	Momentum []float32 // outer momentum b, same length
+}
+
+// Shape is what a peer knows about a run's state before it holds one.
+type Shape struct {
+	Run    cid.Cid
+	Shards int
+	Params int
+}
+
+var stateMagic = [8]byte{'C', 'A', 'P', 'S', 'T', 'A', 'T', 'E'}
+
+// NewState returns the state before the first round: the weights are kept, momentum and cursors are zero.
+func NewState(run cid.Cid, shards int, weights []float32) *State {
+	return &State{
+		Run: run, Cursors: make([]uint64, shards), Weights: weights, Momentum: make([]float32, len(weights)),
+	}
+}
+
+// Shape returns the shape of the state.
+func (s *State) Shape() Shape { return Shape{s.Run, len(s.Cursors), len(s.Weights)} }
+
+// Size returns the number of bytes of a state of the shape.
+func (s Shape) Size() int64 {
+	return int64(len(s.header())) + 32 + 16 + 8*int64(s.Shards) + 8*int64(s.Params)
+}
+
+// header is the part of the bytes that depends on the shape only.
+func (s Shape) header() []byte {
+	b := append([]byte{}, stateMagic[:]...)
+	b = binary.LittleEndian.AppendUint16(b, StateVersion)
+	b = binary.LittleEndian.AppendUint16(b, uint16(s.Run.ByteLen()))
+	b = append(b, s.Run.Bytes()...)
+	b = binary.LittleEndian.AppendUint32(b, uint32(s.Shards))
+	return binary.LittleEndian.AppendUint64(b, uint64(s.Params))
+}
+
+// WriteTo writes the state's bytes: shape header, round, tokens, history, cursors, weights, momentum; all little-endian.
+func (s *State) WriteTo(w io.Writer) (int64, error) {
+	b := s.Shape().header()
+	b = binary.LittleEndian.AppendUint64(b, s.Round)
+	b = binary.LittleEndian.AppendUint64(b, s.Tokens)
+	b = append(b, s.History[:]...)
+	for _, c := range s.Cursors {
+		b = binary.LittleEndian.AppendUint64(b, c)
+	}
+	n, err := w.Write(b)
+	total := int64(n)
+	for _, array := range [][]float32{s.Weights, s.Momentum} {
+		if err != nil {
+			return total, fmt.Errorf("round: write state: %w", err)
+		}
+		var m int64
+		m, err = WriteFloats(w, array)
+		total += m
+	}
+	if err != nil {
+		return total, fmt.Errorf("round: write state: %w", err)
+	}
+	return total, nil
+}
+
+// Bytes returns the state's bytes.
+func (s *State) Bytes() []byte {
+	var b bytes.Buffer
+	b.Grow(int(s.Shape().Size()))
+	_, _ = s.WriteTo(&b) // a buffer takes every write
+	return b.Bytes()
+}
+
+// Hash returns the SHA-256 of the state's bytes.
+func (s *State) Hash() Hash {
+	h := sha256.New()
+	_, _ = s.WriteTo(h) // a hash takes every write
+	return Hash(h.Sum(nil))
+}
+
+// DecodeState reads a state of the given shape from a stranger's bytes. The size is checked before anything is allocated,
+// and every number must be finite.
+func DecodeState(b []byte, shape Shape) (*State, error) {
+	if int64(len(b)) != shape.Size() {
+		return nil, fmt.Errorf("round: state of %d bytes, want %d for %d parameters and %d shards: %w",
+			len(b), shape.Size(), shape.Params, shape.Shards, ErrState)
+	}
+	head := shape.header()
+	if !bytes.Equal(b[:len(head)], head) {
+		return nil, fmt.Errorf("round: state of another run, shape or version: %w", ErrState)
+	}
+	b = b[len(head):]
+	s := &State{Run: shape.Run, Round: binary.LittleEndian.Uint64(b), Tokens: binary.LittleEndian.Uint64(b[8:])}
+	s.History = Hash(b[16:48])
+	b = b[48:]
+	s.Cursors = make([]uint64, shape.Shards)
+	for i := range s.Cursors {
+		s.Cursors[i] = binary.LittleEndian.Uint64(b[8*i:])
+	}
+	b = b[8*shape.Shards:]
+	s.Weights, s.Momentum = make([]float32, shape.Params), make([]float32, shape.Params)
+	if !ReadFloats(s.Weights, b) || !ReadFloats(s.Momentum, b[4*shape.Params:]) {
+		return nil, fmt.Errorf("round: state holds a number that is not finite: %w", ErrState)
+	}
+	return s, nil
+}
+
+// Advance moves the counters past a round: one more round, the accepted headers' tokens, their ranges and the history.
+// The caller has moved the weights. set is the committed set, accepted the headers of it that were applied.
+func (s *State) Advance(set []Hash, accepted []Header) {
+	h := sha256.New()
+	h.Write(s.History[:])
+	for _, id := range set {
+		h.Write(id[:])
+	}
+	s.History = Hash(h.Sum(nil))
+	s.Round++
+	for _, a := range accepted {
+		s.Tokens += a.Tokens
+		for _, r := range a.Ranges {
+			s.Cursors[r.Shard] = r.To
+		}
+	}
+}
+
+// WriteFloats writes an array as raw little-endian 32-bit floats.
+func WriteFloats(w io.Writer, x []float32) (int64, error) {
+	buf := make([]byte, 64<<10)
+	var total int64
+	for len(x) > 0 {
+		n := min(len(x), len(buf)/4)
+		for i, v := range x[:n] {
+			binary.LittleEndian.PutUint32(buf[4*i:], math.Float32bits(v))
+		}
+		m, err := w.Write(buf[:4*n])
+		total += int64(m)
+		if err != nil {
+			return total, err
+		}
+		x = x[n:]
+	}
+	return total, nil
+}
+
+// ReadFloats fills dst from raw little-endian bytes, of which there must be enough, and reports whether all are finite.
+func ReadFloats(dst []float32, b []byte) bool {
+	finite := true
+	for i := range dst {
+		bits := binary.LittleEndian.Uint32(b[4*i:])
+		if bits&0x7f800000 == 0x7f800000 {
+			finite = false
+		}
+		dst[i] = math.Float32frombits(bits)
+	}
+	return finite
+}

@@ -1,0 +1,167 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"time"
+
+	"github.com/ipfs/go-cid"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/capacloud/capanode/p2p"
+	"github.com/capacloud/capanode/trainer/codec"
+	"github.com/capacloud/capanode/trainer/engine"
+	"github.com/capacloud/capanode/trainer/outer"
+	"github.com/capacloud/capanode/trainer/round"
+)
+
+// ErrConfig reports a configuration that cannot be run.
+var ErrConfig = errors.New("invalid worker configuration")
+
+// Blobs is the content-addressed store that updates and states travel through. The CID of equal bytes must be equal on
+// every peer. Its methods must be safe for concurrent use.
+type Blobs interface {
+	// Put stores the bytes so that peers of the run can fetch them, and returns their CID.
+	Put(ctx context.Context, data []byte) (cid.Cid, error)
+	// Get returns the bytes of c, fetched from one of the peers when they are not here, and verified. More than limit bytes
+	// is an error, found before they are read.
+	Get(ctx context.Context, c cid.Cid, from []peer.ID, limit int64) ([]byte, error)
+	// Drop says that the run needs the object no longer.
+	Drop(ctx context.Context, c cid.Cid)
+}
+
+// Data gives the run's samples: windows of the shards of its data set.
+type Data interface {
+	// Shards returns the number of shards, at least 1.
+	Shards() int
+	// Windows returns the number of sample windows in the shard.
+	Windows(shard int) uint64
+	// Batch reads windows, one row each, in order. It may fetch the shard from other peers.
+	Batch(ctx context.Context, windows []round.Window) (engine.Batch, error)
+}
+
+// Plan is what all peers of a run agree on, derived from the job record.
+type Plan struct {
+	Rounds          uint64         // length of the run
+	LocalSteps      int            // optimiser steps H of one round
+	BatchRows       int            // sequences of one step
+	MicroRows       int            // sequences computed at once; 0 means BatchRows
+	Context         int            // tokens of one sequence
+	Seed            uint64         // of the sample order
+	Codec           string         // "int8" or "fp32"
+	Outer           outer.Settings // outer optimiser
+	Inner           engine.Step    // inner AdamW; its LearningRate is overwritten by Schedule
+	Schedule        Schedule       // inner learning rate
+	CheckpointEvery uint64         // rounds between calls of OnCheckpoint; 0 means only after the last
+}
+
+// RoundTokens returns the tokens that one peer trains on in one round: also the cap of its weight in the mean.
+func (p Plan) RoundTokens() uint64 {
+	return uint64(p.LocalSteps) * uint64(p.BatchRows) * uint64(p.Context)
+}
+
+// roundWindows returns the sample windows that one peer needs for one round.
+func (p Plan) roundWindows() uint64 { return uint64(p.LocalSteps) * uint64(p.BatchRows) }
+
+// Schedule is the inner learning rate: linear warm-up, then a cosine to the floor.
+type Schedule struct {
+	Peak   float64
+	Floor  float64 // rate at Total and after
+	Warmup uint64  // steps
+	Total  uint64  // steps of the whole run, rounds · local steps
+}
+
+// At returns the learning rate of a step, counted from 0 over the whole run. It is a pure function of the step, so a peer
+// that joins late uses the rate of its mates.
+func (s Schedule) At(step uint64) float64 {
+	switch {
+	case step < s.Warmup:
+		return s.Peak * float64(step+1) / float64(s.Warmup)
+	case step >= s.Total:
+		return s.Floor
+	}
+	progress := float64(step-s.Warmup) / float64(s.Total-s.Warmup)
+	return s.Floor + float64((s.Peak-s.Floor)*float64(0.5*(1+math.Cos(math.Pi*progress))))
+}
+
+// Config is what a worker runs with.
+type Config struct {
+	Run      cid.Cid // the job record's CID
+	Owner    peer.ID // whose signature admits members
+	Plan     Plan
+	Engine   engine.Engine // freshly seeded: its weights are the run's initial state, equal on every peer
+	Numerics string        // numerics class of the engine, such as "go/amd64/avx512"
+	Net      p2p.Network
+	Blobs    Blobs
+	Data     Data
+
+	SnapshotDir   string // folder for crash-safe snapshots, made when missing; "" keeps none
+	SnapshotEvery uint64 // rounds between snapshots; 0 means 1
+	Observer      Observer
+	Log           *slog.Logger // nil discards
+}
+
+// Observer gets told what happens. Fields may be nil. The functions are called from the worker's own goroutine: the run
+// waits for them.
+type Observer struct {
+	OnRound      func(Report)
+	OnCheckpoint func(*round.State) error // the state is valid during the call; an error is a warning
+	OnStep       func(Step)
+}
+
+// Step tells of one optimiser step.
+type Step struct {
+	Round  uint64
+	Step   int     // 0 to LocalSteps-1
+	Loss   float64 // nats per token
+	Tokens uint64  // of this step
+}
+
+// Report tells of one committed round.
+type Report struct {
+	Round        uint64 // number of the round, from 0
+	Parent, Next round.Hash
+	Contributors []peer.ID // whose updates were applied, ascending
+	Live         []peer.ID // who had a fresh heartbeat, ascending
+	Loss         float64   // token-weighted mean training loss of the contributors, nats per token
+	Tokens       uint64    // of this round
+	Total        uint64    // committed tokens of the run
+	Work         map[peer.ID]uint64
+	Up, Down     uint64 // bytes of the own blob, and of the blobs fetched
+	Compute      time.Duration
+	Comm         time.Duration
+	Replaces     bool // a fork healed: this takes the place of an earlier report of the same round
+}
+
+// Result is how a run ended.
+type Result struct {
+	State       *round.State
+	Rounds      uint64 // rounds that this worker committed itself
+	Contributed uint64 // of those, rounds with an update of its own
+	Healed      uint64 // times that it took its state from a mate
+	Tokens      uint64 // tokens of its own that were committed
+	Up, Down    uint64 // bytes
+}
+
+func (c Config) check() error {
+	p := c.Plan
+	switch {
+	case !c.Run.Defined():
+		return fmt.Errorf("worker: no run: %w", ErrConfig)
+	case c.Engine == nil || c.Net == nil || c.Blobs == nil || c.Data == nil:
+		return fmt.Errorf("worker: engine, network, blobs and data are all needed: %w", ErrConfig)
+	case p.Rounds == 0 || p.Rounds > round.MaxRounds:
+		return fmt.Errorf("worker: %d rounds: %w", p.Rounds, ErrConfig)
+	case p.LocalSteps < 1 || p.BatchRows < 1 || p.Context < 1 || p.MicroRows < 0:
+		return fmt.Errorf("worker: %d steps of %d rows of %d tokens: %w", p.LocalSteps, p.BatchRows, p.Context, ErrConfig)
+	case c.Data.Shards() < 1 || c.Data.Shards() > round.MaxShards:
+		return fmt.Errorf("worker: data set of %d shards, want 1 to %d: %w", c.Data.Shards(), round.MaxShards, ErrConfig)
+	}
+	if _, err := codec.Parse(p.Codec); err != nil {
+		return fmt.Errorf("worker: %w: %w", err, ErrConfig)
+	}
+	return nil
+}
