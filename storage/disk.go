@@ -1,0 +1,202 @@
+package storage
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/ipfs/go-cid"
+
+	"github.com/capacloud/capanode/p2p/wire"
+)
+
+const (
+	objectSuffix  = ".obj"
+	partialSuffix = ".part"
+)
+
+func (s *Store) objects() string  { return s.fs.PathJoin(s.dir, "objects") }
+func (s *Store) incoming() string { return s.fs.PathJoin(s.dir, "objects", "incoming") }
+
+// objectPath returns the folder and the final name of an object's file. The folder is named by two characters before the
+// last one: the last holds only a few bits of the hash.
+func (s *Store) objectPath(c cid.Cid) (dir, name string) {
+	text := c.String()
+	dir = s.fs.PathJoin(s.objects(), text[len(text)-3:len(text)-1])
+	return dir, s.fs.PathJoin(dir, text+objectSuffix)
+}
+
+func (s *Store) partialPath(c cid.Cid) (dir, name string) {
+	dir, name = s.objectPath(c)
+	return dir, strings.TrimSuffix(name, objectSuffix) + partialSuffix
+}
+
+// makeDir creates an object folder durably, once per run.
+func (s *Store) makeDir(dir string) error {
+	s.mu.Lock()
+	known := s.dirs[dir]
+	s.mu.Unlock()
+	if known {
+		return nil
+	}
+	if err := s.fs.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	if err := s.syncDir(s.objects()); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dirs[dir] = true
+	return nil
+}
+
+func (s *Store) syncDir(dir string) error {
+	d, err := s.fs.OpenDir(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// tempFile creates a file that is removed at the next Open if nothing renames it first.
+func (s *Store) tempFile() (vfs.File, string, error) {
+	name := s.fs.PathJoin(s.incoming(), fmt.Sprintf("%d.tmp", s.tempSeq.Add(1)))
+	f, err := s.fs.OpenReadWrite(name, vfs.WriteCategoryUnspecified)
+	return f, name, err
+}
+
+// discard removes a file that no index entry names. Failing is harmless: the next Open removes it.
+func (s *Store) discard(name string) {
+	if name == "" {
+		return
+	}
+	if err := s.fs.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.log.Warn("cannot remove a leftover file", "path", name, "err", err)
+	}
+}
+
+// recover brings files and accounts in line with the index after a stop of any kind: the index is the truth.
+func (s *Store) recover(ctx context.Context) error {
+	var broken []cid.Cid
+	err := s.eachRecord(ctx, func(c cid.Cid, rec record) error {
+		s.used += rec.charge()
+		if rec.Inline || rec.Damaged {
+			return nil
+		}
+		_, name := s.objectPath(c)
+		if st, err := s.fs.Stat(name); err != nil || st.Size() != rec.Size {
+			broken = append(broken, c)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, c := range broken {
+		s.log.Warn("an object's file is missing or has the wrong size", "cid", c)
+		if err := s.setDamaged(c, true); err != nil {
+			return err
+		}
+	}
+	if err := s.recoverPartials(ctx); err != nil {
+		return err
+	}
+	err = s.each(ctx, []byte{keyUse}, func(_, value []byte) error {
+		if len(value) == 8 {
+			s.useSeq.Store(max(s.useSeq.Load(), binary.BigEndian.Uint64(value)))
+		}
+		return nil
+	})
+	return errors.Join(err, s.removeLeftovers(ctx))
+}
+
+// recoverPartials charges unfinished fetches and forgets those whose file is gone.
+func (s *Store) recoverPartials(ctx context.Context) error {
+	return s.eachPartial(ctx, func(c cid.Cid, rec partialRecord) error {
+		_, name := s.partialPath(c)
+		if _, err := s.fs.Stat(name); err != nil {
+			return s.db.Delete(cidKey(keyPartial, c), pebble.Sync)
+		}
+		s.used += rec.Charge
+		return nil
+	})
+}
+
+// removeLeftovers deletes every file that the index does not name.
+func (s *Store) removeLeftovers(ctx context.Context) error {
+	dirs, err := s.fs.List(s.objects())
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		path := s.fs.PathJoin(s.objects(), dir)
+		names, err := s.fs.List(path)
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if !s.indexed(name) {
+				s.log.Debug("removing a leftover file", "name", name)
+				s.discard(s.fs.PathJoin(path, name))
+			}
+		}
+	}
+	return nil
+}
+
+// indexed reports whether the index names the file.
+func (s *Store) indexed(name string) bool {
+	text, isObject := strings.CutSuffix(name, objectSuffix)
+	space := byte(keyObject)
+	if !isObject {
+		var isPartial bool
+		if text, isPartial = strings.CutSuffix(name, partialSuffix); !isPartial {
+			return false
+		}
+		space = keyPartial
+	}
+	c, err := cid.Decode(text)
+	if err != nil {
+		return false
+	}
+	_, err = s.get(cidKey(space, c))
+	return !errors.Is(err, ErrNotFound)
+}
+
+// damaged remembers that an object's bytes do not match its CID, and returns [ErrCorrupt].
+func (s *Store) damaged(c cid.Cid) error {
+	if err := s.setDamaged(c, true); err != nil && !errors.Is(err, ErrNotFound) {
+		s.log.Error("cannot mark a damaged object", "cid", c, "err", err)
+	}
+	s.log.Error("stored bytes do not match their CID; fetch the object again to repair it", "cid", c)
+	return ErrCorrupt
+}
+
+// setDamaged changes the mark that keeps an object from being read.
+func (s *Store) setDamaged(c cid.Cid, damaged bool) error {
+	mu := s.stripe(c)
+	mu.Lock()
+	defer mu.Unlock()
+	rec, err := s.record(c)
+	if err != nil {
+		return err
+	}
+	if rec.Damaged == damaged {
+		return nil
+	}
+	rec.Damaged = damaged
+	b, err := wire.Marshal(rec)
+	if err != nil {
+		return err
+	}
+	return s.db.Set(cidKey(keyObject, c), b, pebble.Sync)
+}

@@ -1,0 +1,335 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/ipfs/go-cid"
+
+	"github.com/capacloud/capanode/p2p/wire"
+	"github.com/capacloud/capanode/storage/unixfs"
+)
+
+const (
+	// checkpointBytes and checkpointAge bound what a crash costs a fetch: the bitmap is saved after this much progress.
+	checkpointBytes = 64 << 20
+	checkpointAge   = 5 * time.Second
+)
+
+// partialRecord is the index entry of an unfinished fetch.
+type partialRecord struct {
+	Class  Class  `cbor:"class"`
+	Charge int64  `cbor:"charge"` // bytes of the complete object
+	Bits   []byte `cbor:"bits"`   // bit i%8 of byte i/8: block i is in the file, durably
+}
+
+// Partial is a file object being fetched. Blocks arrive in any order; what arrived survives a restart. Methods are safe
+// for concurrent use.
+type Partial struct {
+	s      *Store
+	layout *unixfs.Layout
+	rec    record
+	file   vfs.File
+	path   string
+
+	mu      sync.Mutex
+	bits    []byte
+	missing int
+	dirty   int64 // bytes written since the last checkpoint
+	saved   time.Time
+	saving  bool
+	saves   sync.WaitGroup
+	closed  bool
+}
+
+// Begin starts or resumes the fetch of a file of several leaves. node returns the interior nodes of the file, root first;
+// they are verified here. The whole object is reserved before Begin returns. A complete object is [ErrExists]; a damaged
+// one becomes a partial that lacks only its bad blocks; one that another caller is fetching is [ErrBusy].
+func (s *Store) Begin(ctx context.Context, root cid.Cid, node func(cid.Cid) ([]byte, error)) (*Partial, error) {
+	layout, err := unixfs.Resolve(root, func(c cid.Cid) ([]byte, error) {
+		block, err := node(c)
+		if err == nil && !unixfs.NodeCID(block).Equals(c) {
+			err = fmt.Errorf("storage: node %s: %w", c, ErrCorrupt)
+		}
+		return block, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	busy := s.active[root]
+	s.active[root] = true
+	s.mu.Unlock()
+	if busy {
+		return nil, fmt.Errorf("storage: %s: %w", root, ErrBusy)
+	}
+	p := &Partial{s: s, layout: layout, saved: s.now()}
+	if err := p.begin(ctx); err != nil {
+		if p.file != nil {
+			err = errors.Join(err, p.file.Close())
+		}
+		s.inactive(root)
+		return nil, fmt.Errorf("storage: begin %s: %w", root, s.diskError(err))
+	}
+	return p, nil
+}
+
+func (p *Partial) begin(ctx context.Context) error {
+	s, root := p.s, p.layout.Root
+	dir, path := s.partialPath(root)
+	p.path = path
+	p.bits = make([]byte, (len(p.layout.Leaves)+7)/8)
+	p.rec = record{
+		Kind: File, Class: Cached, Size: p.layout.Size, BlockSize: p.layout.BlockSize,
+		Nodes: len(p.layout.Nodes), Created: s.now().Unix(),
+	}
+	for _, n := range p.layout.Nodes {
+		p.rec.NodeBytes += int64(len(n.Data))
+	}
+	if err := s.makeDir(dir); err != nil {
+		return err
+	}
+	if done, err := p.reopenDamaged(); done || err != nil {
+		return err
+	}
+	saved, err := s.partial(root)
+	if err == nil && saved.Charge == p.rec.charge() && len(saved.Bits) == len(p.bits) {
+		p.rec.Class = saved.Class
+		copy(p.bits, saved.Bits)
+		return p.openFile()
+	}
+	if !errors.Is(err, ErrNotFound) {
+		return errors.Join(err, fmt.Errorf("its saved progress is broken: %w", ErrCorrupt))
+	}
+	if err := s.reserve(ctx, p.rec.charge()); err != nil {
+		return err
+	}
+	if err = p.openFile(); err == nil {
+		err = errors.Join(s.syncDir(dir), p.save(p.bits, pebble.Sync))
+	}
+	if err != nil {
+		s.settle(0, -p.rec.charge())
+		return err
+	}
+	s.settle(p.rec.charge(), -p.rec.charge())
+	return nil
+}
+
+// reopenDamaged turns a damaged object back into a partial and keeps its good blocks; done tells whether there was one.
+func (p *Partial) reopenDamaged() (done bool, err error) {
+	s, root := p.s, p.layout.Root
+	s.gate.RLock()
+	defer s.gate.RUnlock()
+	old, err := s.record(root)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return false, nil
+	case err != nil:
+		return false, err
+	case !old.Damaged:
+		return false, ErrExists
+	}
+	// The index changes first: a crash after that costs the good blocks and nothing else.
+	p.rec.Class = old.Class
+	batch := s.db.NewBatch()
+	defer batch.Close()
+	b, err := wire.Marshal(partialRecord{Class: old.Class, Charge: p.rec.charge(), Bits: p.bits})
+	if err == nil {
+		err = errors.Join(s.unindex(batch, root, old), batch.Set(cidKey(keyPartial, root), b, nil))
+	}
+	if err == nil {
+		err = batch.Commit(pebble.Sync)
+	}
+	if err != nil {
+		return false, err
+	}
+	s.settle(p.rec.charge()-old.charge(), 0)
+	return true, p.salvage()
+}
+
+// salvage takes over the file of a damaged object and finds its good blocks.
+func (p *Partial) salvage() error {
+	s, root := p.s, p.layout.Root
+	_, name := s.objectPath(root)
+	if err := s.fs.Rename(name, p.path); err != nil {
+		s.log.Warn("a damaged object has no file: it is fetched from the start", "cid", root, "err", err)
+	}
+	if err := p.openFile(); err != nil {
+		return err
+	}
+	buf := s.buffer()
+	defer s.recycle(buf)
+	for i, want := range p.layout.Leaves {
+		leaf := buf[:p.layout.LeafSize(i)]
+		n, _ := p.file.ReadAt(leaf, int64(i)*p.layout.BlockSize)
+		if n == len(leaf) && unixfs.Sum(leaf) == want {
+			p.bits[i/8] |= 1 << (i % 8)
+			p.missing--
+		}
+	}
+	return nil
+}
+
+func (p *Partial) openFile() error {
+	for i := range p.layout.Leaves {
+		if p.bits[i/8]&(1<<(i%8)) == 0 {
+			p.missing++
+		}
+	}
+	var err error
+	p.file, err = p.s.fs.OpenReadWrite(p.path, vfs.WriteCategoryUnspecified)
+	return err
+}
+
+// Layout describes the file that is being fetched. It must not be changed.
+func (p *Partial) Layout() *unixfs.Layout { return p.layout }
+
+// Missing lists the blocks that have not arrived, in order.
+func (p *Partial) Missing() []int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := make([]int, 0, p.missing)
+	for i := range p.layout.Leaves {
+		if p.bits[i/8]&(1<<(i%8)) == 0 {
+			out = append(out, i)
+		}
+	}
+	return out
+}
+
+// Write verifies block i and writes it to its place. A block that does not match is [ErrCorrupt] and changes nothing; one
+// that is there already is ignored.
+func (p *Partial) Write(i int, block []byte) error {
+	l := p.layout
+	if i < 0 || i >= len(l.Leaves) || int64(len(block)) != l.LeafSize(i) || unixfs.Sum(block) != l.Leaves[i] {
+		return fmt.Errorf("storage: %s block %d of %d bytes: %w", l.Root, i, len(block), ErrCorrupt)
+	}
+	p.mu.Lock()
+	have := p.bits[i/8]&(1<<(i%8)) != 0
+	p.mu.Unlock()
+	if have {
+		return nil
+	}
+	if _, err := p.file.WriteAt(block, int64(i)*l.BlockSize); err != nil {
+		return fmt.Errorf("storage: %s block %d: %w", l.Root, i, p.s.diskError(err))
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.bits[i/8]&(1<<(i%8)) == 0 {
+		p.bits[i/8] |= 1 << (i % 8)
+		p.missing--
+	}
+	p.dirty += int64(len(block))
+	if now := p.s.now(); !p.saving && !p.closed && (p.dirty >= checkpointBytes || now.Sub(p.saved) >= checkpointAge) {
+		p.saving = true
+		p.dirty, p.saved = 0, now
+		bits := append([]byte(nil), p.bits...)
+		p.saves.Go(func() { p.checkpoint(bits) })
+	}
+	return nil
+}
+
+// checkpoint makes the blocks of a bitmap durable, then the bitmap. Failing costs progress after a crash, nothing else.
+func (p *Partial) checkpoint(bits []byte) {
+	err := p.file.SyncData()
+	if err == nil {
+		err = p.save(bits, pebble.NoSync)
+	}
+	if err != nil {
+		p.s.log.Warn("cannot save the progress of a fetch", "cid", p.layout.Root, "err", err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.saving = false
+}
+
+func (p *Partial) save(bits []byte, how *pebble.WriteOptions) error {
+	b, err := wire.Marshal(partialRecord{Class: p.rec.Class, Charge: p.rec.charge(), Bits: bits})
+	if err != nil {
+		return err
+	}
+	return p.s.db.Set(cidKey(keyPartial, p.layout.Root), b, how)
+}
+
+// Commit turns the complete partial into an object and closes it. The partial is closed also when Commit fails.
+func (p *Partial) Commit(ctx context.Context) (Info, error) {
+	s, root := p.s, p.layout.Root
+	p.mu.Lock()
+	missing := p.missing
+	p.mu.Unlock()
+	if err := ctx.Err(); err != nil || missing > 0 {
+		return Info{}, errors.Join(fmt.Errorf("storage: commit %s: %d blocks are missing", root, missing), err, p.Close())
+	}
+	defer s.inactive(root)
+	if err := p.finish(); err != nil {
+		return Info{}, err
+	}
+	return s.commit(&newObject{cid: root, rec: p.rec, temp: p.path, layout: p.layout, charged: true})
+}
+
+// Close saves the progress and releases the partial; a later Begin resumes it.
+func (p *Partial) Close() error {
+	defer p.s.inactive(p.layout.Root)
+	return p.finish()
+}
+
+// finish makes everything that arrived durable and closes the file.
+func (p *Partial) finish() error {
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return nil
+	}
+	p.closed = true
+	bits := append([]byte(nil), p.bits...)
+	p.mu.Unlock()
+	p.saves.Wait()
+	err := p.file.Sync()
+	if err == nil {
+		err = p.save(bits, pebble.Sync)
+	}
+	if err = errors.Join(err, p.file.Close()); err != nil {
+		return fmt.Errorf("storage: close the fetch of %s: %w", p.layout.Root, p.s.diskError(err))
+	}
+	return nil
+}
+
+func (s *Store) inactive(c cid.Cid) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.active, c)
+}
+
+func (s *Store) isActive(c cid.Cid) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.active[c]
+}
+
+func (s *Store) partial(c cid.Cid) (partialRecord, error) {
+	var rec partialRecord
+	b, err := s.get(cidKey(keyPartial, c))
+	if err != nil {
+		return rec, err
+	}
+	return rec, wire.Unmarshal(b, &rec)
+}
+
+func (s *Store) eachPartial(ctx context.Context, f func(cid.Cid, partialRecord) error) error {
+	return s.each(ctx, []byte{keyPartial}, func(key, value []byte) error {
+		c, err := cid.Cast(key)
+		if err != nil {
+			return fmt.Errorf("storage: index key: %w", err)
+		}
+		var rec partialRecord
+		if err := wire.Unmarshal(value, &rec); err != nil {
+			return fmt.Errorf("storage: fetch of %s: %w", c, err)
+		}
+		return f(c, rec)
+	})
+}

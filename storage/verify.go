@@ -1,0 +1,136 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/ipfs/go-cid"
+
+	"github.com/capacloud/capanode/storage/unixfs"
+)
+
+// Report is the result of reading and hashing objects from end to end.
+type Report struct {
+	Objects int // objects read
+	Blocks  int // leaves that match
+	Bytes   int64
+	Faults  []Fault
+}
+
+// Fault is one object that does not match its CID.
+type Fault struct {
+	CID   cid.Cid
+	Block int // first bad leaf, -1 when the fault is in the index
+	Err   error
+}
+
+// Verify rehashes the given objects, or all of them when none is given: every leaf against the leaf table, and the table
+// against the CID. Damaged objects are marked, and the mark is taken off those that turn out whole. The error is about
+// the check itself, never about a fault found.
+func (s *Store) Verify(ctx context.Context, cids ...cid.Cid) (Report, error) {
+	if len(cids) == 0 {
+		list, err := s.List(ctx)
+		if err != nil {
+			return Report{}, err
+		}
+		for _, info := range list {
+			cids = append(cids, info.CID)
+		}
+	}
+	var rep Report
+	for _, c := range cids {
+		rec, err := s.record(c)
+		if errors.Is(err, ErrNotFound) && len(cids) > 1 {
+			continue // removed since it was listed
+		}
+		if err != nil {
+			return rep, err
+		}
+		block, err := s.verifyObject(ctx, c, rec, &rep)
+		if ctx.Err() != nil {
+			return rep, ctx.Err()
+		}
+		rep.Objects++
+		if err != nil {
+			rep.Faults = append(rep.Faults, Fault{c, block, err})
+		}
+		if err != nil && !errors.Is(err, ErrCorrupt) {
+			continue // could not be read now, which says nothing about its bytes
+		}
+		if err := s.setDamaged(c, err != nil); err != nil && !errors.Is(err, ErrNotFound) {
+			return rep, err
+		}
+	}
+	return rep, nil
+}
+
+// verifyObject returns the first fault and the leaf that has it.
+func (s *Store) verifyObject(ctx context.Context, c cid.Cid, rec record, rep *Report) (int, error) {
+	if rec.Kind == File {
+		if err := s.verifyTree(c, rec); err != nil {
+			return -1, err
+		}
+	}
+	rec.Damaged = false // look at the bytes, not at the mark
+	r, err := s.openRecord(ctx, c, rec)
+	if err != nil {
+		return 0, err
+	}
+	defer r.Close()
+	buf := s.buffer()
+	defer s.recycle(buf)
+	for i := range r.Blocks() {
+		if err := ctx.Err(); err != nil {
+			return i, err
+		}
+		block, err := r.Block(i, buf[:])
+		if err != nil {
+			return i, err
+		}
+		rep.Blocks++
+		rep.Bytes += int64(len(block))
+	}
+	return 0, nil
+}
+
+// verifyTree checks that the interior nodes lead from the CID to exactly the leaf table.
+func (s *Store) verifyTree(c cid.Cid, rec record) error {
+	nodes := map[cid.Cid][]byte{}
+	for i := range rec.Nodes {
+		b, err := s.get(numberedKey(keyNode, c, i))
+		if err != nil {
+			return fmt.Errorf("storage: %s: node %d: %w: %w", c, i, ErrCorrupt, err)
+		}
+		nodes[unixfs.NodeCID(b)] = b
+	}
+	layout, err := unixfs.Resolve(c, func(n cid.Cid) ([]byte, error) {
+		b, ok := nodes[n]
+		if !ok {
+			return nil, fmt.Errorf("storage: %s: node %s: %w", c, n, ErrCorrupt)
+		}
+		return b, nil
+	})
+	if err != nil {
+		return fmt.Errorf("storage: %s: %w: %w", c, ErrCorrupt, err)
+	}
+	if layout.Size != rec.Size || layout.BlockSize != rec.BlockSize {
+		return fmt.Errorf("storage: %s: index says %d bytes, its nodes %d: %w", c, rec.Size, layout.Size, ErrCorrupt)
+	}
+	for i := 0; i < len(layout.Leaves); i += leafChunk {
+		table, err := s.leafChunkOf(c, i/leafChunk)
+		if err != nil {
+			return err
+		}
+		want := layout.Leaves[i:min(i+leafChunk, len(layout.Leaves))]
+		if len(table) != len(want) {
+			return fmt.Errorf("storage: %s: leaf table %d has %d entries: %w", c, i/leafChunk, len(table), ErrCorrupt)
+		}
+		for j := range want {
+			if table[j] != want[j] {
+				return fmt.Errorf("storage: %s: leaf table entry %d: %w", c, i+j, ErrCorrupt)
+			}
+		}
+	}
+	return nil
+}
