@@ -127,3 +127,14 @@ func (t *Table) Free(n int, now time.Time) int {
 	}
 	return free
 }
+
+// Unbound is the number of slots among the first n that are not bound to a lease; some may be held.
+func (t *Table) Unbound(n int) int {
+	free := 0
+	for _, s := range t.slots[:min(n, len(t.slots))] {
+		if s.lease.IsZero() {
+			free++
+		}
+	}
+	return free
+}
