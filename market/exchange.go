@@ -1,7 +1,6 @@
 package market
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -208,59 +207,53 @@ func (x *Exchange) publish(ctx context.Context, b offer.Beacon) error {
 	return nil
 }
 
-// partner is a connected peer whose book is copied now and then.
-type partner struct {
-	due  time.Time
-	wait time.Duration
-}
-
-// follow copies the books of up to [partners] connected peers: at once when they connect, soon again, and ever more
-// rarely while they bring nothing new.
+// follow keeps the book in step with up to [partners] connected peers, chosen at random.
 func (x *Exchange) follow() {
-	known := make(map[peer.ID]*partner)
+	known := make(map[peer.ID]context.CancelFunc)
 	ticker := time.NewTicker(lookEvery)
 	defer ticker.Stop()
 	for {
-		x.meet(known)
-		var wg sync.WaitGroup
-		for id, p := range known {
-			if time.Now().Before(p.due) {
+		connected := x.cfg.Router.Connected()
+		for id, leave := range known {
+			if !slices.Contains(connected, id) {
+				leave()
+				delete(known, id)
+			}
+		}
+		for _, i := range rand.Perm(len(connected)) {
+			id := connected[i]
+			if len(known) >= partners || known[id] != nil || id == x.cfg.Net.ID() {
 				continue
 			}
-			wg.Go(func() {
-				added, err := x.Sync(x.ctx, id)
-				if err != nil {
-					x.log.Debug("copy of a book", "peer", id, "err", err)
-				}
-				if p.wait = min(p.wait*2, lastSync); added > 0 || p.wait < firstSync {
-					p.wait = firstSync
-				}
-				p.due = time.Now().Add(p.wait*4/5 + rand.N(p.wait*2/5))
-			})
+			ctx, leave := context.WithCancel(x.ctx)
+			known[id] = leave
+			x.wg.Go(func() { x.keepUp(ctx, id) })
 		}
-		wg.Wait()
 		select {
 		case <-x.ctx.Done():
+			for _, leave := range known {
+				leave()
+			}
 			return
 		case <-ticker.C:
 		}
 	}
 }
 
-// meet keeps the partners that are still connected and fills up with others at random.
-func (x *Exchange) meet(known map[peer.ID]*partner) {
-	connected := x.cfg.Router.Connected()
-	for id := range known {
-		if _, found := slices.BinarySearchFunc(connected, id, cmp.Compare[peer.ID]); !found {
-			delete(known, id)
+// keepUp copies the book of one connected peer: at once, soon again, and ever more rarely while it brings nothing new.
+func (x *Exchange) keepUp(ctx context.Context, from peer.ID) {
+	for wait := firstSync; ; wait = min(wait*2, lastSync) {
+		added, err := x.Sync(ctx, from)
+		if err != nil {
+			x.log.Debug("copy of a book", "peer", from, "err", err)
 		}
-	}
-	for _, i := range rand.Perm(len(connected)) {
-		if len(known) >= partners {
+		if added > 0 {
+			wait = firstSync
+		}
+		select {
+		case <-ctx.Done():
 			return
-		}
-		if id := connected[i]; known[id] == nil && id != x.cfg.Net.ID() {
-			known[id] = &partner{}
+		case <-time.After(wait*4/5 + rand.N(wait*2/5)):
 		}
 	}
 }
