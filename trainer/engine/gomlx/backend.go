@@ -15,7 +15,7 @@ import (
 // on the calling goroutine. Left to itself its worker pool can deadlock (nodes that hold a worker wait for workers), and
 // one product split over cores scales worse than our split of the batch.
 func newBackend() (compute.Backend, error) {
-	b, err := gobackend.New("ops_sequential")
+	b, err := gobackend.New("ops_sequential,creation_order")
 	if err != nil {
 		return nil, fmt.Errorf("gomlx: start the Go backend: %w", err)
 	}
@@ -71,7 +71,8 @@ func compile(b compute.Backend, p engine.Program, params []engine.Param, s shape
 		g := ml.NewGraph(b, "")
 		t := &tape{
 			g: g, rows: s.rows, context: s.context, tokens: s.rows * s.context,
-			params: map[string]*ml.Node{}, shared: map[any]*ml.Node{}, mute: s.kind != training,
+			params: map[string]*ml.Node{}, shared: map[any]*ml.Node{},
+			readers: map[*ml.Node]int{}, mute: s.kind != training,
 		}
 		for _, q := range params {
 			t.params[q.Name] = ml.Parameter(g, q.Name, float32s(q.Shape...))

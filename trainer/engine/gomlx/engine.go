@@ -59,7 +59,7 @@ func New(program engine.Program, opts Options) (engine.Engine, error) {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
-	plan, err := engine.NewPlan(program, 1, program.Context)
+	plan, err := engine.NewPlan(program, 1, 1) // one token, so that what does not fit is the parameters
 	if err != nil {
 		return nil, fmt.Errorf("gomlx: program %q: %w", program.Name, err)
 	}

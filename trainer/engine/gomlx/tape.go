@@ -27,12 +27,13 @@ type tape struct {
 	targets       *ml.Node // [tokens, 2] int32: (token, target), target 0 where ignored
 	wanted        *ml.Node // [tokens, 1]: 1 where the target counts, else 0
 
-	values []*ml.Node       // of Value i+1
-	names  []string         // the parameter that a Value is, or ""
-	grads  []*ml.Node       // adjoint of Value i+1; nil until something flows back
-	back   []func()         // one per operation, run in reverse
-	shared map[any]*ml.Node // constants and tiles by what they are
-	mute   bool             // forward only: keep no backward closures
+	values  []*ml.Node       // of Value i+1
+	names   []string         // the parameter that a Value is, or ""
+	grads   []*ml.Node       // adjoint of Value i+1; nil until something flows back
+	back    []func()         // one per operation, run in reverse
+	shared  map[any]*ml.Node // constants, tiles and transposes by what they are
+	readers map[*ml.Node]int // linear layers that read a node
+	mute    bool             // forward only: keep no backward closures
 }
 
 func (t *tape) add(n *ml.Node, back func(dy *ml.Node)) engine.Value {
@@ -98,20 +99,20 @@ func (t *tape) ones(n int) *ml.Node {
 
 // rowSum sums each line: [m, n] → [m, 1].
 func (t *tape) rowSum(x *ml.Node) *ml.Node {
-	return product(x, t.ones(x.Shape().Dim(1)), transposed)
+	return t.product(x, t.ones(x.Shape().Dim(1)), transposed)
 }
 
 // columnSum sums each column: [m, n] → [1, n].
 func (t *tape) columnSum(x *ml.Node) *ml.Node {
-	return product(t.ones(x.Shape().Dim(0)), x, plain)
+	return t.product(t.ones(x.Shape().Dim(0)), x, plain)
 }
 
 // spread repeats a column: [m, 1] → [m, n].
-func (t *tape) spread(x *ml.Node, n int) *ml.Node { return product(x, t.ones(n), plain) }
+func (t *tape) spread(x *ml.Node, n int) *ml.Node { return t.product(x, t.ones(n), plain) }
 
 // stack repeats a line: [1, n] → [m, n].
 func (t *tape) stack(x *ml.Node, m int) *ml.Node {
-	return product(ml.Reshape(t.ones(m), m, 1), x, plain)
+	return t.product(ml.Reshape(t.ones(m), m, 1), x, plain)
 }
 
 // tile repeats x n times along its first axis, by copies that double.
@@ -134,7 +135,7 @@ const (
 
 // product multiplies matrices, or equal batches of matrices when there is a leading third axis. Both layouts are ones
 // that the backend's kernels read without a transpose.
-func product(a, b *ml.Node, bTransposed bool) *ml.Node {
+func (t *tape) product(a, b *ml.Node, bTransposed bool) *ml.Node {
 	rank := a.Rank()
 	axis := rank - 2
 	if bTransposed {
@@ -144,7 +145,15 @@ func product(a, b *ml.Node, bTransposed bool) *ml.Node {
 	if rank == 3 {
 		batch = []int{0}
 	}
-	return ml.DotGeneral(a, []int{rank - 1}, batch, b, []int{axis}, batch)
+	return t.settle(ml.DotGeneral(a, []int{rank - 1}, batch, b, []int{axis}, batch))
+}
+
+// settle orders a copy of half a kilobyte between a product and whatever uses it. The AVX kernels of the backend leave
+// the upper halves of the vector registers in use, and on common CPUs every scalar SSE instruction that Go compiles
+// float code to then waits for them: measured 2.5 times slower multiplications and 4 times slower exponentials. Go's
+// copy ends by clearing the upper halves, from 257 bytes on.
+func (t *tape) settle(x *ml.Node) *ml.Node {
+	return ml.SchedulingBarrier(x, ml.SchedulingBarrier(t.ones(128), x))
 }
 
 // Param implements [engine.Graph].
@@ -170,12 +179,20 @@ func (t *tape) Embedding(table engine.Value) engine.Value {
 	})
 }
 
-// Linear implements [engine.Graph].
+// Linear implements [engine.Graph]. Its weight gradient dyᵀ·x needs one transpose before the product: of dy, or of x,
+// which all layers that read x share, at the price of transposing the small result.
 func (t *tape) Linear(x, weight engine.Value) engine.Value {
 	a, w := t.node(x), t.node(weight)
-	return t.add(product(a, w, transposed), func(dy *ml.Node) {
-		t.flow(x, product(dy, w, plain))
-		t.flow(weight, product(ml.TransposeAllAxes(dy, 1, 0), a, plain))
+	out, in := w.Shape().Dim(0), w.Shape().Dim(1)
+	t.readers[a]++
+	return t.add(t.product(a, w, transposed), func(dy *ml.Node) {
+		t.flow(x, t.product(dy, w, plain))
+		if t.tokens*in/t.readers[a]+out*in < t.tokens*out {
+			turned := t.once(a, func() *ml.Node { return ml.TransposeAllAxes(a, 1, 0) })
+			t.flow(weight, ml.TransposeAllAxes(t.product(turned, dy, plain), 1, 0))
+			return
+		}
+		t.flow(weight, t.product(ml.TransposeAllAxes(dy, 1, 0), a, plain))
 	})
 }
 
@@ -215,7 +232,7 @@ func (t *tape) Rotary(x engine.Value, head int, theta float64) engine.Value {
 	})
 	rotate := func(n *ml.Node, layout bool) *ml.Node {
 		heads := ml.Reshape(n, t.tokens*width/head, head)
-		return ml.Reshape(product(heads, turn, layout), t.tokens, width)
+		return ml.Reshape(t.product(heads, turn, layout), t.tokens, width)
 	}
 	return t.add(ml.Add(ml.Mul(a, cos), ml.Mul(rotate(a, plain), sin)), func(dy *ml.Node) {
 		t.flow(x, ml.Add(ml.Mul(dy, cos), rotate(ml.Mul(dy, sin), transposed)))
@@ -238,41 +255,50 @@ func (t *tape) angles(name string, width, head int, theta float64, f func(float6
 	})
 }
 
-// Attention implements [engine.Graph]. Query heads that share a key head are stacked below each other, so that both
-// products run over one batch of rows × key heads and keys are never repeated.
+// Attention implements [engine.Graph]. Query heads that share a key head are stacked below each other, so that all
+// products run over one batch of rows × key heads and keys are never repeated. Keys and values are kept transposed:
+// then each product with an output of context × context, the large ones, has the layout of the faster kernel.
 func (t *tape) Attention(q, k, v engine.Value, head int) engine.Value {
-	heads, keyHeads := t.node(q).Shape().Dim(1)/head, t.node(k).Shape().Dim(1)/head
-	group := heads / keyHeads
+	keyHeads := t.node(k).Shape().Dim(1) / head
+	group := t.node(q).Shape().Dim(1) / head / keyHeads
 	batch, lines := t.rows*keyHeads, group*t.context
 
-	// [tokens, heads·head] ↔ [rows·keyHeads, group·context, head]
-	split := func(n *ml.Node, group int) *ml.Node {
+	// [tokens, keyHeads·group·head] ↔ [batch, group·context, head]
+	split := func(n *ml.Node) *ml.Node {
 		n = ml.Reshape(n, t.rows, t.context, keyHeads*group, head)
-		return ml.Reshape(ml.TransposeAllAxes(n, 0, 2, 1, 3), batch, group*t.context, head)
+		return ml.Reshape(ml.TransposeAllAxes(n, 0, 2, 1, 3), batch, lines, head)
 	}
-	merge := func(n *ml.Node, group int) *ml.Node {
+	merge := func(n *ml.Node) *ml.Node {
 		n = ml.Reshape(n, t.rows, keyHeads*group, t.context, head)
 		return ml.Reshape(ml.TransposeAllAxes(n, 0, 2, 1, 3), t.tokens, keyHeads*group*head)
 	}
-	scale := 1 / math.Sqrt(float64(head))
-	qs, ks, vs := split(ml.MulScalar(t.node(q), scale), group), split(t.node(k), 1), split(t.node(v), 1)
-	weights := ml.Softmax(ml.Add(product(qs, ks, transposed), t.causal(batch, group)), -1)
-	out := product(weights, vs, plain)
+	// [tokens, keyHeads·head] ↔ [batch, head, context]
+	turn := func(n *ml.Node) *ml.Node {
+		n = ml.Reshape(n, t.rows, t.context, keyHeads, head)
+		return ml.Reshape(ml.TransposeAllAxes(n, 0, 2, 3, 1), batch, head, t.context)
+	}
+	unturn := func(n *ml.Node) *ml.Node {
+		n = ml.Reshape(n, t.rows, keyHeads, head, t.context)
+		return ml.Reshape(ml.TransposeAllAxes(n, 0, 3, 1, 2), t.tokens, keyHeads*head)
+	}
+	flip := func(n *ml.Node) *ml.Node { return ml.TransposeAllAxes(n, 0, 2, 1) }
 
-	return t.add(merge(out, group), func(dy *ml.Node) {
-		d := split(dy, group)
-		t.flow(v, merge(gradProduct(weights, d), 1))
+	scale := 1 / math.Sqrt(float64(head))
+	qs, kt, vt := split(ml.MulScalar(t.node(q), scale)), turn(t.node(k)), turn(t.node(v))
+	weights := ml.Softmax(ml.Add(t.product(qs, kt, plain), t.causal(batch, group)), -1)
+	out := t.product(weights, vt, transposed)
+
+	return t.add(merge(out), func(dy *ml.Node) {
+		d := split(dy)
+		t.flow(v, unturn(t.product(flip(d), weights, plain)))
 		// softmax: ds = w·(dw − Σ w·dw), and Σ w·dw over the keys is Σ out·d over the head.
 		sum := t.rowSum(ml.Reshape(ml.Mul(out, d), batch*lines, head))
 		sum = ml.Reshape(t.spread(sum, t.context), batch, lines, t.context)
-		ds := ml.Mul(weights, ml.Sub(product(d, vs, transposed), sum))
-		t.flow(q, ml.MulScalar(merge(product(ds, ks, plain), group), scale))
-		t.flow(k, merge(gradProduct(ds, qs), 1))
+		ds := ml.Mul(weights, ml.Sub(t.product(d, vt, plain), sum))
+		t.flow(q, ml.MulScalar(merge(t.product(ds, kt, transposed)), scale))
+		t.flow(k, unturn(t.product(flip(qs), ds, plain)))
 	})
 }
-
-// gradProduct returns aᵀ·b for batches of matrices.
-func gradProduct(a, b *ml.Node) *ml.Node { return product(ml.TransposeAllAxes(a, 0, 2, 1), b, plain) }
 
 // masked is added to scores that must not count: exp underflows to zero, and sums stay finite.
 const masked = -1e30
