@@ -227,7 +227,7 @@ func testDeterminism(t *testing.T, build Build) {
 		p := Programs(rng)[3]
 		p.Context = 64
 		e := build(t, p, 42, parallelism)
-		for range 5 {
+		for range 3 {
 			batches := []engine.Batch{RandomBatch(rng, 12, 64, p.Vocab), RandomBatch(rng, 5, 60, p.Vocab)}
 			step := engine.Step{LearningRate: 1e-2, Beta1: 0.9, Beta2: 0.99, Epsilon: 1e-8, WeightDecay: 0.1, ClipNorm: 0.5}
 			if _, err := e.Train(t.Context(), batches, step); err != nil {

@@ -62,7 +62,7 @@ var step = engine.Step{LearningRate: 3e-3, Beta1: 0.9, Beta2: 0.95, Epsilon: 1e-
 
 // The Go backend's own scheduling hangs within ten such steps on two cores.
 func TestHundredsOfStepsDoNotHang(t *testing.T) {
-	p := tiny(t, func(s *model.Spec) { s.Context = 64 })
+	p := tiny(t, func(s *model.Spec) { s.Width, s.Heads, s.KVHeads, s.Context = 12, 2, 1, 64 })
 	e := build(t, p, 3, 2)
 	rng := rand.New(rand.NewPCG(2, 2))
 	for i := range 300 {

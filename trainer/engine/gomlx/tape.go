@@ -285,7 +285,7 @@ func (t *tape) Attention(q, k, v engine.Value, head int) engine.Value {
 
 	scale := 1 / math.Sqrt(float64(head))
 	qs, kt, vt := split(ml.MulScalar(t.node(q), scale)), turn(t.node(k)), turn(t.node(v))
-	weights := ml.Softmax(ml.Add(t.product(qs, kt, plain), t.causal(batch, group)), -1)
+	weights := softmax(ml.Add(t.product(qs, kt, plain), t.causal(batch, group)))
 	out := t.product(weights, vt, transposed)
 
 	return t.add(merge(out), func(dy *ml.Node) {
@@ -299,6 +299,10 @@ func (t *tape) Attention(q, k, v engine.Value, head int) engine.Value {
 		t.flow(k, unturn(t.product(flip(qs), ds, plain)))
 	})
 }
+
+// softmax over the last axis, always by the backend's fused operation: GoMLX's own Softmax chooses by an environment
+// variable, and the two differ in the last bits.
+func softmax(x *ml.Node) *ml.Node { return ml.BackendFusedSoftmax(x, x.Rank()-1) }
 
 // masked is added to scores that must not count: exp underflows to zero, and sums stay finite.
 const masked = -1e30
@@ -342,7 +346,7 @@ func (t *tape) Add(a, b engine.Value) engine.Value {
 func (t *tape) CrossEntropy(logits engine.Value) engine.Value {
 	a := t.node(logits)
 	vocab := a.Shape().Dim(1)
-	p := ml.Softmax(a, -1)
+	p := softmax(a)
 	total := ml.Sub(ml.ReduceMax(a, -1), ml.Log(ml.ReduceMax(p, -1)))
 	each := ml.Reshape(ml.Sub(total, ml.Gather(a, t.targets)), t.tokens, 1)
 	loss := ml.Reshape(t.columnSum(ml.Mul(each, t.wanted)))
