@@ -128,14 +128,14 @@ func gradientNorm(grads []float32, workers int) float64 {
 	return math.Sqrt(total)
 }
 
-// power returns x^n by squaring: products alone, so the same bits everywhere, which math.Pow does not promise.
+// power returns x^n by squaring: rounded products alone, so the same bits everywhere, which math.Pow does not promise.
 func power(x float64, n uint64) float64 {
 	result := 1.0
 	for ; n > 0; n >>= 1 {
 		if n&1 == 1 {
-			result *= x
+			result = float64(result * x)
 		}
-		x *= x
+		x = float64(x * x)
 	}
 	return result
 }
