@@ -106,6 +106,7 @@ type Attempt struct {
 	candidates []candidate
 	ballots    []ballot // by voter; this peer's own vote included
 	commits    []announcement
+	viewed     bool // live and expected are known
 	headersDue bool
 	votesDue   bool
 }
@@ -130,9 +131,9 @@ func (a Attempt) Waiting() []peer.ID {
 }
 
 // View tells which peers live (this one included) and which of the others are still expected to send a header and a vote
-// for this round.
+// for this round. Nothing is decided before the first view.
 func (a Attempt) View(live, expected []peer.ID) (Attempt, []Action) {
-	a.live = slices.Sorted(slices.Values(live))
+	a.viewed, a.live = true, slices.Sorted(slices.Values(live))
 	a.expected = slices.DeleteFunc(slices.Sorted(slices.Values(expected)), func(id peer.ID) bool { return id == a.setup.Self })
 	return a.settle()
 }
@@ -193,6 +194,9 @@ func (a Attempt) settle() (Attempt, []Action) {
 		return a, nil
 	}
 	a, actions := a.fetches()
+	if !a.viewed {
+		return a, actions
+	}
 	if a.stage == StagePublished && (a.headersDue || a.gathered()) {
 		a.stage = StageSeen
 	}
@@ -216,7 +220,7 @@ func (a Attempt) settle() (Attempt, []Action) {
 
 // outcome returns Decide, Heal or Abort, or nil while the attempt has to wait.
 func (a Attempt) outcome() Action {
-	if set, by := a.followed(); set != nil {
+	if set, by := a.followed(); set != nil && a.setup.Retry < 2 {
 		if end, ok := a.build(set).(Decide); ok {
 			return end
 		}

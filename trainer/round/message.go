@@ -60,14 +60,14 @@ type Message struct {
 // Topic returns the gossip topic of a run.
 func Topic(run cid.Cid) string { return "/capanode/run/" + run.String() + "/1" }
 
-// record is what the five records share.
-type record interface {
+// Record is what the five records share.
+type Record interface {
 	kind() Kind
 	check() error
 }
 
 // Seal signs one of the five records and returns the message for the topic.
-func Seal(key crypto.PrivKey, rec record) ([]byte, error) {
+func Seal(key crypto.PrivKey, rec Record) ([]byte, error) {
 	kind := rec.kind()
 	if err := rec.check(); err != nil {
 		return nil, err
@@ -116,7 +116,7 @@ func Open(run cid.Cid, raw []byte) (Message, error) {
 }
 
 // decode fills the record of the message's kind and returns it with the run it names.
-func (m *Message) decode(data []byte) (record, wire.Link, error) {
+func (m *Message) decode(data []byte) (Record, wire.Link, error) {
 	switch m.Kind {
 	case KindHeader:
 		m.Header, m.Hash = new(Header), HashHeader(m.From, data)

@@ -43,7 +43,7 @@ func testRun(t testing.TB) cid.Cid { t.Helper(); return wire.RecordCID([]byte("j
 func testHash(s string) Hash { return Hash(sha256.Sum256([]byte(s))) }
 
 // samples returns one valid record of each kind.
-func samples(t testing.TB) map[string]record {
+func samples(t testing.TB) map[string]Record {
 	run := wire.Link{Cid: testRun(t)}
 	_, a := testKey(t, "a")
 	_, b := testKey(t, "b")
@@ -52,7 +52,7 @@ func samples(t testing.TB) map[string]record {
 		members = []peer.ID{b, a}
 	}
 	set := union([]Hash{testHash("one")}, []Hash{testHash("two")})
-	return map[string]record{
+	return map[string]Record{
 		"header": Header{
 			Version: 1, Run: run, Round: 7, Parent: testHash("parent"), View: HashView(members), Codec: "int8/1",
 			Blob: wire.Link{Cid: wire.RecordCID([]byte("blob"))}, Size: 4711, Ranges: []Range{{0, 160, 240}, {3, 80, 160}},
@@ -71,7 +71,7 @@ func samples(t testing.TB) map[string]record {
 	}
 }
 
-func (m Message) record() record {
+func (m Message) record() Record {
 	switch m.Kind {
 	case KindHeader:
 		return *m.Header

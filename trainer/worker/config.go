@@ -24,7 +24,7 @@ var ErrConfig = errors.New("invalid worker configuration")
 // Blobs is the content-addressed store that updates and states travel through. The CID of equal bytes must be equal on
 // every peer. Its methods must be safe for concurrent use.
 type Blobs interface {
-	// Put stores the bytes so that peers of the run can fetch them, and returns their CID.
+	// Put stores a copy of the bytes so that peers of the run can fetch them, and returns their CID.
 	Put(ctx context.Context, data []byte) (cid.Cid, error)
 	// Get returns the bytes of c, fetched from one of the peers when they are not here, and verified. More than limit bytes
 	// is an error, found before they are read.
@@ -100,16 +100,21 @@ type Config struct {
 
 	SnapshotDir   string // folder for crash-safe snapshots, made when missing; "" keeps none
 	SnapshotEvery uint64 // rounds between snapshots; 0 means 1
-	Observer      Observer
-	Log           *slog.Logger // nil discards
+	KeepRounds    uint64 // rounds after which blobs of updates are dropped; 0 means 4
+
+	States *States         // serves the states of all runs of this process; nil makes one for this run alone
+	Drain  <-chan struct{} // closed: commit the round that is under way, then leave; may be nil
+	Hooks  Hooks
+	Log    *slog.Logger // nil discards
 }
 
-// Observer gets told what happens. Fields may be nil. The functions are called from the worker's own goroutine: the run
-// waits for them.
-type Observer struct {
+// Hooks get told what happens. Fields may be nil. The functions are called from the worker's own goroutine: the run waits
+// for them.
+type Hooks struct {
+	OnStep       func(Step)
 	OnRound      func(Report)
 	OnCheckpoint func(*round.State) error // the state is valid during the call; an error is a warning
-	OnStep       func(Step)
+	OnWarning    func(error)              // the run goes on
 }
 
 // Step tells of one optimiser step.

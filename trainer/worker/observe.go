@@ -1,0 +1,267 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/ipfs/go-cid"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/capacloud/capanode/p2p"
+	"github.com/capacloud/capanode/p2p/wire"
+	"github.com/capacloud/capanode/trainer/round"
+)
+
+// ErrNotOwner reports an attempt to change the members of a run that somebody else owns.
+var ErrNotOwner = errors.New("only the run's owner names its members")
+
+// ObserveConfig is what an observer runs with.
+type ObserveConfig struct {
+	Run         cid.Cid
+	Owner       peer.ID // publishes the roster; may be this node
+	RoundTokens uint64  // Plan.RoundTokens: no update counts for more
+	Net         p2p.Network
+	OnRound     func(Report) // called from the observer's goroutine; may be nil
+	Log         *slog.Logger // nil discards
+}
+
+// Observer follows a run without training in it: it verifies what members say, and where enough of them announce the same
+// commit, it reports the round. For the run's owner it also publishes the roster.
+type Observer struct {
+	cfg   ObserveConfig
+	log   *slog.Logger
+	board *board
+	topic p2p.Topic
+	stop  func()
+
+	mu     sync.Mutex
+	rounds map[uint64]Report
+	best   round.Claim
+}
+
+// Observe joins a run's topic and follows it until Close.
+func Observe(cfg ObserveConfig) (*Observer, error) {
+	o := &Observer{
+		cfg: cfg, log: cfg.Log, board: newBoard(cfg.Run, cfg.Net.ID(), cfg.Owner), rounds: map[uint64]Report{},
+	}
+	if o.log == nil {
+		o.log = slog.New(slog.DiscardHandler)
+	}
+	var err error
+	if o.topic, err = cfg.Net.Join(round.Topic(cfg.Run), o.board.validate); err != nil {
+		return nil, fmt.Errorf("worker: observe %s: %w", cfg.Run, err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var tasks sync.WaitGroup
+	tasks.Go(func() { listen(ctx, o.topic, o.board) })
+	tasks.Go(func() { o.follow(ctx) })
+	o.stop = func() {
+		cancel()
+		tasks.Wait()
+	}
+	return o, nil
+}
+
+// Close stops following.
+func (o *Observer) Close() error {
+	o.stop()
+	return o.topic.Close()
+}
+
+// SetMembers names the members of the run from now on. The epoch grows with the clock, so that an owner that lost its memory
+// still outbids its old rosters.
+func (o *Observer) SetMembers(members []peer.ID) error {
+	if o.cfg.Net.ID() != o.cfg.Owner {
+		return fmt.Errorf("worker: set the members of %s: %w", o.cfg.Run, ErrNotOwner)
+	}
+	sorted := slices.Compact(slices.Sorted(slices.Values(members)))
+	b := o.board
+	b.mu.Lock()
+	r := round.Roster{
+		Version: round.Version, Run: wire.Link{Cid: o.cfg.Run}, Members: sorted,
+		Epoch: max(b.roster.Epoch+1, uint64(time.Now().UnixMilli())),
+	}
+	raw, err := round.Seal(o.cfg.Net.Key(), r)
+	if err == nil {
+		b.roster, b.rosterRaw = r, raw
+	}
+	b.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("worker: set the members of %s: %w", o.cfg.Run, err)
+	}
+	o.announce(context.Background())
+	return nil
+}
+
+// Member is a member of the run as its last heartbeat tells.
+type Member struct {
+	ID    peer.ID
+	Live  bool // heard of within three heartbeats
+	Phase round.Phase
+	Claim round.Claim
+	Speed uint64 // tokens per second
+}
+
+// Members lists the roster, ascending by ID.
+func (o *Observer) Members() []Member {
+	live := o.board.mates(time.Now())
+	roster, _ := o.board.current()
+	members := make([]Member, 0, len(roster.Members))
+	for _, id := range roster.Members {
+		m := Member{ID: id}
+		if i := slices.IndexFunc(live, func(m mate) bool { return m.id == id }); i >= 0 {
+			m = Member{id, true, live[i].phase, live[i].claim, live[i].speed}
+		}
+		members = append(members, m)
+	}
+	return members
+}
+
+// State returns the newest state that enough members announced; zero before the first round.
+func (o *Observer) State() round.Claim {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.best
+}
+
+// Work returns the committed tokens of every peer in every round that was reported.
+func (o *Observer) Work() map[uint64]map[peer.ID]uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	work := make(map[uint64]map[peer.ID]uint64, len(o.rounds))
+	for number, r := range o.rounds {
+		work[number] = maps.Clone(r.Work)
+	}
+	return work
+}
+
+func (o *Observer) follow(ctx context.Context) {
+	tick := time.NewTicker(round.HeartbeatInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-o.board.changed:
+		case <-tick.C:
+			o.announce(ctx)
+		}
+		for _, r := range o.judge() {
+			if o.cfg.OnRound != nil {
+				o.cfg.OnRound(r)
+			}
+		}
+	}
+}
+
+// announce publishes the roster, for the owner.
+func (o *Observer) announce(ctx context.Context) {
+	_, raw := o.board.current()
+	if raw == nil || o.cfg.Net.ID() != o.cfg.Owner {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, round.HeartbeatInterval)
+	defer cancel()
+	if err := o.topic.Publish(ctx, raw); err != nil && ctx.Err() == nil {
+		o.log.Debug("publish failed", "error", err)
+	}
+}
+
+// judge returns the reports of rounds that became certain.
+func (o *Observer) judge() []Report {
+	live := o.board.mates(time.Now())
+	groups := o.board.agreements()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var reports []Report
+	for _, g := range groups {
+		old, known := o.rounds[g.commit.Round]
+		if known && old.Total >= g.commit.Total {
+			continue
+		}
+		if len(g.by) < min(len(live), len(g.commit.Set)/2+1) || len(g.by) == 0 {
+			continue
+		}
+		r, whole := o.report(g.commit, live)
+		if !whole {
+			continue
+		}
+		r.Replaces = known
+		o.rounds[r.Round] = r
+		claim := round.Claim{Peer: g.by[0], Round: r.Round + 1, Tokens: r.Total, State: r.Next}
+		if claim.Beats(o.best) {
+			o.best = claim
+		}
+		reports = append(reports, r)
+	}
+	return reports
+}
+
+// report makes the report of an agreed commit from the members' headers; false while one of them is missing.
+func (o *Observer) report(c round.Commit, live []mate) (Report, bool) {
+	var set []round.Signed
+	for _, h := range o.board.about(c.Round, c.Parent).headers {
+		if slices.Contains(c.Set, h.ID) {
+			set = append(set, h.Signed)
+		}
+	}
+	if len(set) != len(c.Set) {
+		return Report{}, false
+	}
+	r := Report{
+		Round: c.Round, Parent: c.Parent, Next: c.Next, Total: c.Total, Work: map[peer.ID]uint64{}, Up: c.Up, Down: c.Down,
+		Compute: time.Duration(c.Compute) * time.Millisecond, Comm: time.Duration(c.Comm) * time.Millisecond,
+	}
+	for _, m := range live {
+		r.Live = append(r.Live, m.id)
+	}
+	var loss float64
+	for _, h := range round.Accept(set) {
+		tokens := min(h.Tokens, o.cfg.RoundTokens)
+		r.Contributors = append(r.Contributors, h.Author)
+		r.Work[h.Author] = tokens
+		r.Tokens += tokens
+		loss += float64(h.Loss) / 1e6 * float64(tokens)
+	}
+	r.Loss = loss / float64(max(r.Tokens, 1))
+	return r, true
+}
+
+// agreement is a commit that several members announced alike.
+type agreement struct {
+	commit round.Commit
+	by     []peer.ID
+}
+
+// agreements groups the members' commits, oldest round first.
+func (b *board) agreements() []agreement {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var groups []agreement
+	for _, id := range b.roster.Members {
+		w := b.members[id]
+		if w == nil {
+			continue
+		}
+		for _, c := range w.commits {
+			i := slices.IndexFunc(groups, func(g agreement) bool { return sameCommit(g.commit, c) })
+			if i < 0 {
+				groups = append(groups, agreement{commit: c})
+				i = len(groups) - 1
+			}
+			groups[i].by = append(groups[i].by, id)
+		}
+	}
+	slices.SortStableFunc(groups, func(a, b agreement) int { return int(int64(a.commit.Round) - int64(b.commit.Round)) })
+	return groups
+}
+
+func sameCommit(a, b round.Commit) bool {
+	return a.Round == b.Round && a.Parent == b.Parent && a.Next == b.Next && a.Total == b.Total && slices.Equal(a.Set, b.Set)
+}

@@ -1,0 +1,466 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/ipfs/go-cid"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/capacloud/capanode/p2p"
+	"github.com/capacloud/capanode/p2p/wire"
+	"github.com/capacloud/capanode/trainer/codec"
+	"github.com/capacloud/capanode/trainer/round"
+)
+
+// settleTime is how long a worker waits for the rest of the roster before its first round.
+const settleTime = 10 * round.HeartbeatInterval
+
+// rosterEvery is how many heartbeats pass before a member passes the roster on for those who missed the owner's message.
+const rosterEvery = 10
+
+// defaultKeepRounds is how many rounds the blobs of updates stay for late mates and audits.
+const defaultKeepRounds = 4
+
+// doubtTime is how long the announcements of a peer that did not deliver its state are passed over.
+const doubtTime = 30 * round.HeartbeatInterval
+
+// worker is one peer in one run.
+type worker struct {
+	cfg     Config
+	self    peer.ID
+	log     *slog.Logger
+	codec   codec.Codec
+	board   *board
+	topic   p2p.Topic
+	windows []uint64 // sample windows of each shard
+	stop    func()   // ends the background goroutines and waits for them
+
+	// Guarded by mu: read by the heartbeat and by the state server.
+	mu    sync.RWMutex
+	state *round.State
+	hash  round.Hash
+	phase round.Phase
+	speed uint64
+	seq   uint64 // of the last heartbeat
+
+	sharing sync.Mutex // guards shared
+	shared  shared
+
+	// The training goroutine's own.
+	listen   bool    // sit the next round out
+	retry    int     // aborted attempts at this round
+	own      *own    // the update of this round
+	limit    float64 // largest norm of a mate's update
+	blob     []byte
+	pending  []float32 // update and residual, before encoding
+	residual []float32 // error feedback: what the codec has lost so far
+	mean     []float32
+	kept     []keptBlob
+	result   Result
+
+	headerWait, voteWait round.Arrivals
+	counted              map[round.Hash]bool // headers that entered headerWait
+	lastParent           round.Hash
+	lastBegan            time.Time
+	doubted              map[peer.ID]time.Time // who announced a state and did not deliver it, and when
+}
+
+// shared is the blob of the state that was handed out last.
+type shared struct {
+	state round.Hash
+	blob  cid.Cid
+}
+
+type keptBlob struct {
+	round uint64
+	blob  cid.Cid
+}
+
+// open builds the worker on its newest snapshot, or on the engine's fresh weights, and starts its background goroutines.
+func open(cfg Config) (*worker, error) {
+	inner := cfg.Engine.State()
+	n := len(inner.Weights)
+	w := &worker{
+		cfg: cfg, self: cfg.Net.ID(), log: cfg.Log, counted: map[round.Hash]bool{}, doubted: map[peer.ID]time.Time{},
+		state:   round.NewState(cfg.Run, cfg.Data.Shards(), slices.Clone(inner.Weights)),
+		pending: make([]float32, n), residual: make([]float32, n), mean: make([]float32, n),
+	}
+	if w.log == nil {
+		w.log = slog.New(slog.DiscardHandler)
+	}
+	var err error
+	if w.codec, err = codec.Parse(cfg.Plan.Codec); err != nil {
+		return nil, fmt.Errorf("worker: %w", err)
+	}
+	w.blob = make([]byte, w.codec.Size(n))
+	for s := range cfg.Data.Shards() {
+		w.windows = append(w.windows, cfg.Data.Windows(s))
+	}
+	if err := w.restore(); err != nil {
+		return nil, err
+	}
+	w.hash, w.limit = w.state.Hash(), normLimit(w.state.Weights)
+	w.board = newBoard(cfg.Run, w.self, cfg.Owner)
+	if w.topic, err = cfg.Net.Join(round.Topic(cfg.Run), w.board.validate); err != nil {
+		return nil, fmt.Errorf("worker: join the run's topic: %w", err)
+	}
+	states := cfg.States
+	if states == nil {
+		states = NewStates(cfg.Net)
+	}
+	unregister := states.register(cfg.Run, w.donate)
+	ctx, cancel := context.WithCancel(context.Background())
+	var tasks sync.WaitGroup
+	tasks.Go(func() { listen(ctx, w.topic, w.board) })
+	tasks.Go(func() { w.beatOn(ctx) })
+	w.stop = func() {
+		unregister()
+		cancel()
+		tasks.Wait()
+	}
+	return w, nil
+}
+
+// restore loads the newest snapshot that reads back.
+func (w *worker) restore() error {
+	if w.cfg.SnapshotDir == "" {
+		return nil
+	}
+	s, err := loadSnapshot(w.cfg.SnapshotDir, w.state.Shape())
+	if err != nil {
+		if !errors.Is(err, ErrSnapshot) {
+			return err
+		}
+		w.warn(err)
+	}
+	if s == nil {
+		return nil
+	}
+	inner := w.cfg.Engine.State()
+	w.state, inner.Steps = s.state, s.steps
+	copy(inner.M, s.m)
+	copy(inner.V, s.v)
+	copy(w.residual, s.residual)
+	w.log.Info("resumed from snapshot", "round", s.state.Round, "tokens", s.state.Tokens)
+	return nil
+}
+
+func (w *worker) close() {
+	w.stop()
+	_ = w.topic.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), round.MaxWait)
+	defer cancel()
+	for _, k := range w.kept {
+		w.cfg.Blobs.Drop(ctx, k.blob)
+	}
+	w.sharing.Lock()
+	defer w.sharing.Unlock()
+	if w.shared.blob.Defined() {
+		w.cfg.Blobs.Drop(ctx, w.shared.blob)
+	}
+}
+
+// listen moves messages from the topic to the board until the context ends.
+func listen(ctx context.Context, topic p2p.Topic, b *board) {
+	for {
+		m, err := topic.Next(ctx)
+		if err != nil {
+			return
+		}
+		b.put(m.Data, time.Now())
+	}
+}
+
+// join waits until the roster names this peer and the mates have shown up: all of them, or those who did within the
+// settle time. Where a mate already trains, three heartbeats are enough to hear of the others.
+func (w *worker) join(ctx context.Context) error {
+	tick := time.NewTicker(round.HeartbeatInterval / 4)
+	defer tick.Stop()
+	var admitted, running time.Time
+	for {
+		now := time.Now()
+		roster, _ := w.board.current()
+		if roster.Has(w.self) {
+			mates := w.board.mates(now)
+			if admitted.IsZero() {
+				admitted = now
+			}
+			begun := slices.ContainsFunc(mates, func(m mate) bool { return m.phase != round.PhaseJoining })
+			if begun && running.IsZero() {
+				running = now
+			}
+			all := len(mates) == len(roster.Members)-1
+			late := now.Sub(admitted) >= settleTime || !running.IsZero() && now.Sub(running) >= round.Silence
+			if all || late {
+				// Whoever comes to a run under way listens first: its mates are in the middle of a round.
+				w.listen = slices.ContainsFunc(mates, func(m mate) bool { return m.takesPart(w.claim()) && m.claim.Round > 0 })
+				return nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-w.board.changed:
+		case <-tick.C:
+		}
+	}
+}
+
+// linger serves state and blobs after the last round until every live mate holds the same state, so that all end with the
+// same checkpoint. A fork found now still heals.
+func (w *worker) linger(ctx context.Context) error {
+	w.enter(round.PhaseDone)
+	until := time.Now().Add(w.headerWait.Deadline(w.roundTime()) + round.MaxWait)
+	tick := time.NewTicker(round.HeartbeatInterval / 2)
+	defer tick.Stop()
+	for time.Now().Before(until) {
+		if claim, ok := w.beaten(); ok {
+			if err := w.adopt(ctx, claim); err != nil {
+				return err
+			}
+			w.checkpoint()
+			w.enter(round.PhaseDone)
+		}
+		same := true
+		for _, m := range w.board.mates(time.Now()) {
+			same = same && m.claim.State == w.hash
+		}
+		if same {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-w.board.changed:
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+// roundTime estimates the time of a round's local steps from the measured speed.
+func (w *worker) roundTime() time.Duration {
+	w.mu.RLock()
+	defer w.mu.RUnlock()
+	if w.speed == 0 {
+		return 0
+	}
+	return time.Duration(w.cfg.Plan.RoundTokens()/w.speed) * time.Second
+}
+
+func (w *worker) draining() bool {
+	select {
+	case <-w.cfg.Drain:
+		return true
+	default:
+		return false
+	}
+}
+
+// trainers lists who trains in the coming round, this peer included, ascending.
+func (w *worker) trainers() []peer.ID {
+	ids := []peer.ID{w.self}
+	at := w.claim()
+	for _, m := range w.board.mates(time.Now()) {
+		if m.gets(at) {
+			ids = append(ids, m.id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// deal returns the sample ranges of this peer's round, nil when its shards hold too few.
+func (w *worker) deal(members []peer.ID) []round.Range {
+	var own []int
+	for shard, m := range round.Assign(w.cfg.Plan.Seed, len(w.windows), members) {
+		if members[m] == w.self {
+			own = append(own, shard)
+		}
+	}
+	return round.Take(own, w.windows, w.state.Cursors, w.cfg.Plan.roundWindows())
+}
+
+func (w *worker) roster() []peer.ID {
+	r, _ := w.board.current()
+	return r.Members
+}
+
+func (w *worker) claim() round.Claim {
+	return round.Claim{Peer: w.self, Round: w.state.Round, Tokens: w.state.Tokens, State: w.hash}
+}
+
+// report starts the report of a round before the state moves.
+func (w *worker) report(accepted []round.Signed, blobs exchanged) Report {
+	r := Report{Round: w.state.Round, Parent: w.hash, Work: map[peer.ID]uint64{}, Down: blobs.down, Live: []peer.ID{w.self}}
+	var loss float64
+	for _, h := range accepted {
+		r.Contributors = append(r.Contributors, h.Author)
+		r.Work[h.Author] = h.Tokens
+		r.Tokens += h.Tokens
+		loss += float64(h.Loss) / 1e6 * float64(h.Tokens)
+	}
+	r.Loss = loss / float64(r.Tokens)
+	for _, m := range w.board.mates(time.Now()) {
+		r.Live = append(r.Live, m.id)
+	}
+	slices.Sort(r.Live)
+	if w.own != nil {
+		r.Up, r.Compute = w.own.Size, w.own.compute
+	}
+	return r
+}
+
+func (w *worker) snapshot() {
+	every := max(w.cfg.SnapshotEvery, 1)
+	if w.cfg.SnapshotDir == "" || w.state.Round%every != 0 && w.state.Round < w.cfg.Plan.Rounds {
+		return
+	}
+	inner := w.cfg.Engine.State()
+	s := snapshot{state: w.state, steps: inner.Steps, m: inner.M, v: inner.V, residual: w.residual}
+	if err := s.save(w.cfg.SnapshotDir); err != nil {
+		w.warn(err)
+	}
+}
+
+func (w *worker) checkpoint() {
+	every, last := w.cfg.Plan.CheckpointEvery, w.state.Round >= w.cfg.Plan.Rounds
+	if w.cfg.Hooks.OnCheckpoint == nil || !last && (every == 0 || w.state.Round%every != 0) {
+		return
+	}
+	if err := w.cfg.Hooks.OnCheckpoint(w.state); err != nil {
+		w.warn(fmt.Errorf("worker: checkpoint of round %d: %w", w.state.Round, err))
+	}
+}
+
+// keep remembers a blob; forget drops those whose rounds are long past.
+func (w *worker) keep(number uint64, blob cid.Cid) {
+	w.kept = append(w.kept, keptBlob{number, blob})
+}
+
+func (w *worker) forget() {
+	age := w.cfg.KeepRounds
+	if age == 0 {
+		age = defaultKeepRounds
+	}
+	w.kept = slices.DeleteFunc(w.kept, func(k keptBlob) bool {
+		if k.round+age > w.state.Round {
+			return false
+		}
+		w.cfg.Blobs.Drop(context.Background(), k.blob)
+		return true
+	})
+	for id := range w.counted {
+		if len(w.counted) > 2*round.MaxMembers {
+			delete(w.counted, id)
+		}
+	}
+}
+
+func (w *worker) warn(err error) {
+	w.log.Warn("run goes on", "error", err)
+	if w.cfg.Hooks.OnWarning != nil {
+		w.cfg.Hooks.OnWarning(err)
+	}
+}
+
+// enter changes the phase and tells the mates at once.
+func (w *worker) enter(p round.Phase) {
+	w.mu.Lock()
+	w.phase = p
+	w.mu.Unlock()
+	w.beat(context.Background())
+}
+
+func (w *worker) setSpeed(tokens uint64, took time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if took > 0 {
+		w.speed = uint64(float64(tokens) / took.Seconds())
+	}
+}
+
+// beatOn sends heartbeats, and the roster now and then, until the context ends.
+func (w *worker) beatOn(ctx context.Context) {
+	tick := time.NewTicker(round.HeartbeatInterval)
+	defer tick.Stop()
+	for n := 0; ; n++ {
+		w.beat(ctx)
+		if _, raw := w.board.current(); n%rosterEvery == rosterEvery-1 && raw != nil {
+			w.send(ctx, raw)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (w *worker) beat(ctx context.Context) {
+	w.mu.Lock()
+	w.seq = max(w.seq+1, uint64(time.Now().UnixNano()))
+	b := round.Heartbeat{
+		Version: round.Version, Run: wire.Link{Cid: w.cfg.Run}, Seq: w.seq, Round: w.state.Round,
+		State: w.hash, Tokens: w.state.Tokens, Phase: w.phase, Speed: w.speed,
+	}
+	w.mu.Unlock()
+	w.publish(ctx, b)
+}
+
+// publish signs a record and sends it to the run's topic.
+func (w *worker) publish(ctx context.Context, record round.Record) {
+	raw, err := round.Seal(w.cfg.Net.Key(), record)
+	if err != nil {
+		w.log.Error("message not sent", "error", err) // a bug: our own records fit their limits
+		return
+	}
+	w.send(ctx, raw)
+}
+
+// send publishes a message. A failure is only logged: everything that matters is said again.
+func (w *worker) send(ctx context.Context, raw []byte) {
+	ctx, cancel := context.WithTimeout(ctx, round.HeartbeatInterval)
+	defer cancel()
+	if err := w.topic.Publish(ctx, raw); err != nil && ctx.Err() == nil {
+		w.log.Debug("publish failed", "error", err)
+	}
+}
+
+// donate puts the state where the asker can fetch it. Only members and the owner may ask.
+func (w *worker) donate(ctx context.Context, asker peer.ID) (stateResponse, error) {
+	roster, _ := w.board.current()
+	if asker != w.cfg.Owner && !roster.Has(asker) {
+		return stateResponse{}, fmt.Errorf("worker: %s is no member: %w", asker, ErrNoDonor)
+	}
+	w.sharing.Lock()
+	defer w.sharing.Unlock()
+	w.mu.RLock()
+	res := stateResponse{
+		Version: round.Version, Round: w.state.Round, Tokens: w.state.Tokens, State: w.hash,
+		Size: uint64(w.state.Shape().Size()),
+	}
+	var raw []byte
+	if w.shared.state != w.hash {
+		raw = w.state.Bytes()
+	}
+	w.mu.RUnlock()
+	if raw != nil {
+		blob, err := w.cfg.Blobs.Put(ctx, raw)
+		if err != nil {
+			return res, fmt.Errorf("worker: share the state: %w", err)
+		}
+		if w.shared.blob.Defined() {
+			w.cfg.Blobs.Drop(ctx, w.shared.blob)
+		}
+		w.shared = shared{res.State, blob}
+	}
+	res.Blob = wire.Link{Cid: w.shared.blob}
+	return res, nil
+}
