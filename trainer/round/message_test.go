@@ -65,7 +65,8 @@ func samples(t testing.TB) map[string]Record {
 			Tokens: 20480, Loss: -1, Up: 4711, Down: 9422, Compute: 1500, Comm: 80,
 		},
 		"heartbeat": Heartbeat{
-			Version: 1, Run: run, Seq: 99, Round: 7, State: testHash("parent"), Tokens: 143360, Phase: PhaseTraining, Speed: 3000,
+			Version: 1, Run: run, Seq: 99, Round: 7, State: testHash("parent"), Tokens: 143360, Phase: PhaseTraining, Elapsed: 1250,
+			Speed: 3000,
 		},
 		"roster": Roster{Version: 1, Run: run, Epoch: 3, Members: members},
 	}

@@ -121,7 +121,8 @@ type Heartbeat struct {
 	State   Hash      `cbor:"state"`  // hash of the state held
 	Tokens  uint64    `cbor:"tokens"` // committed tokens in that state
 	Phase   Phase     `cbor:"phase"`
-	Speed   uint64    `cbor:"speed"` // local training speed in tokens per second
+	Elapsed uint64    `cbor:"elapsed_ms"` // since the signer began its local steps of this round; 0 before the first
+	Speed   uint64    `cbor:"speed"`      // local training speed in tokens per second
 }
 
 // Roster names the members of a run. It is signed by the run's owner; of two, the higher epoch counts.

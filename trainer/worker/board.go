@@ -141,10 +141,11 @@ func (b *board) current() (round.Roster, []byte) {
 
 // mate is a live member as its last heartbeat tells.
 type mate struct {
-	id    peer.ID
-	phase round.Phase
-	claim round.Claim
-	speed uint64
+	id      peer.ID
+	phase   round.Phase
+	claim   round.Claim
+	elapsed time.Duration
+	speed   uint64
 }
 
 // mates lists the other members with a fresh heartbeat, ascending by ID.
@@ -158,7 +159,8 @@ func (b *board) mates(now time.Time) []mate {
 			continue
 		}
 		claim := round.Claim{Peer: id, Round: w.beat.Round, Tokens: w.beat.Tokens, State: w.beat.State}
-		live = append(live, mate{id, w.beat.Phase, claim, w.beat.Speed})
+		elapsed := time.Duration(min(w.beat.Elapsed, 1<<32)) * time.Millisecond
+		live = append(live, mate{id, w.beat.Phase, claim, elapsed, w.beat.Speed})
 	}
 	return live
 }

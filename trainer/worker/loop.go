@@ -32,11 +32,15 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 	}
 	defer w.close()
 	err = w.join(ctx)
-	for err == nil && w.state.Round < cfg.Plan.Rounds && !w.draining() {
-		err = w.round(ctx)
-	}
-	if err == nil && w.state.Round >= cfg.Plan.Rounds {
-		err = w.linger(ctx)
+	for over := false; err == nil && !over; {
+		switch {
+		case w.state.Round >= cfg.Plan.Rounds:
+			over, err = w.linger(ctx)
+		case w.draining():
+			over = true
+		default:
+			err = w.round(ctx)
+		}
 	}
 	w.enter(round.PhaseLeaving)
 	w.result.State = w.state

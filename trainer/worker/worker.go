@@ -46,6 +46,7 @@ type worker struct {
 	state *round.State
 	hash  round.Hash
 	phase round.Phase
+	began time.Time // of the last local steps
 	speed uint64
 	seq   uint64 // of the last heartbeat
 
@@ -190,6 +191,7 @@ func (w *worker) join(ctx context.Context) error {
 			mates := w.board.mates(now)
 			if admitted.IsZero() {
 				admitted = now
+				w.beat(ctx) // earlier ones were refused for want of a roster
 			}
 			begun := slices.ContainsFunc(mates, func(m mate) bool { return m.phase != round.PhaseJoining })
 			if begun && running.IsZero() {
@@ -199,7 +201,7 @@ func (w *worker) join(ctx context.Context) error {
 			late := now.Sub(admitted) >= settleTime || !running.IsZero() && now.Sub(running) >= round.Silence
 			if all || late {
 				// Whoever comes to a run under way listens first: its mates are in the middle of a round.
-				w.listen = slices.ContainsFunc(mates, func(m mate) bool { return m.takesPart(w.claim()) && m.claim.Round > 0 })
+				w.listen = slices.ContainsFunc(mates, func(m mate) bool { return m.takesPart(w.claim()) && m.elapsed > round.Silence })
 				return nil
 			}
 		}
@@ -213,35 +215,36 @@ func (w *worker) join(ctx context.Context) error {
 }
 
 // linger serves state and blobs after the last round until every live mate holds the same state, so that all end with the
-// same checkpoint. A fork found now still heals.
-func (w *worker) linger(ctx context.Context) error {
+// same checkpoint. A fork found now still heals, which may lead back to a round that is not the last: then it is not over.
+func (w *worker) linger(ctx context.Context) (over bool, err error) {
 	w.enter(round.PhaseDone)
 	until := time.Now().Add(w.headerWait.Deadline(w.roundTime()) + round.MaxWait)
 	tick := time.NewTicker(round.HeartbeatInterval / 2)
 	defer tick.Stop()
 	for time.Now().Before(until) {
 		if claim, ok := w.beaten(); ok {
-			if err := w.adopt(ctx, claim); err != nil {
-				return err
+			before := w.hash
+			err := w.adopt(ctx, claim)
+			if w.hash != before {
+				w.checkpoint()
 			}
-			w.checkpoint()
-			w.enter(round.PhaseDone)
+			return false, err
 		}
 		same := true
 		for _, m := range w.board.mates(time.Now()) {
 			same = same && m.claim.State == w.hash
 		}
 		if same {
-			return nil
+			return true, nil
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return false, ctx.Err()
 		case <-w.board.changed:
 		case <-tick.C:
 		}
 	}
-	return nil
+	return true, nil
 }
 
 // roundTime estimates the time of a round's local steps from the measured speed.
@@ -373,6 +376,9 @@ func (w *worker) warn(err error) {
 // enter changes the phase and tells the mates at once.
 func (w *worker) enter(p round.Phase) {
 	w.mu.Lock()
+	if w.phase != p && p == round.PhaseTraining {
+		w.began = time.Now()
+	}
 	w.phase = p
 	w.mu.Unlock()
 	w.beat(context.Background())
@@ -409,6 +415,9 @@ func (w *worker) beat(ctx context.Context) {
 	b := round.Heartbeat{
 		Version: round.Version, Run: wire.Link{Cid: w.cfg.Run}, Seq: w.seq, Round: w.state.Round,
 		State: w.hash, Tokens: w.state.Tokens, Phase: w.phase, Speed: w.speed,
+	}
+	if !w.began.IsZero() {
+		b.Elapsed = uint64(time.Since(w.began).Milliseconds())
 	}
 	w.mu.Unlock()
 	w.publish(ctx, b)
