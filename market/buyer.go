@@ -229,7 +229,7 @@ func knownReason(r lease.Reason) lease.Reason {
 // serveNotice answers one notice of a provider.
 func (b *Buyer) serveNotice(_ context.Context, st p2p.Stream) {
 	var req lease.Request
-	if err := receive(st, lease.MaxMessage, &req); err != nil {
+	if err := receive(st, lease.MaxMessage, messageTimeout, &req); err != nil {
 		st.Reset()
 		return
 	}
@@ -276,7 +276,7 @@ func (b *Buyer) notice(from peer.ID, req lease.Request) (lease.Reply, error) {
 // serveTick answers one tick with a receipt or a refusal.
 func (b *Buyer) serveTick(_ context.Context, st p2p.Stream) {
 	var m meter.Message
-	if err := receive(st, meter.MaxMessage, &m); err != nil {
+	if err := receive(st, meter.MaxMessage, messageTimeout, &m); err != nil {
 		st.Reset()
 		return
 	}

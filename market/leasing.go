@@ -219,7 +219,7 @@ func (h *handshake) exchange(req lease.Request) (lease.Reply, error) {
 	if err := send(h.stream, req); err != nil {
 		return reply, fmt.Errorf("%w: %w", lease.ErrUnavailable, err)
 	}
-	if err := receive(h.stream, lease.MaxMessage, &reply); err != nil {
+	if err := receive(h.stream, lease.MaxMessage, messageTimeout, &reply); err != nil {
 		return reply, fmt.Errorf("%w: %w", lease.ErrUnavailable, err)
 	}
 	return reply, reply.Err()

@@ -23,8 +23,12 @@ type DB = journal.DB
 // OpenDB opens or creates the market's database in a folder of its own. One process at a time may hold it.
 func OpenDB(dir string) (*DB, error) { return journal.Open(dir) }
 
-// messageTimeout bounds each message of a conversation.
-const messageTimeout = 5 * time.Second
+const (
+	// messageTimeout bounds each message of a conversation.
+	messageTimeout = 5 * time.Second
+	// requestTimeout bounds the wait for the next request on a stream: a requester may renew a hold on it.
+	requestTimeout = 3 * messageTimeout
+)
 
 // steadyClock returns a clock that starts at the wall clock and then follows the monotonic one, so that a stepped wall
 // clock neither bills nor expires anything.
@@ -61,7 +65,7 @@ func (c conversation) exchange(s p2p.Stream) error {
 	if err := send(s, c.request); err != nil {
 		return err
 	}
-	return receive(s, c.limit, c.reply)
+	return receive(s, c.limit, messageTimeout, c.reply)
 }
 
 func send(s p2p.Stream, v any) error {
@@ -74,8 +78,8 @@ func send(s p2p.Stream, v any) error {
 	return nil
 }
 
-func receive(s p2p.Stream, limit int, v any) error {
-	if err := s.SetDeadline(time.Now().Add(messageTimeout)); err != nil {
+func receive(s p2p.Stream, limit int, within time.Duration, v any) error {
+	if err := s.SetDeadline(time.Now().Add(within)); err != nil {
 		return fmt.Errorf("market: %w", err)
 	}
 	if err := wire.ReadRecord(s, limit, v); err != nil {

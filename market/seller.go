@@ -201,7 +201,7 @@ func (s *Seller) serve(_ context.Context, st p2p.Stream) {
 	var quoted *lease.Terms
 	for {
 		var req lease.Request
-		if err := receive(st, lease.MaxMessage, &req); err != nil {
+		if err := receive(st, lease.MaxMessage, requestTimeout, &req); err != nil {
 			break // the other side is done, or gone, or broken
 		}
 		reply, err := s.answer(st.Remote(), req)
