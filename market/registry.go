@@ -130,7 +130,7 @@ func (r *registry) applyLocked(t *tracked, change func(lease.Lease) (lease.Lease
 		return before, fmt.Errorf("market: lease %s: %w", after.ID.Short(), err)
 	}
 	t.lease = after
-	if !after.Live() {
+	if after.Phase == lease.Closed || before.Live() && !after.Live() {
 		t.cancel()
 	}
 	r.log.Info("lease", "id", after.ID.Short(), "peer", after.Other(), "phase", string(after.Phase), "was", string(before.Phase), "reason", string(after.Reason))

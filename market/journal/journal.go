@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -27,8 +26,8 @@ const Version = 1
 
 // Errors of opening a database.
 var (
-	// ErrLocked reports a database that another process has open.
-	ErrLocked = errors.New("market database is in use by another process")
+	// ErrLocked reports a database that is open already, here or in another process.
+	ErrLocked = errors.New("market database is in use")
 	// ErrVersion reports a database of another layout.
 	ErrVersion = errors.New("market database has another version")
 )
@@ -48,8 +47,9 @@ const (
 
 // DB is the market's database. It is safe for concurrent use and implements [ledger.Source].
 type DB struct {
-	kv *pebble.DB
-	mu sync.Mutex // one writer at a time, for reads that a write depends on
+	kv   *pebble.DB
+	lock *pebble.Lock
+	mu   sync.Mutex // one writer at a time, for reads that a write depends on
 }
 
 // Open opens or creates the database in a folder of its own.
@@ -57,21 +57,26 @@ func Open(dir string) (*DB, error) { return OpenFS(dir, vfs.Default) }
 
 // OpenFS opens the database on a file system; tests pass one that can crash.
 func OpenFS(dir string, fs vfs.FS) (*DB, error) {
+	if err := fs.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("journal: open %s: %w", dir, err)
+	}
+	lock, err := pebble.LockDirectory(dir, fs)
+	if err != nil {
+		return nil, fmt.Errorf("journal: open %s: %w: %w", dir, ErrLocked, err)
+	}
 	kv, err := pebble.Open(dir, &pebble.Options{
 		FS:                 fs,
 		FormatMajorVersion: pebble.FormatNewest,
 		Logger:             quiet{},
 		MemTableSize:       4 << 20,
+		Lock:               lock,
 	})
-	if errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EACCES) {
-		return nil, fmt.Errorf("journal: open %s: %w: %w", dir, ErrLocked, err)
-	}
 	if err != nil {
-		return nil, fmt.Errorf("journal: open %s: %w", dir, err)
+		return nil, errors.Join(fmt.Errorf("journal: open %s: %w", dir, err), lock.Close())
 	}
-	db := &DB{kv: kv}
+	db := &DB{kv: kv, lock: lock}
 	if err := db.checkVersion(); err != nil {
-		return nil, errors.Join(fmt.Errorf("journal: open %s: %w", dir, err), kv.Close())
+		return nil, errors.Join(fmt.Errorf("journal: open %s: %w", dir, err), db.Close())
 	}
 	return db, nil
 }
@@ -93,7 +98,7 @@ func (db *DB) checkVersion() error {
 
 // Close closes the database.
 func (db *DB) Close() error {
-	if err := db.kv.Close(); err != nil {
+	if err := errors.Join(db.kv.Close(), db.lock.Close()); err != nil {
 		return fmt.Errorf("journal: close: %w", err)
 	}
 	return nil
