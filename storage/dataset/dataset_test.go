@@ -179,6 +179,19 @@ func TestShardRoundTrip(t *testing.T) {
 }
 
 // TestShardGolden reads a file written by an earlier version; what the compressor writes today may differ.
+func TestShardsOfEveryNearSize(t *testing.T) {
+	raw := make([]byte, 1100)
+	for n := 1; n <= len(raw); n++ {
+		file, err := dataset.EncodeShard(dataset.FromBytes(raw[:n]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := dataset.DecodeShard(file, dataset.U8, uint64(n)); err != nil {
+			t.Fatalf("%d tokens: %v", n, err)
+		}
+	}
+}
+
 func TestShardGolden(t *testing.T) {
 	text := bytes.Repeat([]byte("Shall I compare thee to a summer's day? "), 8)
 	file, err := dataset.EncodeShard(dataset.FromBytes(text))

@@ -87,7 +87,11 @@ func EncodeShard(t Tokens) ([]byte, error) {
 	if width == 0 || len(t.Raw) == 0 || len(t.Raw)%width != 0 || len(t.Raw) > MaxShardBytes {
 		return nil, fmt.Errorf("dataset: shard of %d bytes of %.16q, limit %d: %w", len(t.Raw), t.Dtype, MaxShardBytes, ErrInvalid)
 	}
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedDefault))
+	options := []zstd.EOption{zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedDefault)}
+	if len(t.Raw) < 256 { // the encoder states a size below 256 in single-segment frames only
+		options = append(options, zstd.WithSingleSegment(true))
+	}
+	enc, err := zstd.NewWriter(nil, options...)
 	if err != nil {
 		return nil, fmt.Errorf("dataset: shard: %w", err)
 	}

@@ -1,0 +1,4 @@
+package sub
+
+// Answer is what it is.
+const Answer = 42
