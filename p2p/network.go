@@ -96,7 +96,8 @@ type Message struct {
 
 // Topic is a joined gossip topic.
 type Topic interface {
-	// Publish sends a message of at most [MaxGossip] bytes to every subscriber.
+	// Publish sends a message of at most [MaxGossip] bytes to every subscriber. Bytes that this node published on the topic
+	// within the last two minutes are not sent again: messages carry a time or a sequence number.
 	Publish(ctx context.Context, data []byte) error
 	// Next returns the next message from another node, in arrival order; the node's own messages are not returned.
 	Next(ctx context.Context) (Message, error)

@@ -4,12 +4,17 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"sync"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/capacloud/capanode/p2p"
 )
+
+// forgetAfter is how long a node's own bytes are known, and not sent again.
+const forgetAfter = 2 * time.Minute
 
 // topic is one node's subscription. A pump judges what arrives, so that a validator never runs in the author's goroutine.
 type topic struct {
@@ -22,6 +27,7 @@ type topic struct {
 	arrived []p2p.Message // not judged yet
 	ready   []p2p.Message
 	closed  bool
+	sent    map[string]time.Time // guarded by net.mu
 }
 
 var _ p2p.Topic = (*topic)(nil)
@@ -42,7 +48,7 @@ func (n *Node) Join(name string, validate p2p.Validator) (p2p.Topic, error) {
 	if n.topics[name] != nil {
 		return nil, fmt.Errorf("memnet: join %s: %w", name, p2p.ErrJoined)
 	}
-	t := &topic{node: n, name: name, validate: validate}
+	t := &topic{node: n, name: name, validate: validate, sent: make(map[string]time.Time)}
 	t.changed.L = &t.mu
 	n.topics[name] = t
 	n.work.Go(t.pump)
@@ -86,6 +92,12 @@ func (t *topic) Publish(ctx context.Context, data []byte) error {
 	if t.node.topics[t.name] != t {
 		return fmt.Errorf("memnet: publish on %s: %w", t.name, p2p.ErrClosed)
 	}
+	now := time.Now()
+	if at, known := t.sent[string(data)]; known && now.Sub(at) < forgetAfter {
+		return nil
+	}
+	maps.DeleteFunc(t.sent, func(_ string, at time.Time) bool { return now.Sub(at) >= forgetAfter })
+	t.sent[string(data)] = now
 	for _, other := range t.others() {
 		other.deliver(p2p.Message{From: t.node.id, Data: bytes.Clone(data)})
 	}

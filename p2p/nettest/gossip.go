@@ -82,6 +82,10 @@ func testGossip(t *testing.T, nodes []Node) {
 		}
 	}
 	silent(t, topics[1], "own messages come back")
+	if err := topics[1].Publish(within(t), big); err != nil {
+		t.Errorf("publish the same bytes again: %v", err)
+	}
+	silent(t, topics[0], "the same bytes arrive twice")
 }
 
 func testGossipValidator(t *testing.T, nodes []Node) {
