@@ -41,15 +41,18 @@ const (
 	provenanceFile = "capanode.json"
 )
 
-// maxJSON bounds every JSON file but the weights' header, in bytes.
-const maxJSON = 1 << 20
+// What is read of a file at most, in bytes.
+const (
+	maxJSON      = 1 << 20
+	maxTokenizer = 64 << 20 // vocabularies of other models run to tens of megabytes
+)
 
 // Model is all that a folder says.
 type Model struct {
 	Spec       model.Spec
 	Params     []engine.Param // canonical order; offsets point into Weights
 	Weights    []float32
-	Tokenizer  tokenizer.Tokenizer // nil leaves the tokenizer files out; Read does not set it
+	Tokenizer  tokenizer.Tokenizer // nil leaves the tokenizer files out; nil after Read when the folder has another one
 	Provenance Provenance          // zero after Read when the folder has none
 }
 
@@ -148,6 +151,9 @@ func Read(dir string) (Model, error) {
 	if m.Weights, err = readWeights(filepath.Join(dir, weightsFile), params, total); err != nil {
 		return Model{}, err
 	}
+	if m.Tokenizer, err = readTokenizer(filepath.Join(dir, tokenizer.HuggingFaceName)); err != nil {
+		return Model{}, err
+	}
 	err = readJSON(filepath.Join(dir, provenanceFile), &m.Provenance)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil // a folder made elsewhere
@@ -162,18 +168,40 @@ func Read(dir string) (Model, error) {
 	return m, nil
 }
 
-func readJSON(path string, v any) error {
+// readTokenizer returns the tokenizer of a folder, nil where it has none or one that this program cannot apply.
+func readTokenizer(path string) (tokenizer.Tokenizer, error) {
+	raw, err := readSmall(path, maxTokenizer)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	tok, _ := tokenizer.Recognize(raw)
+	return tok, nil
+}
+
+// readSmall reads a file of at most limit bytes.
+func readSmall(path string, limit int64) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return fmt.Errorf("hf: %w", err)
+		return nil, fmt.Errorf("hf: %w", err)
 	}
 	defer f.Close()
-	raw, err := io.ReadAll(io.LimitReader(f, maxJSON+1))
+	raw, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err != nil {
-		return fmt.Errorf("hf: read %s: %w", path, err)
+		return nil, fmt.Errorf("hf: read %s: %w", path, err)
 	}
-	if len(raw) > maxJSON {
-		return fmt.Errorf("hf: %s is larger than %d bytes: %w", path, maxJSON, ErrFormat)
+	if int64(len(raw)) > limit {
+		return nil, fmt.Errorf("hf: %s is larger than %d bytes: %w", path, limit, ErrFormat)
+	}
+	return raw, nil
+}
+
+func readJSON(path string, v any) error {
+	raw, err := readSmall(path, maxJSON)
+	if err != nil {
+		return err
 	}
 	if err := json.Unmarshal(raw, v); err != nil {
 		return fmt.Errorf("hf: %s: %w: %w", path, ErrFormat, err)

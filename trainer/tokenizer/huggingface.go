@@ -9,6 +9,9 @@ import (
 // EndOfTextSymbol is how the end-of-text token is spelled in Hugging Face files.
 const EndOfTextSymbol = "<|endoftext|>"
 
+// HuggingFaceName is the name of the file that holds the mapping.
+const HuggingFaceName = "tokenizer.json"
+
 // File is one file of a Hugging Face folder.
 type File struct {
 	Name string
@@ -39,7 +42,16 @@ func HuggingFace(t Tokenizer, maxLength int) ([]File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []File{{"tokenizer.json", spec}, {"tokenizer_config.json", config}}, nil
+	return []File{{HuggingFaceName, spec}, {"tokenizer_config.json", config}}, nil
+}
+
+// Recognize returns the tokenizer whose tokenizer.json this is, byte for byte, or false for one made elsewhere.
+func Recognize(tokenizerJSON []byte) (Tokenizer, bool) {
+	files, err := HuggingFace(Byte{}, 1)
+	if err != nil || !bytes.Equal(files[0].Data, tokenizerJSON) {
+		return nil, false
+	}
+	return Byte{}, true
 }
 
 // marshal writes JSON as people read it: two spaces, no HTML escapes, a final newline.

@@ -77,6 +77,19 @@ func TestHuggingFaceGolden(t *testing.T) {
 	}
 }
 
+func TestRecognize(t *testing.T) {
+	files, err := HuggingFace(Byte{}, 4096)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if tok, ok := Recognize(files[0].Data); !ok || tok.Name() != "bytes" {
+		t.Errorf("own file: %v, %v", tok, ok)
+	}
+	if tok, ok := Recognize(bytes.Replace(files[0].Data, []byte(`"!": 33`), []byte(`"!": 34`), 1)); ok {
+		t.Errorf("another mapping passes as %s", tok.Name())
+	}
+}
+
 // TestIDsEqualPython compares with IDs that the Python package tokenizers (0.23.3) gave for these texts when it had
 // loaded testdata/tokenizer.json.
 func TestIDsEqualPython(t *testing.T) {
