@@ -34,7 +34,8 @@ type Codec interface {
 	ID() string
 	// Size returns the bytes of a blob of n elements. It depends on n only.
 	Size(n int) int
-	// Encode fills dst, of exactly Size(len(src)) bytes. It is [ErrNotFinite] when src holds a NaN or an infinity.
+	// Encode fills dst, of exactly Size(len(src)) bytes. It is [ErrNotFinite] when src holds a NaN, an infinity or numbers so
+	// large that the codec could not keep them finite.
 	Encode(dst []byte, src []float32) error
 	// Open checks a stranger's blob against the expected number of elements: size, header, and that everything in it
 	// decodes to finite numbers. It keeps the blob; nothing is copied or allocated for its elements.

@@ -24,6 +24,9 @@ const (
 // tiny is the scale below which a block is sent as zeros: its reciprocal would leave the range of float32.
 const tiny = 0x1p-100
 
+// huge is the root mean square above which a block is refused: its sums would leave the range of float32.
+const huge = 1e30
+
 // Int8 quantises every block to 256 buckets of its own scale and sends the mean of what fell into each bucket, so that a
 // bucket's sum over a group is the same before and after: quantisation adds no bias. One byte per element, and 0.5 %.
 type Int8 struct{}
@@ -71,11 +74,11 @@ func encodeGroup(dst []byte, src []float32) bool {
 	var t tally
 	for b := range blocks {
 		x := src[b*Block : min((b+1)*Block, len(src))]
-		squares := sumSquares(x)
-		if math.IsNaN(squares) || math.IsInf(squares, 0) {
+		sigma := math.Sqrt(sumSquares(x) / float64(len(x)))
+		if !(sigma <= huge) { // NaN too
 			return false
 		}
-		scale := float32(math.Sqrt(squares/float64(len(x))) * (6.0 / 256))
+		scale := float32(sigma * (6.0 / 256))
 		if scale < tiny {
 			scale = 0
 		}
@@ -92,7 +95,7 @@ func encodeGroup(dst []byte, src []float32) bool {
 	return true
 }
 
-// sumSquares adds in four fixed chains, in float64: it cannot overflow, and is not finite exactly when x is not.
+// sumSquares adds in four fixed chains, in float64: it is not finite exactly when x is not.
 func sumSquares(x []float32) float64 {
 	var a, b, c, d float64
 	for len(x) >= 4 {

@@ -220,7 +220,7 @@ func (a Attempt) settle() (Attempt, []Action) {
 
 // outcome returns Decide, Heal or Abort, or nil while the attempt has to wait.
 func (a Attempt) outcome() Action {
-	if set, by := a.followed(); set != nil && a.setup.Retry < 2 {
+	if set, by := a.followed(); set != nil && (a.setup.Listen || a.setup.Retry < 2) {
 		if end, ok := a.build(set).(Decide); ok {
 			return end
 		}
@@ -274,7 +274,8 @@ func (a Attempt) followed() (set []Hash, by []peer.ID) {
 	return set, by
 }
 
-// unanimous returns the set on which every expected peer and this one agree, so that nothing is gained by waiting.
+// unanimous returns the set on which every expected peer and this one agree, so that nothing is gained by waiting. Where a
+// mate has committed another set, there is something to wait for.
 func (a Attempt) unanimous() []Hash {
 	set := a.ballot(a.setup.Self)
 	if a.setup.Listen && len(a.expected) > 0 {
@@ -285,10 +286,14 @@ func (a Attempt) unanimous() []Hash {
 			return nil
 		}
 	}
-	if len(set) == 0 || a.pending(set) {
+	if _, whole := a.build(set).(Decide); len(set) == 0 || !whole {
 		return nil
 	}
-	return oneEach(set, a.candidates)
+	set = oneEach(set, a.candidates)
+	if slices.ContainsFunc(a.commits, func(c announcement) bool { return !slices.Equal(c.commit.Set, set) }) {
+		return nil
+	}
+	return set
 }
 
 // quorum evaluates the votes. From the third attempt on only the votes for the own header count, so that a peer whose
