@@ -62,6 +62,10 @@ func (b *Book) Serve(s p2p.Stream) error {
 			return fmt.Errorf("book: more than %d digests: %w", MaxOffers, ErrProtocol)
 		}
 		for _, d := range f.Have {
+			if d.Peer == "" {
+				s.Reset()
+				return fmt.Errorf("book: digest without a peer: %w", ErrProtocol)
+			}
 			have[d.Peer] = d.Seq
 		}
 		if !f.More {
