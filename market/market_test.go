@@ -295,6 +295,47 @@ func TestGangIsAllOrNothing(t *testing.T) {
 	}
 }
 
+// TestGangUndoesItsGrants has one provider that holds a slot and then refuses the accept: the others are let go.
+func TestGangUndoesItsGrants(t *testing.T) {
+	net := memnet.New()
+	s, c := newShop(t, net, "provider", nil), newClient(t, net, "requester")
+	liar := net.Node("liar")
+	t.Cleanup(func() { liar.Close() })
+	liar.Handle(lease.Protocol, p2p.Limits{}, func(_ context.Context, st p2p.Stream) {
+		defer st.Reset()
+		for {
+			var req lease.Request
+			if receive(st, lease.MaxMessage, messageTimeout, &req) != nil {
+				return
+			}
+			reply := lease.Refuse(lease.ErrNoSlot)
+			if req.Op == lease.OpQuote {
+				reply = lease.Reply{Terms: req.Terms}
+			}
+			if send(st, reply) != nil {
+				return
+			}
+		}
+	})
+	candidates := []offer.Offer{s.offer(), {Peer: liar.ID(), Beacon: s.offer().Beacon}}
+	if _, err := c.buyer.LeaseAll(t.Context(), candidates, 2, ask()); !errors.Is(err, ErrGang) || !errors.Is(err, lease.ErrNoSlot) {
+		t.Fatalf("got %v", err)
+	}
+	all, err := c.buyer.Leases()
+	if err != nil || len(all) != 2 {
+		t.Fatalf("%d leases: %v", len(all), err)
+	}
+	for _, l := range all {
+		want := map[peer.ID]lease.Reason{s.node.ID(): lease.Capacity, liar.ID(): lease.NotCompleted}[l.Other()]
+		if l.Phase != lease.Closed || l.Reason != want {
+			t.Errorf("%s for %q, want %q", l.Phase, l.Reason, want)
+		}
+	}
+	if l := <-s.closes; l.Reason != lease.Capacity || s.seller.Free() != 1 {
+		t.Errorf("provider: %s for %q", l.Phase, l.Reason)
+	}
+}
+
 func TestRefusalsOfAQuote(t *testing.T) {
 	net := memnet.New()
 	s := newShop(t, net, "provider", nil)
