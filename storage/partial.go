@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"sync"
 	"time"
 
@@ -43,7 +44,7 @@ type Partial struct {
 	dirty   int64 // bytes written since the last checkpoint
 	saved   time.Time
 	saving  bool
-	saves   sync.WaitGroup
+	work    sync.WaitGroup // writes and checkpoints that finish must wait for
 	closed  bool
 }
 
@@ -210,6 +211,12 @@ func (p *Partial) Write(i int, block []byte) error {
 		return fmt.Errorf("storage: %s block %d of %d bytes: %w", l.Root, i, len(block), ErrCorrupt)
 	}
 	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return fmt.Errorf("storage: %s block %d: %w", l.Root, i, fs.ErrClosed)
+	}
+	p.work.Add(1)
+	defer p.work.Done()
 	have := p.bits[i/8]&(1<<(i%8)) != 0
 	p.mu.Unlock()
 	if have {
@@ -229,7 +236,7 @@ func (p *Partial) Write(i int, block []byte) error {
 		p.saving = true
 		p.dirty, p.saved = 0, now
 		bits := append([]byte(nil), p.bits...)
-		p.saves.Go(func() { p.checkpoint(bits) })
+		p.work.Go(func() { p.checkpoint(bits) })
 	}
 	return nil
 }
@@ -286,9 +293,9 @@ func (p *Partial) finish() error {
 		return nil
 	}
 	p.closed = true
-	bits := append([]byte(nil), p.bits...)
 	p.mu.Unlock()
-	p.saves.Wait()
+	p.work.Wait()
+	bits := p.bits // nobody writes it any more
 	err := p.file.Sync()
 	if err == nil {
 		err = p.save(bits, pebble.Sync)

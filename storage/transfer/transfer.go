@@ -1,0 +1,143 @@
+// Package transfer owns the protocol /capanode/blob/1.0.0 that moves objects between nodes: a server that answers from a
+// store, and a fetcher that pulls one object, file, folder or record, from several sources at once. It refuses to decide
+// what is worth fetching, keeping or announcing. The protocol is docs/protocol/blob.md.
+//
+// Every block is hashed by the server before it leaves and by the fetcher when it arrives: a source that sends one bad
+// block is out of the fetch.
+package transfer
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/capacloud/capanode/p2p"
+	"github.com/capacloud/capanode/p2p/wire"
+	"github.com/capacloud/capanode/storage/unixfs"
+)
+
+// Protocol is the stream protocol.
+const Protocol = "/capanode/blob/1.0.0"
+
+const (
+	// MaxRequest is the largest request frame in bytes.
+	MaxRequest = 4 << 10
+	// MaxRanges is the largest number of ranges in one request.
+	MaxRanges = 64
+	// MaxBlocks is the largest number of blocks that one request may name.
+	MaxBlocks = 1024
+
+	headerSize = 9
+)
+
+var (
+	// ErrNoProviders reports that no source delivers the object. The text lists who was asked and what happened.
+	ErrNoProviders = errors.New("no provider delivers the object")
+	// ErrProtocol reports a peer that breaks the protocol.
+	ErrProtocol = errors.New("blob protocol violation")
+)
+
+// limits bounds the serving side. A fetcher needs one stream per source; a few more cover its fetches in parallel.
+var limits = p2p.Limits{Streams: 128, StreamsPerPeer: 8, Idle: idleTimeout}
+
+const (
+	idleTimeout  = 60 * time.Second // a client may think this long between requests
+	writeTimeout = 30 * time.Second // a client must take a block within this
+)
+
+// Range is a run of block numbers.
+type Range struct {
+	First uint32 `cbor:"first"`
+	Count uint32 `cbor:"count"`
+}
+
+// Request asks for blocks of an object by number, or, without ranges, for the block that the CID itself names.
+type Request struct {
+	CID    wire.Link `cbor:"cid"`
+	Ranges []Range   `cbor:"ranges"`
+}
+
+// check holds the rules of a request.
+func (r Request) check() error {
+	if _, err := unixfs.DigestOf(r.CID.Cid); err != nil {
+		return fmt.Errorf("transfer: request: %w: %w", ErrProtocol, err)
+	}
+	if len(r.Ranges) > MaxRanges {
+		return fmt.Errorf("transfer: request with %d ranges, limit %d: %w", len(r.Ranges), MaxRanges, ErrProtocol)
+	}
+	total := uint64(0)
+	for _, run := range r.Ranges {
+		total += uint64(run.Count)
+		if run.Count == 0 || uint64(run.First)+uint64(run.Count) > unixfs.MaxLeaves {
+			return fmt.Errorf("transfer: request for blocks %d and %d more: %w", run.First, run.Count, ErrProtocol)
+		}
+	}
+	if total > MaxBlocks {
+		return fmt.Errorf("transfer: request for %d blocks, limit %d: %w", total, MaxBlocks, ErrProtocol)
+	}
+	return nil
+}
+
+// readRequest reads one hostile request.
+func readRequest(r io.Reader) (Request, error) {
+	var req Request
+	if err := wire.ReadRecord(r, MaxRequest, &req); err != nil {
+		return req, err
+	}
+	return req, req.check()
+}
+
+// rangesOf packs ascending block numbers into runs.
+func rangesOf(blocks []int) []Range {
+	var out []Range
+	for _, b := range blocks {
+		if n := len(out); n > 0 && out[n-1].First+out[n-1].Count == uint32(b) {
+			out[n-1].Count++
+			continue
+		}
+		out = append(out, Range{uint32(b), 1})
+	}
+	return out
+}
+
+// status says what an answer is. Anything but statusBlock ends the request it answers.
+type status byte
+
+const (
+	statusBlock       status = 0 // the block follows
+	statusNotFound    status = 1 // the object or block is not here
+	statusUnavailable status = 2 // it is here but cannot be read now
+)
+
+// header precedes each block: status, block number, length, big-endian. The block follows outside any encoding, so that
+// neither side copies it.
+type header struct {
+	status status
+	block  uint32
+	length uint32
+}
+
+func (h header) put(b []byte) {
+	b[0] = byte(h.status)
+	binary.BigEndian.PutUint32(b[1:], h.block)
+	binary.BigEndian.PutUint32(b[5:], h.length)
+}
+
+// parseHeader reads a hostile header that must answer for the given block.
+func parseHeader(b []byte, want uint32) (header, error) {
+	if len(b) != headerSize {
+		return header{}, fmt.Errorf("transfer: header of %d bytes: %w", len(b), ErrProtocol)
+	}
+	h := header{status(b[0]), binary.BigEndian.Uint32(b[1:]), binary.BigEndian.Uint32(b[5:])}
+	switch {
+	case h.status > statusUnavailable:
+		return h, fmt.Errorf("transfer: answer with status %d: %w", h.status, ErrProtocol)
+	case h.block != want:
+		return h, fmt.Errorf("transfer: answer for block %d, asked for %d: %w", h.block, want, ErrProtocol)
+	case h.length > unixfs.MaxBlock || (h.status != statusBlock && h.length != 0):
+		return h, fmt.Errorf("transfer: answer of %d bytes with status %d: %w", h.length, h.status, ErrProtocol)
+	}
+	return h, nil
+}
