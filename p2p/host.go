@@ -208,13 +208,13 @@ func (h *Host) Close() error {
 	if h.mdns != nil {
 		errs = append(errs, h.mdns.Close())
 	}
-	if h.dht != nil {
-		errs = append(errs, h.dht.Close())
-	}
 	if h.host != nil {
 		errs = append(errs, h.host.Close())
 	}
-	h.work.Wait()
+	h.work.Wait() // the DHT must not close under a refresh
+	if h.dht != nil {
+		errs = append(errs, h.dht.Close())
+	}
 	return errors.Join(errs...)
 }
 
