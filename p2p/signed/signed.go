@@ -3,6 +3,7 @@
 package signed
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 
@@ -15,11 +16,15 @@ import (
 // another.
 type Domain string
 
-// MaxEnvelope is the largest envelope in bytes that [Open] looks at.
+// MaxEnvelope is the largest envelope in bytes that [Seal] makes and [Open] looks at.
 const MaxEnvelope = 256 << 10
 
-// ErrInvalid reports an envelope that is malformed, signed by another key or made for another domain.
-var ErrInvalid = errors.New("invalid signed envelope")
+var (
+	// ErrInvalid reports an envelope that is malformed, signed by another key or made for another domain.
+	ErrInvalid = errors.New("invalid signed envelope")
+	// ErrTooLarge reports data that does not fit into an envelope of [MaxEnvelope] bytes.
+	ErrTooLarge = errors.New("too large for a signed envelope")
+)
 
 // payloadType is the multicodec-style type bytes inside each envelope: dag-cbor (0x71).
 var payloadType = []byte{0x71}
@@ -34,8 +39,12 @@ func (p *payload) Codec() []byte                  { return payloadType }
 func (p *payload) MarshalRecord() ([]byte, error) { return p.data, nil }
 func (p *payload) UnmarshalRecord(b []byte) error { p.data = b; return nil }
 
-// Seal signs data for the domain and returns the marshalled envelope.
+// Seal signs data for the domain and returns the marshalled envelope. The key must be Ed25519. The same key, domain and
+// data give the same bytes.
 func Seal(key crypto.PrivKey, domain Domain, data []byte) ([]byte, error) {
+	if key.Type() != crypto.Ed25519 {
+		return nil, fmt.Errorf("signed: seal %s: %s key, want Ed25519", domain, key.Type())
+	}
 	env, err := record.Seal(&payload{domain, data}, key)
 	if err != nil {
 		return nil, fmt.Errorf("signed: seal %s: %w", domain, err)
@@ -44,10 +53,14 @@ func Seal(key crypto.PrivKey, domain Domain, data []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("signed: seal %s: %w", domain, err)
 	}
+	if len(raw) > MaxEnvelope {
+		return nil, fmt.Errorf("signed: seal %s: %d bytes, limit %d: %w", domain, len(raw), MaxEnvelope, ErrTooLarge)
+	}
 	return raw, nil
 }
 
-// Open verifies an envelope made for the domain and returns its signer and data.
+// Open verifies an envelope made for the domain and returns its signer and data. It takes exactly the bytes that [Seal]
+// makes: nobody can turn a valid envelope into another valid one with the same content.
 func Open(domain Domain, raw []byte) (peer.ID, []byte, error) {
 	if len(raw) > MaxEnvelope {
 		return "", nil, fmt.Errorf("signed: open %s: %d bytes: %w", domain, len(raw), ErrInvalid)
@@ -57,12 +70,18 @@ func Open(domain Domain, raw []byte) (peer.ID, []byte, error) {
 	if err != nil {
 		return "", nil, fmt.Errorf("signed: open %s: %w: %w", domain, ErrInvalid, err)
 	}
-	if string(env.PayloadType) != string(payloadType) {
+	if !bytes.Equal(env.PayloadType, payloadType) {
 		return "", nil, fmt.Errorf("signed: open %s: payload type %x: %w", domain, env.PayloadType, ErrInvalid)
+	}
+	if env.PublicKey.Type() != crypto.Ed25519 {
+		return "", nil, fmt.Errorf("signed: open %s: %s key: %w", domain, env.PublicKey.Type(), ErrInvalid)
+	}
+	if again, err := env.Marshal(); err != nil || !bytes.Equal(again, raw) {
+		return "", nil, fmt.Errorf("signed: open %s: not the bytes that sealing makes: %w", domain, ErrInvalid)
 	}
 	id, err := peer.IDFromPublicKey(env.PublicKey)
 	if err != nil {
-		return "", nil, fmt.Errorf("signed: open %s: %w", domain, err)
+		return "", nil, fmt.Errorf("signed: open %s: %w: %w", domain, ErrInvalid, err)
 	}
 	return id, p.data, nil
 }

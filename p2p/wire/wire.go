@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 
 	"github.com/fxamacker/cbor/v2"
 	"github.com/ipfs/go-cid"
@@ -35,12 +36,14 @@ var (
 	decMode = must(cbor.DecOptions{
 		DupMapKey:        cbor.DupMapKeyEnforcedAPF,
 		IndefLength:      cbor.IndefLengthForbidden,
-		MaxNestedLevels:  32,
-		MaxArrayElements: 1 << 16,
-		MaxMapPairs:      1 << 12,
+		MaxNestedLevels:  maxDepth + 1,
+		MaxArrayElements: maxItems,
+		MaxMapPairs:      maxFields,
 		UTF8:             cbor.UTF8RejectInvalid,
 		NaN:              cbor.NaNDecodeForbidden,
 		Inf:              cbor.InfDecodeForbidden,
+		// A key means one field and nothing else: by default "Price" would set the field "price", too.
+		FieldNameMatching: cbor.FieldNameMatchingCaseSensitive,
 	}.DecMode())
 )
 
@@ -52,7 +55,8 @@ func must[T any](v T, err error) T {
 }
 
 // Marshal encodes v as deterministic CBOR: map keys sorted by length then bytes, shortest integers, 64-bit floats, no
-// indefinite lengths. The same value gives the same bytes on every machine. NaN and infinities are errors.
+// indefinite lengths. The same value gives the same bytes on every machine. What [Unmarshal] would refuse is an error:
+// NaN, infinities, float32, text that is not UTF-8, map keys that are not text, too many elements.
 func Marshal(v any) ([]byte, error) {
 	b, err := encMode.Marshal(v)
 	if err != nil {
@@ -61,14 +65,20 @@ func Marshal(v any) ([]byte, error) {
 	if len(b) > MaxRecord {
 		return nil, fmt.Errorf("wire: encode %T: %d bytes, limit %d: %w", v, len(b), MaxRecord, ErrTooLarge)
 	}
+	if err := strict(b); err != nil {
+		return nil, fmt.Errorf("wire: encode %T: %w", v, err)
+	}
 	return b, nil
 }
 
-// Unmarshal decodes one CBOR record. Duplicate keys, indefinite lengths, invalid UTF-8, NaN, deep nesting and trailing
-// bytes are errors; unknown map keys are ignored, so that records can grow.
+// Unmarshal decodes one CBOR record. Bytes that [Marshal] would not have made are [ErrMalformed], so that a value has one
+// encoding, one CID and one signature; unknown map keys are ignored, so that records can grow.
 func Unmarshal(b []byte, v any) error {
 	if len(b) > MaxRecord {
 		return fmt.Errorf("wire: decode %T: %d bytes, limit %d: %w", v, len(b), MaxRecord, ErrTooLarge)
+	}
+	if err := strict(b); err != nil {
+		return fmt.Errorf("wire: decode %T: %w", v, err)
 	}
 	if err := decMode.Unmarshal(b, v); err != nil {
 		return fmt.Errorf("wire: decode %T: %w", v, err)
@@ -120,6 +130,9 @@ func (l *Link) UnmarshalCBOR(b []byte) error {
 
 // WriteFrame writes one frame: a 4-byte big-endian length and the bytes, in one write.
 func WriteFrame(w io.Writer, b []byte) error {
+	if int64(len(b)) > math.MaxUint32 {
+		return fmt.Errorf("wire: write frame of %d bytes: %w", len(b), ErrTooLarge)
+	}
 	frame := make([]byte, 4+len(b))
 	binary.BigEndian.PutUint32(frame, uint32(len(b)))
 	copy(frame[4:], b)
