@@ -48,6 +48,9 @@ type Buyer struct {
 
 // NewBuyer opens the buyer's leases from the log. [Buyer.Start] puts it to work.
 func NewBuyer(cfg BuyerConfig) (*Buyer, error) {
+	if cfg.Net == nil || cfg.DB == nil || cfg.Verify == nil {
+		return nil, fmt.Errorf("market: buyer needs a network, a database and a way to verify work: %w", ErrConfig)
+	}
 	b := &Buyer{cfg: cfg, spent: make(map[wire.Link]credit.Micro)}
 	b.reg = newRegistry(lease.Buyer, cfg.DB, cfg.Now, cfg.Log)
 	b.reg.changed = b.changed

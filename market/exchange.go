@@ -30,9 +30,9 @@ const (
 	// partners is how many connected peers the book is kept in step with.
 	partners = 8
 	// firstSync and lastSync bound the time between two copies of a partner's book. It doubles while nothing new comes.
-	firstSync, lastSync = 2 * time.Second, 10 * time.Minute
+	firstSync, lastSync = 500 * time.Millisecond, 10 * time.Minute
 	// lookEvery is how often new connections are looked for.
-	lookEvery = time.Second
+	lookEvery = 250 * time.Millisecond
 	// syncTimeout bounds one copy of a book.
 	syncTimeout = 30 * time.Second
 )
@@ -99,7 +99,7 @@ func (x *Exchange) Advertise(b offer.Beacon) error {
 		return fmt.Errorf("market: advertise: %w", err)
 	}
 	if x.cfg.DB == nil {
-		return errors.New("market: advertise: exchange has no database for the beacon's sequence")
+		return fmt.Errorf("market: advertise: exchange has no database for the beacon's sequence: %w", ErrConfig)
 	}
 	x.mu.Lock()
 	same := x.advert != nil && *x.advert == b

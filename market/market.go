@@ -6,6 +6,7 @@ package market
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -22,6 +23,9 @@ type DB = journal.DB
 
 // OpenDB opens or creates the market's database in a folder of its own. One process at a time may hold it.
 func OpenDB(dir string) (*DB, error) { return journal.Open(dir) }
+
+// ErrConfig reports a configuration that cannot work.
+var ErrConfig = errors.New("invalid market configuration")
 
 const (
 	// messageTimeout bounds each message of a conversation.

@@ -29,7 +29,10 @@ import (
 	"github.com/capacloud/capanode/p2p/wire"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m,
+		goleak.IgnoreAnyFunction("github.com/libp2p/go-flow-metrics.(*sweeper).run")) // one for the process, by design
+}
 
 var quietLog = slog.New(slog.NewTextHandler(io.Discard, nil))
 
@@ -477,6 +480,21 @@ func TestManyBuyersOneSlot(t *testing.T) {
 	wg.Wait()
 	if won.Load() != 1 {
 		t.Errorf("%d buyers won one slot", won.Load())
+	}
+}
+
+func TestConfigsAreChecked(t *testing.T) {
+	node := memnet.New().Node("node")
+	t.Cleanup(func() { node.Close() })
+	db := openDB(t, vfs.NewMem())
+	t.Cleanup(func() { db.Close() })
+	for _, cfg := range []SellerConfig{{}, {Net: node, DB: db, MaxSeconds: 1}, {Net: node, DB: db, Slots: 5000, MaxSeconds: 1}, {Net: node, DB: db, Slots: 1}} {
+		if _, err := NewSeller(cfg); !errors.Is(err, ErrConfig) {
+			t.Errorf("seller %+v: %v", cfg, err)
+		}
+	}
+	if _, err := NewBuyer(BuyerConfig{Net: node, DB: db}); !errors.Is(err, ErrConfig) {
+		t.Errorf("buyer that cannot verify: %v", err)
 	}
 }
 

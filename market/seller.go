@@ -12,6 +12,7 @@ import (
 	"github.com/capacloud/capanode/market/credit"
 	"github.com/capacloud/capanode/market/lease"
 	"github.com/capacloud/capanode/market/meter"
+	"github.com/capacloud/capanode/market/offer"
 	"github.com/capacloud/capanode/p2p"
 )
 
@@ -53,6 +54,9 @@ type Seller struct {
 
 // NewSeller opens the seller's leases from the log. [Seller.Start] puts it to work.
 func NewSeller(cfg SellerConfig) (*Seller, error) {
+	if cfg.Net == nil || cfg.DB == nil || cfg.Slots < 1 || cfg.Slots > offer.MaxSlots || cfg.MaxSeconds == 0 {
+		return nil, fmt.Errorf("market: seller needs a network, a database, 1 to %d slots and a longest lease: %w", offer.MaxSlots, ErrConfig)
+	}
 	s := &Seller{cfg: cfg, open: cfg.Slots, prices: cfg.Prices, table: lease.NewTable(cfg.Slots)}
 	s.reg = newRegistry(lease.Seller, cfg.DB, cfg.Now, cfg.Log)
 	s.reg.changed = s.changed

@@ -237,8 +237,8 @@ func TestAdvertising(t *testing.T) {
 		if err := x.Advertise(offer.Beacon{Class: "cpu"}); !errors.Is(err, offer.ErrRange) {
 			t.Errorf("invalid advert: %v", err)
 		}
-		if err := y.Advertise(advert); err == nil {
-			t.Error("advertised without a database for the sequence")
+		if err := y.Advertise(advert); !errors.Is(err, ErrConfig) {
+			t.Errorf("advertised without a database for the sequence: %v", err)
 		}
 		y.Close()
 	})

@@ -29,7 +29,7 @@ const (
 var ErrFull = errors.New("book is full")
 
 type entry struct {
-	offer  offer.Offer
+	offer  *offer.Offer // never changed, only replaced
 	bucket offer.Bucket
 	digest [sha256.Size]byte // of the envelope
 }
@@ -82,7 +82,7 @@ func (b *Book) Apply(env []byte) (offer.Offer, error) {
 			return o, fmt.Errorf("book: %d offers: %w", len(b.entries), ErrFull)
 		}
 		e = &entry{}
-	} else if err := offer.Check(&e.offer, o, now); err != nil {
+	} else if err := offer.Check(e.offer, o, now); err != nil {
 		b.remember(err)
 		return o, err
 	}
@@ -91,7 +91,7 @@ func (b *Book) Apply(env []byte) (offer.Offer, error) {
 		return o, fmt.Errorf("book: from %s: %w", o.Peer, offer.ErrRate)
 	}
 	delete(b.known, e.digest)
-	*e = entry{offer: o, bucket: bucket, digest: digest}
+	*e = entry{offer: &o, bucket: bucket, digest: digest}
 	b.entries[o.Peer] = e
 	b.known[digest] = struct{}{}
 	return o, nil
@@ -123,12 +123,12 @@ func (b *Book) sweep(now time.Time) {
 	}
 }
 
-// Offers lists the live offers, withdrawn ones included, in no particular order.
-func (b *Book) Offers() []offer.Offer {
+// live lists the live offers; they must not be changed.
+func (b *Book) live() []*offer.Offer {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	now := b.now()
-	out := make([]offer.Offer, 0, len(b.entries))
+	out := make([]*offer.Offer, 0, len(b.entries))
 	for _, e := range b.entries {
 		if !offer.Dead(e.offer.Beacon, now) {
 			out = append(out, e.offer)
@@ -137,8 +137,18 @@ func (b *Book) Offers() []offer.Offer {
 	return out
 }
 
+// Offers lists the live offers, withdrawn ones included, in no particular order.
+func (b *Book) Offers() []offer.Offer {
+	live := b.live()
+	out := make([]offer.Offer, len(live))
+	for i, o := range live {
+		out[i] = *o
+	}
+	return out
+}
+
 // Len is the number of live offers, withdrawn ones included.
-func (b *Book) Len() int { return len(b.Offers()) }
+func (b *Book) Len() int { return len(b.live()) }
 
 // Get returns the live offer of a peer.
 func (b *Book) Get(id peer.ID) (offer.Offer, bool) {
@@ -148,14 +158,14 @@ func (b *Book) Get(id peer.ID) (offer.Offer, bool) {
 	if e == nil || offer.Dead(e.offer.Beacon, b.now()) {
 		return offer.Offer{}, false
 	}
-	return e.offer, true
+	return *e.offer, true
 }
 
 // Query runs a query over the live offers.
-func (b *Book) Query(q query.Query) query.Result { return q.Run(b.Offers()) }
+func (b *Book) Query(q query.Query) query.Result { return q.Run(slices.Values(b.live())) }
 
 // Explain lists each live offer that a query rejects, with the reason.
-func (b *Book) Explain(q query.Query) []query.Rejection { return q.Explain(b.Offers()) }
+func (b *Book) Explain(q query.Query) []query.Rejection { return q.Explain(slices.Values(b.live())) }
 
 // Evidence lists the proofs of equivocation found so far.
 func (b *Book) Evidence() []*offer.Equivocation {

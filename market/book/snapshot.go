@@ -73,7 +73,7 @@ func (b *Book) Serve(s p2p.Stream) error {
 		}
 	}
 	var missing [][]byte
-	for _, o := range b.Offers() {
+	for _, o := range b.live() {
 		if seq, ok := have[o.Peer]; !ok || seq < o.Beacon.Seq {
 			missing = append(missing, o.Envelope)
 		}
@@ -126,7 +126,7 @@ func (b *Book) Fetch(s p2p.Stream) (added int, err error) {
 
 func (b *Book) sendDigests(s p2p.Stream) error {
 	var have []digest
-	for _, o := range b.Offers() {
+	for _, o := range b.live() {
 		have = append(have, digest{o.Peer, o.Beacon.Seq})
 	}
 	slices.SortFunc(have, func(x, y digest) int {

@@ -9,6 +9,7 @@ package query
 import (
 	"cmp"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 
@@ -74,21 +75,24 @@ type Result struct {
 	Rejected []Count       // most frequent first
 }
 
-// Run applies the query to a list of offers. The list is not changed.
-func (q Query) Run(offers []offer.Offer) Result {
+// Run applies the query to offers. It keeps only as many at a time as the limit asks for.
+func (q Query) Run(offers iter.Seq[*offer.Offer]) Result {
 	counts := make(map[Reason]int)
 	var res Result
-	for i := range offers {
-		if why, ok := q.Match(&offers[i]); !ok {
+	var best []*offer.Offer
+	for o := range offers {
+		if why, ok := q.Match(o); !ok {
 			counts[why]++
 			continue
 		}
-		res.Offers = append(res.Offers, offers[i])
+		res.Matched++
+		best = q.keep(best, o)
 	}
-	res.Matched = len(res.Offers)
-	slices.SortFunc(res.Offers, q.compare)
-	if q.limit > 0 && len(res.Offers) > q.limit {
-		res.Offers = res.Offers[:q.limit]
+	if q.limit == 0 {
+		slices.SortFunc(best, q.compare)
+	}
+	for _, o := range best {
+		res.Offers = append(res.Offers, *o)
 	}
 	for r, n := range counts {
 		res.Rejected = append(res.Rejected, Count{r, n})
@@ -97,6 +101,21 @@ func (q Query) Run(offers []offer.Offer) Result {
 		return cmp.Or(cmp.Compare(b.Offers, a.Offers), cmp.Compare(a.Reason.String(), b.Reason.String()))
 	})
 	return res
+}
+
+// keep adds a match: at the end without a limit, else in its place among the best so far.
+func (q Query) keep(best []*offer.Offer, o *offer.Offer) []*offer.Offer {
+	if q.limit == 0 {
+		return append(best, o)
+	}
+	if len(best) == q.limit {
+		if q.compare(o, best[len(best)-1]) >= 0 {
+			return best
+		}
+		best = best[:len(best)-1]
+	}
+	at, _ := slices.BinarySearchFunc(best, o, q.compare)
+	return slices.Insert(best, at, o)
 }
 
 // Match judges one offer. When it does not match, the reason is the first failing condition in the order written.
@@ -114,12 +133,12 @@ func (q Query) Match(o *offer.Offer) (Reason, bool) {
 	return failed.reason(), false
 }
 
-// Explain lists every offer that does not match with its reason, in the order of the list.
-func (q Query) Explain(offers []offer.Offer) []Rejection {
+// Explain lists every offer that does not match with its reason, in the order given.
+func (q Query) Explain(offers iter.Seq[*offer.Offer]) []Rejection {
 	var out []Rejection
-	for i := range offers {
-		if why, ok := q.Match(&offers[i]); !ok {
-			out = append(out, Rejection{offers[i], why})
+	for o := range offers {
+		if why, ok := q.Match(o); !ok {
+			out = append(out, Rejection{*o, why})
 		}
 	}
 	return out
@@ -156,13 +175,12 @@ type sortKey struct {
 	down  bool
 }
 
-func (q Query) compare(a, b offer.Offer) int {
-	keys := q.sort
-	if len(keys) == 0 {
-		keys = []sortKey{{field: fields["price"]}}
+func (q Query) compare(a, b *offer.Offer) int {
+	if len(q.sort) == 0 {
+		return cmp.Or(cmp.Compare(a.Beacon.Price, b.Beacon.Price), cmp.Compare(a.Peer, b.Peer))
 	}
-	for _, k := range keys {
-		c := k.field.compare(&a, &b)
+	for _, k := range q.sort {
+		c := k.field.compare(a, b)
 		if k.down {
 			c = -c
 		}

@@ -3,6 +3,7 @@ package query
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 	"testing"
@@ -28,12 +29,22 @@ var shop = []offer.Offer{
 	card("e", "RTX 4090", 24564, 350_000, 79_000_000),
 }
 
+func all(offers []offer.Offer) iter.Seq[*offer.Offer] {
+	return func(yield func(*offer.Offer) bool) {
+		for i := range offers {
+			if !yield(&offers[i]) {
+				return
+			}
+		}
+	}
+}
+
 func matches(t testing.TB, text string) string {
 	q, err := Parse(text)
 	if err != nil {
 		t.Fatalf("%s: %v", text, err)
 	}
-	res := q.Run(shop)
+	res := q.Run(all(shop))
 	var ids []string
 	for _, o := range res.Offers {
 		ids = append(ids, string(o.Peer))
@@ -95,14 +106,14 @@ func TestSortAndLimit(t *testing.T) {
 			t.Fatal(err)
 		}
 		got := ""
-		for _, o := range q.Run(shop).Offers {
+		for _, o := range q.Run(all(shop)).Offers {
 			got += string(o.Peer)
 		}
 		if got != want {
 			t.Errorf("%s: got %q, want %q", keys, got, want)
 		}
 	}
-	res := Query{}.Limit(2).Run(shop)
+	res := Query{}.Limit(2).Run(all(shop))
 	if len(res.Offers) != 2 || res.Matched != 5 {
 		t.Errorf("limit: %d offers, %d matched", len(res.Offers), res.Matched)
 	}
@@ -158,13 +169,13 @@ func TestReasons(t *testing.T) {
 	}
 	offers := slices.Clone(shop)
 	offers[3].Beacon.Free = 0
-	res := q.Run(offers)
+	res := q.Run(all(offers))
 	got := fmt.Sprint(res.Rejected)
 	want := `[{price<0.3 or perf>100T 2} {no free slots 1} {vram>=24GB 1}]`
 	if got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
-	for _, r := range q.Explain(offers) {
+	for _, r := range q.Explain(all(offers)) {
 		if r.Offer.Beacon.Class == "cpu" && (r.Reason.Field != "vram" || r.Reason.Kind != Failed) {
 			t.Errorf("cpu: %+v", r.Reason)
 		}
@@ -191,13 +202,18 @@ func TestCountsAddUp(t *testing.T) {
 			o.Beacon.Free = uint16(n % 3)
 			offers = append(offers, o)
 		}
-		res := q.Run(offers)
+		res := q.Run(all(offers))
 		total := res.Matched
 		for _, c := range res.Rejected {
 			total += c.Offers
 		}
-		if total != len(offers) || len(q.Explain(offers)) != len(offers)-res.Matched {
-			t.Fatalf("%q: %d matched and rejected, %d explained, book of %d", parts, total, len(q.Explain(offers)), len(offers))
+		limit := rapid.IntRange(1, 5).Draw(t, "limit")
+		cut := q.Limit(limit).Run(all(offers))
+		if cut.Matched != res.Matched || !slices.EqualFunc(cut.Offers, res.Offers[:min(limit, len(res.Offers))], func(a, b offer.Offer) bool { return a.Peer == b.Peer }) {
+			t.Fatalf("the first %d are not those of the whole list", limit)
+		}
+		if total != len(offers) || len(q.Explain(all(offers))) != len(offers)-res.Matched {
+			t.Fatalf("%q: %d matched and rejected, %d explained, book of %d", parts, total, len(q.Explain(all(offers))), len(offers))
 		}
 	})
 }
@@ -217,7 +233,7 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		res := q.Run(shop)
+		res := q.Run(all(shop))
 		for _, c := range res.Rejected {
 			if c.Reason.Kind == Failed && !strings.Contains(text, c.Reason.Condition) {
 				t.Errorf("%q: reason %q is not in the query", text, c.Reason.Condition)
