@@ -1,7 +1,9 @@
 package round
 
 import (
+	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"github.com/ipfs/go-cid"
 	"github.com/libp2p/go-libp2p/core/crypto"
@@ -9,6 +11,13 @@ import (
 
 	"github.com/capacloud/capanode/p2p/signed"
 	"github.com/capacloud/capanode/p2p/wire"
+)
+
+// A message on a run's topic is the kind (1 byte), a salt (4 bytes, little-endian) and the signed envelope. A topic delivers
+// equal bytes of one author once; the salt lets a record be said again, to those who missed it. It means nothing else.
+const (
+	saltAt     = 1
+	envelopeAt = 5
 )
 
 // MaxMessage is the largest message in bytes on a run's topic.
@@ -66,7 +75,16 @@ type Record interface {
 	check() error
 }
 
-// Seal signs one of the five records and returns the message for the topic.
+// Salt returns the message with another salt: other bytes that say the same.
+func Salt(message []byte, salt uint32) []byte {
+	again := slices.Clone(message)
+	if len(again) >= envelopeAt {
+		binary.LittleEndian.PutUint32(again[saltAt:], salt)
+	}
+	return again
+}
+
+// Seal signs one of the five records and returns the message for the topic, with salt 0.
 func Seal(key crypto.PrivKey, rec Record) ([]byte, error) {
 	kind := rec.kind()
 	if err := rec.check(); err != nil {
@@ -80,16 +98,16 @@ func Seal(key crypto.PrivKey, rec Record) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("round: seal %s: %w", kind, err)
 	}
-	if len(env)+1 > MaxMessage {
-		return nil, fmt.Errorf("round: seal %s: %d bytes, limit %d: %w", kind, len(env)+1, MaxMessage, wire.ErrTooLarge)
+	if len(env)+envelopeAt > MaxMessage {
+		return nil, fmt.Errorf("round: seal %s: %d bytes, limit %d: %w", kind, len(env)+envelopeAt, MaxMessage, wire.ErrTooLarge)
 	}
-	return append([]byte{byte(kind)}, env...), nil
+	return append([]byte{byte(kind), 0, 0, 0, 0}, env...), nil
 }
 
 // Open verifies a message of a run: size, kind, signature, limits of the record, and that it is of this run. Whether the
 // signer is a member is for the caller to judge.
 func Open(run cid.Cid, raw []byte) (Message, error) {
-	if len(raw) < 2 || len(raw) > MaxMessage {
+	if len(raw) <= envelopeAt || len(raw) > MaxMessage {
 		return Message{}, fmt.Errorf("round: message of %d bytes: %w", len(raw), ErrRecord)
 	}
 	m := Message{Kind: Kind(raw[0])}
@@ -97,7 +115,7 @@ func Open(run cid.Cid, raw []byte) (Message, error) {
 	if !ok {
 		return Message{}, fmt.Errorf("round: message of %s: %w", m.Kind, ErrRecord)
 	}
-	from, data, err := signed.Open(kind.domain, raw[1:])
+	from, data, err := signed.Open(kind.domain, raw[envelopeAt:])
 	if err != nil {
 		return Message{}, fmt.Errorf("round: open %s: %w", m.Kind, err)
 	}

@@ -137,7 +137,7 @@ func TestOpenRefuses(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return append([]byte{byte(kind)}, env...)
+		return append([]byte{byte(kind), 0, 0, 0, 0}, env...)
 	}
 	header := samples(t)["header"].(Header)
 	with := func(f func(*Header)) Header { h := header; f(&h); return h }
@@ -175,6 +175,24 @@ func TestOpenRefuses(t *testing.T) {
 	if _, err := Seal(key, with(func(h *Header) { h.Ranges = nil })); !errors.Is(err, ErrRecord) {
 		t.Errorf("sealing an invalid header: %v, want ErrRecord", err)
 	}
+}
+
+func TestSalt(t *testing.T) {
+	key, _ := testKey(t, "a")
+	raw, err := Seal(key, samples(t)["header"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := Salt(raw, 7)
+	if bytes.Equal(again, raw) {
+		t.Error("the bytes are the same")
+	}
+	a, err1 := Open(testRun(t), raw)
+	b, err2 := Open(testRun(t), again)
+	if err1 != nil || err2 != nil || a.Hash != b.Hash || !reflect.DeepEqual(a, b) {
+		t.Errorf("the salt changed what is said: %+v, %+v, %v, %v", a, b, err1, err2)
+	}
+	Salt(nil, 1)
 }
 
 // A header copied under another signature must not pass for the original.

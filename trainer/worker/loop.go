@@ -59,6 +59,11 @@ func (w *worker) round(ctx context.Context) error {
 			return err
 		}
 	}
+	// Two halves of a swarm that met again each look best to themselves right after a commit of their own. Now, a round's work
+	// later, the comparison is fair; only a mate that went on from our very state is no fork but merely faster.
+	if claim, ok := w.beaten(); ok && !w.follows(claim) {
+		return w.adopt(ctx, claim)
+	}
 	end, blobs, err := w.exchange(ctx)
 	if err != nil {
 		return err
@@ -269,6 +274,12 @@ func (w *worker) beaten() (round.Claim, bool) {
 		}
 	}
 	return round.Best(w.claim(), claims, round.MaxMembers*w.cfg.Plan.RoundTokens())
+}
+
+// follows reports whether the claimed state is the one after ours: its holder committed the round that we are in.
+func (w *worker) follows(claim round.Claim) bool {
+	c, ok := w.board.about(w.state.Round, w.hash).commits[claim.Peer]
+	return ok && c.Next == claim.State
 }
 
 // adopt takes over the claimed state from whichever live mate hands it out.

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ipfs/go-cid"
@@ -39,6 +40,7 @@ type Observer struct {
 	board *board
 	topic p2p.Topic
 	stop  func()
+	salt  atomic.Uint32
 
 	mu     sync.Mutex
 	rounds map[uint64]Report
@@ -168,7 +170,7 @@ func (o *Observer) announce(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, round.HeartbeatInterval)
 	defer cancel()
-	if err := o.topic.Publish(ctx, raw); err != nil && ctx.Err() == nil {
+	if err := o.topic.Publish(ctx, round.Salt(raw, o.salt.Add(1))); err != nil && ctx.Err() == nil {
 		o.log.Debug("publish failed", "error", err)
 	}
 }

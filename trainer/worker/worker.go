@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ipfs/go-cid"
@@ -40,6 +41,7 @@ type worker struct {
 	topic   p2p.Topic
 	windows []uint64 // sample windows of each shard
 	stop    func()   // ends the background goroutines and waits for them
+	salt    atomic.Uint32
 
 	// Guarded by mu: read by the heartbeat and by the state server.
 	mu    sync.RWMutex
@@ -116,6 +118,7 @@ func open(cfg Config) (*worker, error) {
 		states = NewStates(cfg.Net)
 	}
 	unregister := states.register(cfg.Run, w.donate)
+	w.salt.Store(uint32(time.Now().UnixNano())) // a process that starts again says new bytes
 	ctx, cancel := context.WithCancel(context.Background())
 	var tasks sync.WaitGroup
 	tasks.Go(func() { listen(ctx, w.topic, w.board) })
@@ -437,7 +440,7 @@ func (w *worker) publish(ctx context.Context, record round.Record) {
 func (w *worker) send(ctx context.Context, raw []byte) {
 	ctx, cancel := context.WithTimeout(ctx, round.HeartbeatInterval)
 	defer cancel()
-	if err := w.topic.Publish(ctx, raw); err != nil && ctx.Err() == nil {
+	if err := w.topic.Publish(ctx, round.Salt(raw, w.salt.Add(1))); err != nil && ctx.Err() == nil {
 		w.log.Debug("publish failed", "error", err)
 	}
 }
