@@ -35,8 +35,8 @@ type api struct {
 	done   chan struct{}
 }
 
-// serveAPI starts the API and publishes its address and token in the home.
-func serveAPI(h *Home, views map[string]view) (*api, error) {
+// serveAPI starts the API and publishes its address and token in the home. Views answer GET, actions answer POST.
+func serveAPI(h *Home, views, actions map[string]view) (*api, error) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("local API: %w", err)
@@ -53,7 +53,7 @@ func serveAPI(h *Home, views map[string]view) (*api, error) {
 		return nil, fmt.Errorf("local API: %w", err)
 	}
 	a := &api{file: h.Path("api.json"), done: make(chan struct{})}
-	a.server = &http.Server{Handler: handler(e.Token, views), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10}
+	a.server = &http.Server{Handler: handler(e.Token, views, actions), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10}
 	go func() {
 		defer close(a.done)
 		_ = a.server.Serve(ln) // ends with ErrServerClosed
@@ -61,30 +61,38 @@ func serveAPI(h *Home, views map[string]view) (*api, error) {
 	return a, nil
 }
 
-func handler(token string, views map[string]view) http.Handler {
+func handler(token string, views, actions map[string]view) http.Handler {
 	mux := http.NewServeMux()
 	for name, v := range views {
-		mux.HandleFunc("/v1/"+name, func(w http.ResponseWriter, r *http.Request) {
-			given := []byte(r.Header.Get("Authorization"))
-			if subtle.ConstantTimeCompare(given, []byte("Bearer "+token)) != 1 {
-				http.Error(w, `{"error":"not allowed"}`, http.StatusUnauthorized)
-				return
-			}
-			data, err := v(r.Context(), r.URL.Query())
-			w.Header().Set("Content-Type", "application/json")
-			if err != nil {
-				status := http.StatusInternalServerError
-				if errors.Is(err, ErrNotFound) {
-					status = http.StatusNotFound
-				}
-				w.WriteHeader(status)
-				_ = json.NewEncoder(w).Encode(map[string]string{"error": err.Error()})
-				return
-			}
-			_ = json.NewEncoder(w).Encode(data) // the client sees a cut answer
-		})
+		answer(mux, "GET /v1/"+name, token, v)
+	}
+	for name, v := range actions {
+		answer(mux, "POST /v1/"+name, token, v)
 	}
 	return mux
+}
+
+// answer serves one view to callers that know the token.
+func answer(mux *http.ServeMux, pattern, token string, v view) {
+	mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+		given := []byte(r.Header.Get("Authorization"))
+		if subtle.ConstantTimeCompare(given, []byte("Bearer "+token)) != 1 {
+			http.Error(w, `{"error":"not allowed"}`, http.StatusUnauthorized)
+			return
+		}
+		data, err := v(r.Context(), r.URL.Query())
+		w.Header().Set("Content-Type", "application/json")
+		if err != nil {
+			status := http.StatusInternalServerError
+			if errors.Is(err, ErrNotFound) {
+				status = http.StatusNotFound
+			}
+			w.WriteHeader(status)
+			_ = json.NewEncoder(w).Encode(map[string]string{"error": err.Error()})
+			return
+		}
+		_ = json.NewEncoder(w).Encode(data) // the client sees a cut answer
+	})
 }
 
 // Close stops the API and removes its address.
@@ -102,6 +110,10 @@ var errNoAPI = errors.New("no running node")
 
 // callAPI asks the node that runs on a home.
 func callAPI(ctx context.Context, dir, name string, q url.Values) (json.RawMessage, error) {
+	return requestAPI(ctx, http.MethodGet, dir, name, q)
+}
+
+func requestAPI(ctx context.Context, method, dir, name string, q url.Values) (json.RawMessage, error) {
 	h := &Home{dir: dir}
 	b, err := os.ReadFile(h.Path("api.json"))
 	if err != nil {
@@ -111,7 +123,7 @@ func callAPI(ctx context.Context, dir, name string, q url.Values) (json.RawMessa
 	if err := json.Unmarshal(b, &e); err != nil {
 		return nil, errNoAPI
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+e.Address+"/v1/"+name+"?"+q.Encode(), nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+e.Address+"/v1/"+name+"?"+q.Encode(), nil)
 	if err != nil {
 		return nil, errNoAPI
 	}
@@ -136,4 +148,13 @@ func callAPI(ctx context.Context, dir, name string, q url.Values) (json.RawMessa
 		return nil, fmt.Errorf("%s: %w", failure.Error, ErrNotFound)
 	}
 	return nil, fmt.Errorf("ask the running node for %s: %s", name, failure.Error)
+}
+
+// StopRunning asks the node that runs on a home to end: it finishes the round under way, checkpoints and settles.
+func StopRunning(ctx context.Context, dir string) error {
+	_, err := requestAPI(ctx, http.MethodPost, dir, "stop", nil)
+	if errors.Is(err, errNoAPI) {
+		return fmt.Errorf("home %s: no run is under way: %w", dir, ErrNotFound)
+	}
+	return err
 }

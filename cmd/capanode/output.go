@@ -62,8 +62,8 @@ func (a *app) fail(err error) {
 	fmt.Fprintf(a.err, "capanode: %v\n", err)
 }
 
-// bytes formats a count of bytes with a binary unit.
-func bytes(n int64) string {
+// size formats a count of bytes with a binary unit.
+func size(n int64) string {
 	units := []string{"B", "KiB", "MiB", "GiB", "TiB"}
 	f, i := float64(n), 0
 	for f >= 1024 && i < len(units)-1 {

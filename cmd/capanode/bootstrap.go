@@ -1,0 +1,39 @@
+package main
+
+import (
+	"encoding/json"
+
+	"github.com/spf13/cobra"
+
+	"github.com/capacloud/capanode/node"
+)
+
+func (a *app) bootstrapCommand() *cobra.Command {
+	return &cobra.Command{Use: "bootstrap", Short: "Run a meeting point for peers and print its join line", Args: args(0, 0),
+		Long: "Bootstrap runs a node that introduces peers to each other. It knows no job and takes no money; a run goes on without it.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.settings()
+			if err != nil {
+				return err
+			}
+			return node.Bootstrap(cmd.Context(), node.BootstrapOptions{Home: a.home, Config: c, Log: a.logger(c), Stop: a.stop, Emit: a.showBootstrap})
+		}}
+}
+
+func (a *app) showBootstrap(event any) {
+	e, ok := event.(node.BootstrapEvent)
+	if a.format != "table" || !ok {
+		_ = json.NewEncoder(a.out).Encode(event) // a closed pipe must not stop the node
+		return
+	}
+	if e.State != "ready" {
+		a.say("stopped")
+		return
+	}
+	a.say("bootstrap node %s of network %q", e.Peer, e.Network)
+	for _, addr := range e.Addresses {
+		a.say("listens on %s", addr)
+	}
+	a.say("others join with: capanode provide --network %s --bootstrap %s", e.Network, e.Join)
+	_ = a.print(e, table{rows: [][]string{{e.Join}}})
+}

@@ -1,0 +1,363 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// binary is the program under test, built once by TestMain.
+var binary string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "capanode-e2e-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	binary = filepath.Join(dir, "capanode")
+	build := exec.Command("go", "build", "-o", binary, ".")
+	build.Stderr = os.Stderr
+	code := 1
+	if err := build.Run(); err == nil {
+		code = m.Run()
+	} else {
+		fmt.Fprintln(os.Stderr, "build the program under test:", err)
+	}
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// process is one running capanode.
+type process struct {
+	t      *testing.T
+	name   string
+	cmd    *exec.Cmd
+	mu     sync.Mutex
+	events []map[string]any
+	stderr bytes.Buffer
+	news   chan struct{}
+	done   chan struct{}
+}
+
+// start runs capanode with JSON lines on standard output. It is killed when the test ends.
+func start(t *testing.T, name string, args ...string) *process {
+	t.Helper()
+	p := &process{t: t, name: name, news: make(chan struct{}, 1), done: make(chan struct{})}
+	p.cmd = exec.Command(binary, append(args, "-o", "jsonl")...)
+	p.cmd.Env = append(os.Environ(), "CAPANODE_MDNS=false", "CAPANODE_LISTEN=/ip4/127.0.0.1/tcp/0,/ip4/127.0.0.1/udp/0/quic-v1", "CAPANODE_NETWORK=e2e")
+	p.cmd.Stderr = &p.stderr
+	out, err := p.cmd.StdoutPipe()
+	if err == nil {
+		err = p.cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	go p.read(out)
+	t.Cleanup(func() {
+		_ = p.cmd.Process.Kill() // it may have ended
+		<-p.done
+		if t.Failed() {
+			t.Logf("%s said:\n%s", name, p.stderr.String())
+		}
+	})
+	return p
+}
+
+func (p *process) read(out io.Reader) {
+	lines := bufio.NewScanner(out)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		var e map[string]any
+		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+			continue
+		}
+		p.mu.Lock()
+		p.events = append(p.events, e)
+		p.mu.Unlock()
+		select {
+		case p.news <- struct{}{}:
+		default:
+		}
+	}
+	_ = p.cmd.Wait() // its exit code is read from ProcessState
+	close(p.done)
+}
+
+// await returns the first event that matches, which must come within two minutes.
+func (p *process) await(what string, match func(e map[string]any) bool) map[string]any {
+	p.t.Helper()
+	deadline := time.After(2 * time.Minute)
+	for seen := 0; ; {
+		p.mu.Lock()
+		for ; seen < len(p.events); seen++ {
+			if match(p.events[seen]) {
+				defer p.mu.Unlock()
+				return p.events[seen]
+			}
+		}
+		p.mu.Unlock()
+		select {
+		case <-p.news:
+		case <-p.done:
+			p.mu.Lock()
+			rest := len(p.events) > seen
+			p.mu.Unlock()
+			if !rest {
+				p.t.Fatalf("%s ended before %s: exit %d\n%s", p.name, what, p.cmd.ProcessState.ExitCode(), p.stderr.String())
+			}
+		case <-deadline:
+			p.t.Fatalf("%s: no %s within two minutes", p.name, what)
+		}
+	}
+}
+
+func typed(typ string) func(map[string]any) bool {
+	return func(e map[string]any) bool { return e["type"] == typ }
+}
+
+func atRound(n float64) func(map[string]any) bool {
+	return func(e map[string]any) bool { return e["type"] == "round" && e["round"].(float64) >= n }
+}
+
+// kill ends the process as a power cut would.
+func (p *process) kill() {
+	_ = p.cmd.Process.Kill() // it may have ended
+	<-p.done
+}
+
+// end waits for the process and checks its exit code.
+func (p *process) end(code int) {
+	p.t.Helper()
+	select {
+	case <-p.done:
+	case <-time.After(2 * time.Minute):
+		p.t.Fatalf("%s did not end within two minutes", p.name)
+	}
+	if got := p.cmd.ProcessState.ExitCode(); got != code {
+		p.t.Fatalf("%s: exit code %d, want %d\n%s", p.name, got, code, p.stderr.String())
+	}
+}
+
+// terminate asks the process to end and expects it to do so well.
+func (p *process) terminate() {
+	p.t.Helper()
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		p.t.Fatal(err)
+	}
+	p.end(exitDone)
+}
+
+// capanode runs one command to its end and returns its standard output and exit code.
+func capanode(t *testing.T, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	cmd := exec.Command(binary, args...)
+	cmd.Env = append(os.Environ(), "CAPANODE_MDNS=false", "CAPANODE_LISTEN=/ip4/127.0.0.1/tcp/0", "CAPANODE_NETWORK=e2e")
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
+}
+
+// jobFile writes a small job on Go's own sources, which every machine that runs this test has.
+func jobFile(t *testing.T, rounds int, extra string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "job.yaml")
+	text := fmt.Sprintf(`version: 1
+name: e2e
+task: causal-lm
+data: {paths: [%q], include: [.go], max_bytes: 600000}
+model: {preset: llama-tiny}
+train: {rounds: %d, batch: 4, context: 64, warmup: 5}
+rounds: {local_steps: 5}
+market: {peers: 3}
+checkpoint: {every: 5}
+%s`, filepath.Join(runtime.GOROOT(), "src", "strings"), rounds, extra)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// swarm is a bootstrap node and providers as processes of their own.
+type swarm struct {
+	t         *testing.T
+	bootstrap *process
+	address   string
+	homes     []string
+	providers []*process
+}
+
+func newSwarm(t *testing.T, providers int) *swarm {
+	t.Helper()
+	s := &swarm{t: t, bootstrap: start(t, "bootstrap", "bootstrap", "--home", t.TempDir())}
+	s.address = s.bootstrap.await("its address", typed("bootstrap"))["join"].(string)
+	for i := range providers {
+		s.homes = append(s.homes, t.TempDir())
+		s.providers = append(s.providers, s.provider(i))
+	}
+	for i, p := range s.providers {
+		p.await(fmt.Sprintf("provider %d ready", i), func(e map[string]any) bool { return e["state"] == "ready" })
+	}
+	return s
+}
+
+func (s *swarm) provider(i int) *process {
+	return start(s.t, fmt.Sprintf("provider%d", i), "provide", "--device", "cpu", "--threads", "1", "--price", fmt.Sprintf("0.0%d", i+1),
+		"--home", s.homes[i], "--bootstrap", s.address)
+}
+
+func (s *swarm) train(file, home, out string) *process {
+	return start(s.t, "train", "train", file, "--home", home, "--out", out, "--bootstrap", s.address, "--yes")
+}
+
+// finish checks a run that must have come to a good end: the done event, the model, and every ledger equal to the others.
+func (s *swarm) finish(p *process, home, out string, rounds int) map[string]any {
+	s.t.Helper()
+	done := p.await("the done event", typed("done"))
+	p.end(exitDone)
+	if done["rounds"].(float64) != float64(rounds) || done["checkpoint"] == "" || done["verified_work_units"].(float64) <= 0 {
+		s.t.Errorf("done: %v", done)
+	}
+	if _, err := os.Stat(filepath.Join(out, "model.safetensors")); err != nil {
+		s.t.Errorf("the model was not exported: %v", err)
+	}
+	owed := s.ledger(home)
+	for _, h := range s.homes {
+		for account, amount := range s.ledger(h) {
+			if owed[account] != amount && strings.HasPrefix(account, "provider:") {
+				s.t.Errorf("%s: the provider booked %s, the requester %s", account, amount, owed[account])
+			}
+		}
+	}
+	return done
+}
+
+// ledger verifies a home's books and returns its balances.
+func (s *swarm) ledger(home string) map[string]string {
+	s.t.Helper()
+	if out, errs, code := capanode(s.t, "ledger", "verify", "--home", home); code != exitDone {
+		s.t.Errorf("ledger verify of %s: exit %d: %s%s", home, code, out, errs)
+	}
+	out, _, code := capanode(s.t, "ledger", "show", "--home", home, "-o", "json")
+	var all []struct{ Account, Credits string }
+	if err := json.Unmarshal([]byte(out), &all); err != nil || code != exitDone {
+		s.t.Fatalf("ledger show: exit %d, %v: %s", code, err, out)
+	}
+	m := map[string]string{}
+	for _, b := range all {
+		m[b.Account] = b.Credits
+	}
+	return m
+}
+
+func TestLocalRunEndsWithADoneEvent(t *testing.T) {
+	home, out := t.TempDir(), filepath.Join(t.TempDir(), "model")
+	p := start(t, "train", "train", jobFile(t, 6, ""), "--local", "3", "--home", home, "--out", out)
+	p.await("the plan", typed("plan"))
+	for range 3 {
+		p.await("a lease", typed("lease"))
+	}
+	done := p.await("the done event", typed("done"))
+	p.end(exitDone)
+	if done["rounds"].(float64) != 6 || done["spent"].(float64) <= 0 {
+		t.Errorf("done: %v", done)
+	}
+	p.mu.Lock()
+	first, last := 0.0, 0.0
+	for _, e := range p.events {
+		if e["type"] == "round" {
+			if first == 0 {
+				first = e["loss"].(float64)
+			}
+			last = e["loss"].(float64)
+		}
+	}
+	p.mu.Unlock()
+	if !(last < first-0.3) {
+		t.Errorf("loss went from %v to %v; it must fall", first, last)
+	}
+	text, errs, code := capanode(t, "sample", out, "func ", "--tokens", "20", "--seed", "3")
+	again, _, _ := capanode(t, "sample", out, "func ", "--tokens", "20", "--seed", "3")
+	if code != exitDone || !strings.HasPrefix(text, "func ") || text != again {
+		t.Errorf("sample: exit %d, %q then %q: %s", code, text, again, errs)
+	}
+	if _, errs, code := capanode(t, "checkpoint", "verify", done["checkpoint"].(string), "--home", home); code != exitDone {
+		t.Errorf("checkpoint verify: exit %d: %s", code, errs)
+	}
+}
+
+func TestRunSurvivesTheDeathOfAProvider(t *testing.T) {
+	if testing.Short() {
+		t.Skip("real processes; the long form runs without -short")
+	}
+	s := newSwarm(t, 3)
+	home, out := t.TempDir(), filepath.Join(t.TempDir(), "model")
+	run := s.train(jobFile(t, 25, ""), home, out)
+	run.await("round 3", atRound(3))
+	s.providers[1].kill()
+	s.bootstrap.kill() // nobody needs it any more
+	done := s.finish(run, home, out, 25)
+	// The dead provider missed at least the last rounds.
+	if all := 25 * 3 * 5 * 4 * 64.0; done["tokens"].(float64) >= all {
+		t.Errorf("%v tokens are committed, all three would have made %v", done["tokens"], all)
+	}
+}
+
+func TestKilledProviderResumes(t *testing.T) {
+	if testing.Short() {
+		t.Skip("real processes; the long form runs without -short")
+	}
+	s := newSwarm(t, 3)
+	home, out := t.TempDir(), filepath.Join(t.TempDir(), "model")
+	run := s.train(jobFile(t, 40, ""), home, out)
+	run.await("round 3", atRound(3))
+	s.providers[2].kill()
+	s.providers[2] = s.provider(2)
+	s.providers[2].await("a round after the restart", func(e map[string]any) bool { return e["state"] == "round" })
+	s.finish(run, home, out, 40)
+	for _, p := range s.providers {
+		p.terminate()
+	}
+}
+
+func TestKilledRequesterFindsItsRun(t *testing.T) {
+	if testing.Short() {
+		t.Skip("real processes; the long form runs without -short")
+	}
+	s := newSwarm(t, 3)
+	home, out, file := t.TempDir(), filepath.Join(t.TempDir(), "model"), jobFile(t, 60, "")
+	first := s.train(file, home, out)
+	id := first.await("the plan", typed("plan"))["run"]
+	first.await("round 3", atRound(3))
+	first.kill()
+	s.providers[0].await("a round without the requester", func(e map[string]any) bool {
+		return e["state"] == "round" && e["round"].(float64) >= 6
+	})
+	second := s.train(file, home, out)
+	plan := second.await("the plan", typed("plan"))
+	if plan["run"] != id || plan["resumed"] != true {
+		t.Errorf("second plan: %v, want run %v continued", plan, id)
+	}
+	done := s.finish(second, home, out, 60)
+	if done["run"] != id {
+		t.Errorf("done: %v", done)
+	}
+}

@@ -1,0 +1,103 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/capacloud/capanode/node"
+	"github.com/capacloud/capanode/storage"
+)
+
+func (a *app) storageCommand() *cobra.Command {
+	add := &cobra.Command{Use: "add PATH…", Short: "Put files and folders into the store and print their CIDs", Args: args(1, -1), RunE: func(cmd *cobra.Command, given []string) error {
+		u, err := a.use()
+		if err != nil {
+			return err
+		}
+		added, err := node.Add(cmd.Context(), u, given)
+		t := table{}
+		for _, x := range added {
+			if x.Error == "" {
+				t.rows = append(t.rows, []string{x.CID, x.Path})
+			}
+		}
+		return errors.Join(a.print(orEmpty(added), t), err)
+	}}
+	get := &cobra.Command{Use: "get CID DEST", Short: "Write an object to a path, fetching it from peers if need be", Args: args(2, 2), RunE: func(cmd *cobra.Command, given []string) error {
+		u, err := a.use()
+		if err != nil {
+			return err
+		}
+		if err := node.Get(cmd.Context(), u, given[0], given[1]); err != nil {
+			return err
+		}
+		return a.print(map[string]string{"cid": given[0], "path": given[1]}, table{rows: [][]string{{given[1]}}})
+	}}
+	ls := &cobra.Command{Use: "ls", Short: "List the stored objects", Args: args(0, 0), RunE: func(cmd *cobra.Command, _ []string) error {
+		c, err := a.settings()
+		if err != nil {
+			return err
+		}
+		all, err := node.View[[]node.Object](cmd.Context(), a.home, c, "objects", nil)
+		if err != nil {
+			return err
+		}
+		t := table{head: []string{"CID", "KIND", "CLASS", "SIZE", "PINS"}}
+		for _, o := range all {
+			t.rows = append(t.rows, []string{o.CID, o.Kind, o.Class, size(o.Size), strings.Join(o.Pins, " ")})
+		}
+		return a.print(orEmpty(all), t)
+	}}
+	pin := &cobra.Command{Use: "pin CID [NAME]", Short: "Protect an object, fetching it if need be", Args: args(1, 2), RunE: func(cmd *cobra.Command, given []string) error {
+		u, err := a.use()
+		if err != nil {
+			return err
+		}
+		name := given[0]
+		if len(given) > 1 {
+			name = given[1]
+		}
+		if err := node.Pin(cmd.Context(), u, name, given[0]); err != nil {
+			return err
+		}
+		return a.print(map[string]string{"cid": given[0], "pin": name}, table{rows: [][]string{{name, given[0]}}})
+	}}
+	unpin := &cobra.Command{Use: "unpin NAME", Short: "Remove a pin; the object stays until it is collected", Args: args(1, 1), RunE: func(cmd *cobra.Command, given []string) error {
+		u, err := a.use()
+		if err != nil {
+			return err
+		}
+		return node.Unpin(cmd.Context(), u, given[0])
+	}}
+	gc := &cobra.Command{Use: "gc", Short: "Remove cached objects that nothing protects", Args: args(0, 0), RunE: func(cmd *cobra.Command, _ []string) error {
+		u, err := a.use()
+		if err != nil {
+			return err
+		}
+		r, err := node.Collect(cmd.Context(), u)
+		if err != nil {
+			return err
+		}
+		return a.print(r, table{rows: [][]string{{fmt.Sprintf("removed %d objects, %s", r.Objects, size(r.Bytes))}}})
+	}}
+	verify := &cobra.Command{Use: "verify [CID]", Short: "Rehash every block of one object, or of all", Args: args(0, 1), RunE: func(cmd *cobra.Command, given []string) error {
+		u, err := a.use()
+		if err != nil {
+			return err
+		}
+		r, err := node.VerifyStore(cmd.Context(), u, strings.Join(given, ""))
+		return errors.Join(a.print(r, verifyTable(r)), err)
+	}}
+	return group("storage", "The content-addressed store", add, get, ls, pin, unpin, gc, verify)
+}
+
+func verifyTable(r storage.Report) table {
+	t := table{rows: [][]string{{fmt.Sprintf("%d objects, %d blocks, %s, %d faults", r.Objects, r.Blocks, size(r.Bytes), len(r.Faults))}}}
+	for _, f := range r.Faults {
+		t.rows = append(t.rows, []string{fmt.Sprint(f)})
+	}
+	return t
+}

@@ -1,0 +1,127 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/ipfs/go-cid"
+
+	"github.com/capacloud/capanode/storage"
+	"github.com/capacloud/capanode/trainer/engine"
+	"github.com/capacloud/capanode/trainer/hf"
+	"github.com/capacloud/capanode/trainer/job"
+	"github.com/capacloud/capanode/trainer/round"
+	"github.com/capacloud/capanode/trainer/tokenizer"
+)
+
+// keepCheckpoints is how many checkpoints of a run a provider keeps.
+const keepCheckpoints = 2
+
+// checkpointPin names the pin of a run's checkpoint.
+func checkpointPin(run string, round uint64) string {
+	return fmt.Sprintf("checkpoint/%s/%d", run, round)
+}
+
+// publishModel writes the state's model as a Hugging Face folder into the store, pins it and returns its CID. The folder
+// holds nothing that differs between members.
+func publishModel(ctx context.Context, n *Node, r job.Record, run cid.Cid, s *round.State) (cid.Cid, error) {
+	program, err := r.Model.Program()
+	if err != nil {
+		return cid.Undef, err
+	}
+	params, _, err := engine.Layout(program.Params)
+	if err != nil {
+		return cid.Undef, err
+	}
+	tok, err := tokenizer.ByName(r.Tokenizer)
+	if err != nil {
+		return cid.Undef, err
+	}
+	parent, err := n.home.sub("runs", run.String())
+	if err != nil {
+		return cid.Undef, err
+	}
+	dir := filepath.Join(parent, "checkpoint-"+strconv.FormatUint(s.Round, 10))
+	if err := os.RemoveAll(dir); err != nil { // of an earlier process
+		return cid.Undef, err
+	}
+	defer os.RemoveAll(dir) // the store holds the copy that counts
+	err = hf.Write(dir, hf.Model{Spec: r.Model, Params: params, Weights: s.Weights, Tokenizer: tok, Provenance: hf.Provenance{
+		Name: r.Name, Run: run.String(), Dataset: r.Dataset.String(), Round: s.Round, Tokens: s.Tokens, State: s.Hash().String(),
+	}})
+	if err != nil {
+		return cid.Undef, err
+	}
+	c, err := n.store.AddPath(ctx, dir, storage.PutOptions{Pin: checkpointPin(run.String(), s.Round), Class: storage.Owned})
+	if err != nil {
+		return cid.Undef, err
+	}
+	return c, n.dropOldCheckpoints(ctx, run.String(), keepCheckpoints)
+}
+
+// Checkpoint is a pinned model of a run.
+type Checkpoint struct {
+	Run   string `json:"run"`
+	Round uint64 `json:"round"`
+	CID   string `json:"checkpoint"`
+}
+
+// checkpoints lists the pinned models of all runs, the newest round of each run first.
+func (n *Node) checkpoints(ctx context.Context) ([]Checkpoint, error) {
+	pins, err := n.store.Pins(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var all []Checkpoint
+	for _, p := range pins {
+		part := strings.Split(p.Name, "/")
+		if len(part) != 3 || part[0] != "checkpoint" {
+			continue
+		}
+		round, err := strconv.ParseUint(part[2], 10, 64)
+		if err != nil {
+			continue
+		}
+		all = append(all, Checkpoint{part[1], round, p.CID.String()})
+	}
+	slices.SortFunc(all, func(a, b Checkpoint) int {
+		if a.Run != b.Run {
+			return strings.Compare(a.Run, b.Run)
+		}
+		return int(int64(b.Round) - int64(a.Round))
+	})
+	return all, nil
+}
+
+// dropOldCheckpoints removes all but the newest checkpoints of a run.
+func (n *Node) dropOldCheckpoints(ctx context.Context, run string, keep int) error {
+	all, err := n.checkpoints(ctx)
+	if err != nil {
+		return err
+	}
+	for _, c := range all {
+		if c.Run != run {
+			continue
+		}
+		if keep > 0 {
+			keep--
+			continue
+		}
+		if err := n.store.Unpin(ctx, checkpointPin(run, c.Round)); err != nil {
+			return err
+		}
+		root, err := cid.Decode(c.CID)
+		if err != nil {
+			return err
+		}
+		if err := n.store.Delete(ctx, root); err != nil {
+			n.log.Debug("old checkpoint", "cid", c.CID, "err", err) // another pin holds it
+		}
+	}
+	return nil
+}

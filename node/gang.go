@@ -1,0 +1,265 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/ipfs/go-cid"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/capacloud/capanode/market"
+	"github.com/capacloud/capanode/market/lease"
+	"github.com/capacloud/capanode/market/meter"
+	"github.com/capacloud/capanode/market/offer"
+)
+
+// gang is the run's leases as the conductor sees them. Only the conductor's goroutine touches it.
+type gang struct {
+	candidates []offer.Offer
+	leases     map[lease.ID]lease.Lease
+	lost       int           // members that went and are not yet replaced
+	replaced   int           // members that were
+	first      time.Duration // from the planner's start to the first ACTIVE lease
+}
+
+// What the market's callbacks tell the conductor.
+type (
+	tickSeen struct { // a provider's claim about the newest checkpoint
+		provider   peer.ID
+		checkpoint cid.Cid
+	}
+	receiptMade struct {
+		lease   lease.Lease
+		receipt meter.Receipt
+	}
+	tickRefused struct {
+		lease lease.Lease
+		err   error
+	}
+	leaseClosed struct{ lease lease.Lease }
+)
+
+// openBuyer starts the buying side: it verifies ticks against the work log and resumes the leases of an earlier process.
+func (r *requester) openBuyer() (err error) {
+	if _, err := r.home.sub("runs", r.log.ID); err != nil {
+		return err
+	}
+	if r.verified, err = openWorkLog(r.runs.path(r.log.ID, "work.jsonl"), r.rec.TokensPerPeerRound()); err != nil {
+		return err
+	}
+	r.news = make(chan any, 256)
+	r.over = make(chan struct{})
+	r.buyer, err = market.NewBuyer(market.BuyerConfig{
+		Net: r.net, DB: r.db, Log: r.Node.log, Verify: r.verify,
+		OnReceipt: func(l lease.Lease, m meter.Receipt) { r.tell(receiptMade{l, m}) },
+		OnRefuse:  func(l lease.Lease, err error) { r.tell(tickRefused{l, err}) },
+		OnClose:   func(l lease.Lease) { r.tell(leaseClosed{l}) },
+	})
+	if err != nil {
+		return err
+	}
+	if err := r.buyer.SetBudget(r.link(), r.cap()); err != nil {
+		return err
+	}
+	r.buyer.Start()
+	r.onClose(func() error { close(r.over); r.buyer.Close(); return nil })
+	return nil
+}
+
+// tell passes news to the conductor; nobody waits once the run is over.
+func (r *requester) tell(news any) {
+	select {
+	case r.news <- news:
+	case <-r.over:
+	}
+}
+
+// verify returns the work units of a lease that this node itself saw committed. A member that had an earlier lease in this
+// run is not paid twice for what that one covered.
+func (r *requester) verify(l lease.Lease, t meter.Tick) (uint64, error) {
+	if !l.Terms.Run.Equals(r.run) {
+		return 0, fmt.Errorf("lease %s belongs to run %s, not to %s: %w", l.ID.Short(), l.Terms.Run, r.run, ErrNotFound)
+	}
+	before, err := r.paidTokens(l)
+	if err != nil {
+		return 0, err
+	}
+	tokens := r.verified.verified(l.Terms.Provider, t.Tokens+before)
+	if c, err := cid.Cast(t.State); err == nil {
+		r.tell(tickSeen{l.Terms.Provider, c})
+	}
+	return r.rec.WorkUnits(min(tokens-min(tokens, before), t.Tokens))
+}
+
+// paidTokens sums what the newest receipts of a provider's other leases in this run cover.
+func (r *requester) paidTokens(of lease.Lease) (uint64, error) {
+	all, err := r.db.Leases()
+	if err != nil {
+		return 0, err
+	}
+	var sum uint64
+	for _, l := range all {
+		if l.ID == of.ID || l.Role != lease.Buyer || l.Terms.Provider != of.Terms.Provider || !l.Terms.Run.Equals(r.run) {
+			continue
+		}
+		newest, err := r.db.Newest(l)
+		if err != nil {
+			return 0, err
+		}
+		if newest != nil {
+			sum += newest.Tokens
+		}
+	}
+	return sum, nil
+}
+
+// hire leases the slots that the run needs, or takes up those that an earlier process left open.
+func (r *requester) hire(ctx context.Context) error {
+	r.gang.leases = map[lease.ID]lease.Lease{}
+	open, err := r.openLeases()
+	if err != nil {
+		return err
+	}
+	for _, l := range open {
+		r.took(l, true, "")
+	}
+	if len(open) > 0 {
+		return nil
+	}
+	hired, err := r.buyer.LeaseAll(ctx, r.gang.candidates, int(r.rec.Peers), r.ask(r.guess))
+	if err != nil {
+		if errors.Is(err, market.ErrGang) {
+			return fmt.Errorf("%w: %w", ErrNoOffers, err)
+		}
+		return err
+	}
+	for _, l := range hired {
+		r.took(l, false, "")
+	}
+	return nil
+}
+
+// took notes and shows a lease that has become active.
+func (r *requester) took(l lease.Lease, resumed bool, replaces string) {
+	r.gang.leases[l.ID] = l
+	after := time.Since(r.planned)
+	if r.gang.first == 0 && !resumed {
+		r.gang.first = time.UnixMilli(l.ActiveMs).Sub(r.planned)
+	}
+	e := r.leaseEvent(l)
+	e.Resumed, e.Replaces = resumed, replaces
+	if !resumed {
+		e.Milliseconds = float64(after.Microseconds()) / 1e3
+	}
+	r.emit(e)
+}
+
+func (r *requester) leaseEvent(l lease.Lease) LeaseEvent {
+	e := LeaseEvent{Type: "lease", Run: r.run.String(), Lease: l.ID.String(), Peer: l.Terms.Provider.String(), State: string(l.Phase),
+		Reason: string(l.Reason), Price: credits(l.Terms.Price), Epoch: l.Epoch}
+	if o, ok := r.exchange.Book().Get(l.Terms.Provider); ok {
+		e.Device = o.Beacon.Class
+	}
+	if newest, err := r.db.Newest(l); err == nil && newest != nil {
+		e.Spent = credits(newest.Amount)
+	}
+	return e
+}
+
+// members lists the providers that hold a lease now.
+func (r *requester) members() []peer.ID {
+	var ids []peer.ID
+	for _, l := range r.gang.leases {
+		ids = append(ids, l.Terms.Provider)
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids)
+}
+
+// left handles a lease that closed before the run was over: the member is taken off the roster and replaced from the book.
+func (r *requester) left(ctx context.Context, l lease.Lease) error {
+	if _, ours := r.gang.leases[l.ID]; !ours {
+		return nil
+	}
+	delete(r.gang.leases, l.ID)
+	r.gang.lost++
+	r.emit(r.leaseEvent(l))
+	r.replace(ctx, l.Terms.Provider)
+	if len(r.gang.leases) == 0 {
+		return nil // the conductor keeps looking for a replacement and gives up in time
+	}
+	return r.observer.SetMembers(r.members())
+}
+
+// replace leases one slot from somebody who is not a member, if the book has one.
+func (r *requester) replace(ctx context.Context, gone peer.ID) {
+	q, err := r.query(r.memory)
+	if err != nil {
+		return
+	}
+	busy := r.members()
+	for _, o := range market.Candidates(r.id, r.exchange.Book().Query(q).Offers) {
+		if o.Peer == gone || slices.Contains(busy, o.Peer) {
+			continue
+		}
+		l, err := r.buyer.Lease(ctx, o, r.ask(r.guess))
+		if err != nil {
+			r.Node.log.Info("replacement", "peer", o.Peer, "err", err)
+			continue
+		}
+		r.gang.lost--
+		r.gang.replaced++
+		r.took(l, false, gone.String())
+		return
+	}
+}
+
+// silent gives up members that have not been heard of for so long that waiting costs more than replacing them.
+func (r *requester) silent(ctx context.Context) {
+	now := time.Now()
+	for _, m := range r.observer.Members() {
+		if m.Live || r.heard[m.ID].IsZero() {
+			r.heard[m.ID] = now
+			continue
+		}
+		if now.Sub(r.heard[m.ID]) < replaceAfter || !r.spare(m.ID) {
+			continue
+		}
+		for id, l := range r.gang.leases {
+			if l.Terms.Provider == m.ID {
+				r.emit(PeerEvent{Type: "peer", Run: r.run.String(), Peer: m.ID.String(), State: "lost", Detail: "silent, being replaced"})
+				if err := r.buyer.CloseLease(ctx, id, lease.Unresponsive); err != nil {
+					r.Node.log.Debug("close", "lease", id.Short(), "err", err) // it cannot be told, that is why
+				}
+			}
+		}
+		delete(r.heard, m.ID)
+	}
+}
+
+// replaceAfter is how long a member may be silent before another is leased in its place.
+const replaceAfter = 20 * time.Second
+
+// spare tells whether the book has somebody who could take the place of a member.
+func (r *requester) spare(gone peer.ID) bool {
+	q, err := r.query(r.memory)
+	if err != nil {
+		return false
+	}
+	busy := r.members()
+	return slices.ContainsFunc(market.Candidates(r.id, r.exchange.Book().Query(q).Offers), func(o offer.Offer) bool {
+		return o.Peer != gone && !slices.Contains(busy, o.Peer)
+	})
+}
+
+// dismiss drains or closes every lease.
+func (r *requester) dismiss(ctx context.Context, reason lease.Reason) {
+	for id := range r.gang.leases {
+		if err := r.buyer.CloseLease(ctx, id, reason); err != nil {
+			r.Node.log.Debug("close", "lease", id.Short(), "err", err)
+		}
+	}
+}

@@ -1,0 +1,97 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/capacloud/capanode/storage"
+)
+
+// Added is one path that entered the store.
+type Added struct {
+	Path  string `json:"path"`
+	CID   string `json:"cid,omitempty"`
+	Error string `json:"error,omitempty"`
+}
+
+// Add puts files and folders into the store and pins them under their paths. When some fail the others stay, and the error
+// is [ErrPartly].
+func Add(ctx context.Context, u Use, paths []string) (out []Added, err error) {
+	err = u.with(ctx, func(n *Node) error {
+		var failed []error
+		for _, p := range paths {
+			c, err := n.store.AddPath(ctx, p, storage.PutOptions{Pin: "added/" + p})
+			if err != nil {
+				failed = append(failed, err)
+				out = append(out, Added{Path: p, Error: err.Error()})
+				continue
+			}
+			out = append(out, Added{Path: p, CID: c.String()})
+		}
+		if len(failed) > 0 && len(failed) < len(paths) {
+			return fmt.Errorf("%w: %w", ErrPartly, errors.Join(failed...))
+		}
+		return errors.Join(failed...)
+	})
+	return out, err
+}
+
+// Get writes an object, fetched from the network if need be, to a path.
+func Get(ctx context.Context, u Use, what, dest string) error {
+	return u.with(ctx, func(n *Node) error {
+		c, err := parseCID(what)
+		if err != nil {
+			return err
+		}
+		if err := n.need(ctx, c); err != nil {
+			return err
+		}
+		return n.store.Export(ctx, c, dest)
+	})
+}
+
+// Pin protects an object under a name.
+func Pin(ctx context.Context, u Use, name, what string) error {
+	return u.with(ctx, func(n *Node) error {
+		c, err := parseCID(what)
+		if err != nil {
+			return err
+		}
+		if err := n.need(ctx, c); err != nil {
+			return err
+		}
+		return n.store.Pin(ctx, name, c)
+	})
+}
+
+// Unpin removes a pin.
+func Unpin(ctx context.Context, u Use, name string) error {
+	return u.with(ctx, func(n *Node) error { return n.store.Unpin(ctx, name) })
+}
+
+// Collect removes what nobody protects.
+func Collect(ctx context.Context, u Use) (r storage.Removed, err error) {
+	err = u.with(ctx, func(n *Node) (err error) { r, err = n.store.GC(ctx); return err })
+	return r, err
+}
+
+// VerifyStore rehashes one object, or all. Faults are an error after the report is complete.
+func VerifyStore(ctx context.Context, u Use, what string) (r storage.Report, err error) {
+	err = u.with(ctx, func(n *Node) error {
+		if what == "" {
+			r, err = n.store.Verify(ctx)
+		} else {
+			c, cerr := parseCID(what)
+			if cerr != nil {
+				return cerr
+			}
+			r, err = n.store.Verify(ctx, c)
+		}
+		if err == nil && len(r.Faults) > 0 {
+			err = fmt.Errorf("%d objects do not match their CID: %w", len(r.Faults), storage.ErrCorrupt)
+		}
+		return err
+	})
+	return r, err
+}

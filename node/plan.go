@@ -1,0 +1,70 @@
+package node
+
+import (
+	"fmt"
+
+	"github.com/capacloud/capanode/trainer/engine"
+	"github.com/capacloud/capanode/trainer/engine/gomlx"
+	"github.com/capacloud/capanode/trainer/hf"
+	"github.com/capacloud/capanode/trainer/job"
+	"github.com/capacloud/capanode/trainer/outer"
+	"github.com/capacloud/capanode/trainer/worker"
+)
+
+// workerPlan is what all members of a run agree on, from its record.
+func workerPlan(r job.Record) worker.Plan {
+	return worker.Plan{
+		Rounds: r.Rounds, LocalSteps: int(r.LocalSteps), BatchRows: int(r.Batch), MicroRows: int(r.MicroBatch),
+		Context: int(r.Context), Seed: r.Seed, Codec: r.Codec,
+		Outer:           outer.Settings{LearningRate: float32(r.OuterRate), Momentum: float32(r.OuterMomentum)},
+		Inner:           engine.Step{Beta1: 0.9, Beta2: 0.95, Epsilon: 1e-8, WeightDecay: r.WeightDecay, ClipNorm: r.Clip},
+		Schedule:        worker.Schedule{Peak: r.LearningRate, Floor: r.MinRate, Warmup: r.Warmup, Total: r.Rounds * r.LocalSteps},
+		CheckpointEvery: r.CheckpointEvery,
+	}
+}
+
+// memoryNeeded estimates the bytes that one member needs: weights, gradients, two moments, the outer state and codec
+// buffers, and the activations of one micro-batch.
+func memoryNeeded(r job.Record) (int64, error) {
+	program, err := r.Model.Program()
+	if err != nil {
+		return 0, fmt.Errorf("%w: %w", ErrJob, err)
+	}
+	p, err := engine.NewPlan(program, int(r.MicroBatch), int(r.Context))
+	if err != nil {
+		return 0, fmt.Errorf("%w: %w", ErrJob, err)
+	}
+	const copies = 4 + 4 // engine state and gradients; slow weights, momentum, update and decoded mates
+	return p.Parameters*4*copies + 3*p.ActivationBytes, nil
+}
+
+// buildEngine makes the executor of a job's model with the job's seed.
+func buildEngine(r job.Record, memory int64, threads int) (engine.Engine, error) {
+	need, err := memoryNeeded(r)
+	if err != nil {
+		return nil, err
+	}
+	if memory > 0 && need > memory {
+		return nil, fmt.Errorf("%w: model and batch need %d MiB, this device has %d MiB: lower train.micro_batch, train.context or the model: %w",
+			ErrJob, need>>20, memory>>20, engine.ErrMemory)
+	}
+	program, err := r.Model.Program()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrJob, err)
+	}
+	return gomlx.New(program, gomlx.Options{Seed: r.Seed, MemoryLimit: memory, Parallelism: threads})
+}
+
+// modelEngine makes an executor that holds a finished model.
+func modelEngine(m hf.Model, threads int) (engine.Engine, error) {
+	program, err := m.Spec.Program()
+	if err != nil {
+		return nil, err
+	}
+	eng, err := gomlx.New(program, gomlx.Options{Parallelism: threads})
+	if err != nil {
+		return nil, err
+	}
+	copy(eng.State().Weights, m.Weights)
+	return eng, nil
+}

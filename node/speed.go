@@ -1,0 +1,128 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/capacloud/capanode/gpu"
+	"github.com/capacloud/capanode/trainer/engine"
+	"github.com/capacloud/capanode/trainer/engine/gomlx"
+	"github.com/capacloud/capanode/trainer/model"
+)
+
+// benchRows and benchContext are the batch that a device is timed on.
+const benchRows, benchContext = 4, 128
+
+// trainingWork is training steps of a small model: what a slot will be used for.
+type trainingWork struct {
+	engine engine.Engine
+	batch  engine.Batch
+	flops  uint64
+}
+
+// Step implements [gpu.Workload].
+func (w *trainingWork) Step(ctx context.Context) (uint64, error) {
+	_, err := w.engine.Train(ctx, []engine.Batch{w.batch}, engine.Step{LearningRate: 1e-4, Beta1: 0.9, Beta2: 0.95, Epsilon: 1e-8, ClipNorm: 1})
+	return w.flops, err
+}
+
+// newTrainingWork builds the model llama-1m and a batch for it.
+func newTrainingWork(threads int) (*trainingWork, error) {
+	spec, err := model.Preset("llama-1m")
+	if err != nil {
+		return nil, err
+	}
+	program, err := spec.Program()
+	if err != nil {
+		return nil, err
+	}
+	perToken, err := program.FLOPsPerToken(benchContext)
+	if err != nil {
+		return nil, err
+	}
+	eng, err := gomlx.New(program, gomlx.Options{Seed: 1, Parallelism: threads})
+	if err != nil {
+		return nil, err
+	}
+	const n = benchRows * benchContext
+	w := &trainingWork{engine: eng, flops: uint64(perToken) * n}
+	w.batch = engine.Batch{Rows: benchRows, Context: benchContext, Inputs: make([]int32, n), Targets: make([]int32, n)}
+	for i := range n {
+		w.batch.Inputs[i], w.batch.Targets[i] = int32(i*7%spec.Vocab), int32(i*11%spec.Vocab)
+	}
+	return w, nil
+}
+
+// measured is a device's speed as kept in the home, so that a restart need not measure again.
+type measured struct {
+	Device   string    `json:"device"`
+	Numerics string    `json:"numerics"`
+	Threads  int       `json:"threads"`
+	MFLOPS   uint64    `json:"mflops"`
+	At       time.Time `json:"at"`
+}
+
+// speedLife is how long a measurement counts.
+const speedLife = 24 * time.Hour
+
+// speed measures what one slot computes, in MFLOP/s of the model's arithmetic.
+func (p *provider) speed(ctx context.Context) (uint64, error) {
+	path := p.home.Path("speed.json")
+	now := time.Now()
+	want := measured{Device: p.device.Info().ID, Numerics: gomlx.Numerics(), Threads: p.o.Threads}
+	if b, err := os.ReadFile(path); err == nil {
+		var m measured
+		if json.Unmarshal(b, &m) == nil && m.Device == want.Device && m.Numerics == want.Numerics && m.Threads == want.Threads && now.Sub(m.At) < speedLife && m.MFLOPS > 0 {
+			return m.MFLOPS, nil
+		}
+	}
+	w, err := newTrainingWork(p.o.Threads)
+	if err != nil {
+		return 0, err
+	}
+	defer w.engine.Close()
+	r, err := gpu.Benchmark(ctx, p.device, w, gpu.Effort{Warmup: 1, Least: 3, Time: time.Second})
+	if err != nil {
+		return 0, err
+	}
+	want.MFLOPS, want.At = max(1, uint64(r.PerSecond/1e6)), now.UTC()
+	b, err := json.Marshal(want)
+	if err == nil {
+		err = writeFile(path, b, 0o600)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("keep the measured speed: %w", err)
+	}
+	return want.MFLOPS, nil
+}
+
+// governor makes the owner's rules.
+func (p *provider) governor() gpu.Governor {
+	return gpu.NewGovernor(gpu.Rules{Pause: p.o.MaxTemp, Schedule: p.o.Schedule})
+}
+
+// govern takes the slots off the market while the owner's rules say so, and asks for leased ones back.
+func (p *provider) govern(ctx context.Context, g gpu.Governor) gpu.Governor {
+	t, err := p.device.Telemetry(ctx)
+	if err != nil {
+		p.log.Warn("telemetry", "err", err)
+		return g
+	}
+	_, was := g.Paused()
+	g = g.Next(t)
+	reason, paused := g.Paused()
+	if paused == was {
+		return g
+	}
+	if paused {
+		p.seller.SetOpen(0)
+		p.emit(ProviderEvent{State: "paused", Detail: reason})
+	} else {
+		p.seller.SetOpen(p.o.Slots)
+		p.emit(ProviderEvent{State: "ready", Slots: p.o.Slots, Free: p.seller.Free()})
+	}
+	return g
+}

@@ -1,0 +1,283 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/ipfs/go-cid"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/capacloud/capanode/market"
+	"github.com/capacloud/capanode/market/credit"
+	"github.com/capacloud/capanode/p2p"
+	"github.com/capacloud/capanode/p2p/wire"
+	"github.com/capacloud/capanode/storage"
+	"github.com/capacloud/capanode/storage/dataset"
+	"github.com/capacloud/capanode/trainer/data"
+	"github.com/capacloud/capanode/trainer/job"
+	"github.com/capacloud/capanode/trainer/tokenizer"
+	"github.com/capacloud/capanode/trainer/worker"
+)
+
+// TrainOptions says what a requester runs. Zero values leave the choice to the job file.
+type TrainOptions struct {
+	JobPath string
+	Home    string
+	Config  Config
+	Log     *slog.Logger
+	Stop    <-chan struct{} // closed to end after the round under way, checkpoint and settle
+	Emit    Emit
+	Confirm func() bool // asked before leasing; nil starts at once
+
+	Local    int    // providers to start on this machine
+	Binary   string // the capanode executable, for Local
+	Peers    int
+	MaxPrice credit.Micro
+	Budget   credit.Micro
+	DryRun   bool
+	Out      string // folder for the model; empty is NAME-model beside the caller
+}
+
+// requester is one run from the side of who pays for it.
+type requester struct {
+	*Node
+	o     TrainOptions
+	file  job.File
+	rec   job.Record
+	run   cid.Cid
+	data  *data.Source
+	local *Local
+	log   Run
+
+	// Set by the planner.
+	planned time.Time // when the book had the offers, for the time to the first lease
+	guess   float64   // seconds of training
+	memory  int64     // bytes that a member needs
+
+	buyer    *market.Buyer
+	verified *workLog
+	observer *worker.Observer
+	news     chan any      // to the conductor
+	over     chan struct{} // closed when nobody listens to news any more
+
+	// The conductor's own.
+	gang      gang
+	heard     map[peer.ID]time.Time
+	claims    map[peer.ID]cid.Cid // newest checkpoint of each member
+	models    map[cid.Cid]*pulled
+	lastRound time.Time
+}
+
+// Train plans a job, leases slots, follows the run to its end and exports the model. It ends early when stop is closed
+// ([ErrInterrupted], everything settled), when the budget is spent ([ErrBudget]) or when the context ends (at once; leases
+// and rounds go on, and the next Train of the same job finds them).
+func Train(ctx context.Context, o TrainOptions) (err error) {
+	file, err := job.Read(o.JobPath)
+	if err != nil {
+		return err
+	}
+	if o.Local > 0 {
+		o = o.onLoopback()
+		if o.Peers == 0 {
+			o.Peers = o.Local
+		}
+	}
+	if o.Peers > 0 {
+		file.Market.Peers = o.Peers
+	}
+	n, err := openNode(ctx, o.Home, o.Config, o.Log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, n.Close()) }()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	o.Stop = n.stopWith(ctx, o.Stop)
+	r := &requester{Node: n, o: o, file: file}
+	if err := r.define(ctx); err != nil {
+		return err
+	}
+	if err := r.connect(ctx); err != nil {
+		return err
+	}
+	if start, err := r.plan(ctx); err != nil || !start {
+		return err
+	}
+	return r.conduct(ctx)
+}
+
+// onLoopback keeps a local run to this machine: its own network, loopback only, no discovery.
+func (o TrainOptions) onLoopback() TrainOptions {
+	o.Config.Network = fmt.Sprintf("local-%d", os.Getpid())
+	o.Config.Listen = []string{"/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/udp/0/quic-v1"}
+	o.Config.Bootstrap = nil
+	o.Config.MDNS = false
+	return o
+}
+
+// define reads the corpus and makes the run's record. Nothing touches the network yet, so a mistake in the job costs
+// nobody anything.
+func (r *requester) define(ctx context.Context) error {
+	set, err := r.dataset(ctx)
+	if err != nil {
+		return err
+	}
+	if err := r.identify(set); err != nil {
+		return err
+	}
+	raw, run, err := r.rec.Encode()
+	if err != nil {
+		return err
+	}
+	r.run = run
+	if r.log.ID == "" {
+		r.log = Run{ID: run.String(), Name: r.rec.Name, Role: "requester", State: RunPlanned, Started: time.Now().UTC(), Attempt: r.rec.Attempt}
+	}
+	r.log.Rounds, r.log.Dataset = r.rec.Rounds, set.String()
+	if err := r.destination(); err != nil {
+		return err
+	}
+	if r.memory, err = memoryNeeded(r.rec); err != nil {
+		return err
+	}
+	if _, err := r.store.PutRecord(ctx, raw, storage.PutOptions{Pin: "job/" + run.String(), Class: storage.Owned}); err != nil {
+		return err
+	}
+	if r.data, err = openSource(ctx, r.bytes(), r.rec); err != nil {
+		return err
+	}
+	if r.data.Shards() < int(r.rec.Peers) {
+		return fmt.Errorf("%w: the dataset has %d shards, %d peers need one each: add text or lower market.peers", ErrJob, r.data.Shards(), r.rec.Peers)
+	}
+	return nil
+}
+
+// dataset returns the manifest's CID: the one that the job names, or that of the corpus read now.
+func (r *requester) dataset(ctx context.Context) (cid.Cid, error) {
+	d := r.file.Data
+	if d.CID != "" {
+		return parseCID(d.CID)
+	}
+	paths := make([]string, len(d.Paths))
+	for i, p := range d.Paths { // relative to the job file, so that a job and its corpus can move together
+		if !filepath.IsAbs(p) {
+			p = filepath.Join(filepath.Dir(r.o.JobPath), p)
+		}
+		paths[i] = p
+	}
+	_, link, report, err := data.Build(ctx, data.Options{
+		Name: r.file.Name, Paths: paths, Include: d.Include, MaxBytes: d.MaxBytes, Tokenizer: tokenizer.Byte{},
+		ValFraction: d.Validation, ShardTokens: uint64(d.ShardTokens), Context: r.file.Train.Context, Peers: r.file.Market.Peers, Seed: r.file.Train.Seed,
+	}, r.store)
+	if err != nil {
+		return cid.Undef, err
+	}
+	r.Node.log.Info("corpus", "files", report.Kept, "bytes", report.Bytes, "duplicates", report.Duplicates, "binary", report.Binary)
+	if err := r.store.Pin(ctx, "dataset/"+link.Cid.String(), link.Cid); err != nil {
+		return cid.Undef, err
+	}
+	return link.Cid, nil
+}
+
+// identify finds which attempt of this job comes next: one that has not ended is continued, after one that is done a new
+// one begins.
+func (r *requester) identify(set cid.Cid) (err error) {
+	for attempt := uint64(0); ; attempt++ {
+		if r.rec, err = r.file.Bind(r.id, set, attempt); err != nil {
+			return err
+		}
+		_, run, err := r.rec.Encode()
+		if err != nil {
+			return err
+		}
+		old, err := r.runs.load(run.String())
+		if errors.Is(err, ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if old.State != RunDone && old.State != RunFailed {
+			r.log = old
+			return nil
+		}
+	}
+}
+
+// destination checks early that the model will have a place to go.
+func (r *requester) destination() error {
+	if r.o.Out == "" {
+		r.o.Out = r.rec.Name + "-model"
+	}
+	out, err := filepath.Abs(r.o.Out)
+	if err != nil {
+		return fmt.Errorf("%w: --out %s: %w", ErrUsage, r.o.Out, err)
+	}
+	entries, err := os.ReadDir(out)
+	if err == nil && len(entries) > 0 {
+		return fmt.Errorf("%w: --out %s is not empty; choose another folder, nothing is overwritten", ErrUsage, out)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%w: --out %s: %w", ErrUsage, out, err)
+	}
+	r.log.Out = out
+	return nil
+}
+
+// connect joins the network and, for a local run, starts its providers.
+func (r *requester) connect(ctx context.Context) error {
+	role := p2p.Researcher
+	if r.o.Local > 0 {
+		role = p2p.Bootstrap // the children meet here
+	}
+	if err := r.join(ctx, role); err != nil {
+		return err
+	}
+	if r.o.Local > 0 && !r.o.DryRun {
+		dir, err := r.home.sub("local")
+		if err != nil {
+			return err
+		}
+		r.local, err = StartLocal(LocalOptions{Binary: r.o.Binary, Dir: dir, N: r.o.Local, Network: r.cfg.Network, Bootstrap: r.addresses()})
+		if err != nil {
+			return err
+		}
+		r.onClose(func() error { r.local.Stop(localGrace); return nil })
+		return nil
+	}
+	return r.reach(ctx)
+}
+
+// localGrace is how long local providers may take to end.
+const localGrace = 20 * time.Second
+
+// bytes is the run's way to content: what is not here comes from the members.
+func (r *requester) bytes() blobs {
+	return blobs{store: r.store, fetch: r.fetch, class: storage.Cached}
+}
+
+// openSource opens the run's dataset through a store.
+func openSource(ctx context.Context, b blobs, rec job.Record) (*data.Source, error) {
+	read := dataset.ReadFunc(func(ctx context.Context, c cid.Cid, limit int64) ([]byte, error) { return b.Get(ctx, c, nil, limit) })
+	return data.Open(ctx, rec.Dataset.Cid, read, data.SourceOptions{Context: int(rec.Context), Vocab: rec.Model.Vocab, Cache: cacheBytes})
+}
+
+// emit shows an event and appends it to the run's metrics.
+func (r *requester) emit(event any) {
+	if r.o.Emit != nil {
+		r.o.Emit(event)
+	}
+	if r.log.State == RunPlanned || r.o.DryRun {
+		return
+	}
+	if err := r.runs.metrics(r.log.ID, event); err != nil {
+		r.Node.log.Warn("metrics", "err", err)
+	}
+}
+
+func (r *requester) link() wire.Link { return wire.Link{Cid: r.run} }

@@ -1,0 +1,219 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/ipfs/go-cid"
+
+	"github.com/capacloud/capanode/p2p"
+	"github.com/capacloud/capanode/storage"
+	"github.com/capacloud/capanode/trainer/generate"
+	"github.com/capacloud/capanode/trainer/hf"
+	"github.com/capacloud/capanode/trainer/tokenizer"
+)
+
+// Use says which home a tool works on.
+type Use struct {
+	Home   string
+	Config Config
+	Log    *slog.Logger
+}
+
+// with opens the home for one tool.
+func (u Use) with(ctx context.Context, f func(*Node) error) (err error) {
+	n, err := openNode(ctx, u.Home, u.Config, u.Log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, n.Close()) }()
+	return f(n)
+}
+
+// need makes sure that an object is in the store, fetching it from the network when it is not.
+func (n *Node) need(ctx context.Context, c cid.Cid) error {
+	if ok, err := n.complete(ctx, c); ok || err != nil {
+		return err
+	}
+	if err := n.join(ctx, p2p.Researcher); err != nil {
+		return err
+	}
+	if err := n.reach(ctx); err != nil {
+		return err
+	}
+	return n.fetch.Fetch(ctx, c, n.net.Connected())
+}
+
+// complete tells whether an object, and for a folder everything in it, is here and unharmed.
+func (n *Node) complete(ctx context.Context, c cid.Cid) (bool, error) {
+	info, err := n.store.Stat(ctx, c)
+	if errors.Is(err, storage.ErrNotFound) || err == nil && info.Damaged {
+		return false, nil
+	}
+	if err != nil || info.Kind != storage.Directory {
+		return err == nil, err
+	}
+	entries, err := n.store.Entries(ctx, c)
+	for _, e := range entries {
+		if ok, err := n.complete(ctx, e.CID); !ok || err != nil {
+			return false, err
+		}
+	}
+	return err == nil, err
+}
+
+// resolve turns what a person names into the CID of a model folder: a CID, a run's ID, or a job's name.
+func (n *Node) resolve(what string) (cid.Cid, error) {
+	run, err := n.runs.find(what)
+	if err == nil {
+		if run.Checkpoint == "" {
+			return cid.Undef, fmt.Errorf("run %s has no checkpoint yet: %w", what, ErrNotFound)
+		}
+		return parseCID(run.Checkpoint)
+	}
+	if c, cerr := cid.Decode(what); cerr == nil {
+		return c, nil
+	}
+	return cid.Undef, err
+}
+
+// Export writes the model that a CID or run names to a folder that must not exist or be empty.
+func Export(ctx context.Context, u Use, what, dir string) (model string, err error) {
+	if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
+		return "", fmt.Errorf("%w: %s is not empty; nothing is overwritten", ErrUsage, dir)
+	}
+	err = u.with(ctx, func(n *Node) error {
+		c, err := n.resolve(what)
+		if err != nil {
+			return err
+		}
+		model = c.String()
+		if err := n.need(ctx, c); err != nil {
+			return err
+		}
+		return n.store.Export(ctx, c, dir)
+	})
+	return model, err
+}
+
+// Pull fetches a model and pins it, so that it stays and others can fetch it from here.
+func Pull(ctx context.Context, u Use, what string) (p hf.Provenance, model string, err error) {
+	err = u.with(ctx, func(n *Node) error {
+		c, err := n.resolve(what)
+		if err != nil {
+			return err
+		}
+		if err := n.need(ctx, c); err != nil {
+			return err
+		}
+		m, _, err := n.readModel(ctx, c)
+		if err != nil {
+			return err
+		}
+		p, model = m.Provenance, c.String()
+		return n.store.Pin(ctx, checkpointPin(p.Run, p.Round), c)
+	})
+	return p, model, err
+}
+
+// VerifyModel rehashes every block of a model folder and checks that it loads.
+func VerifyModel(ctx context.Context, u Use, what string) (r storage.Report, p hf.Provenance, err error) {
+	err = u.with(ctx, func(n *Node) error {
+		c, err := n.resolve(what)
+		if err != nil {
+			return err
+		}
+		if r, err = n.store.Verify(ctx, c); err != nil {
+			return err
+		}
+		if len(r.Faults) > 0 {
+			return fmt.Errorf("model %s: %w", c, storage.ErrCorrupt)
+		}
+		m, _, err := n.readModel(ctx, c)
+		p = m.Provenance
+		return err
+	})
+	return r, p, err
+}
+
+// SampleOptions says how to continue a prompt.
+type SampleOptions struct {
+	Use
+	Model       string // folder, CID, run or job name
+	Prompt      string
+	Tokens      int
+	Temperature float64
+	TopK        int
+	TopP        float64
+	Seed        uint64
+	Threads     int
+}
+
+// Sample continues a prompt and calls emit with each piece of text as it is drawn.
+func Sample(ctx context.Context, o SampleOptions, emit func(text []byte) error) error {
+	m, err := loadModel(ctx, o.Use, o.Model)
+	if err != nil {
+		return err
+	}
+	eng, err := modelEngine(m, o.Threads)
+	if err != nil {
+		return err
+	}
+	defer eng.Close()
+	prompt := m.Tokenizer.Encode(nil, []byte(o.Prompt))
+	if len(prompt) == 0 {
+		prompt = []int32{m.Tokenizer.EndOfText()}
+	}
+	return generate.Generate(ctx, eng, prompt, generate.Options{
+		Vocab: m.Spec.Vocab, Context: m.Spec.Context, Max: o.Tokens, Stop: []int32{m.Tokenizer.EndOfText()},
+		Temperature: o.Temperature, TopK: o.TopK, TopP: o.TopP, Seed: o.Seed,
+	}, func(token int32) error { return emit(m.Tokenizer.Decode(nil, []int32{token})) })
+}
+
+// loadModel reads a model from a folder, or from the store and the network.
+func loadModel(ctx context.Context, u Use, what string) (m hf.Model, err error) {
+	if info, serr := os.Stat(what); serr == nil && info.IsDir() {
+		if m, err = hf.Read(what); err != nil {
+			return m, err
+		}
+		m.Tokenizer, err = folderTokenizer(what, m.Spec.Context)
+		return m, err
+	}
+	tmp, err := os.MkdirTemp("", "capanode-model-")
+	if err != nil {
+		return m, err
+	}
+	defer os.RemoveAll(tmp)
+	dir := filepath.Join(tmp, "model")
+	if _, err := Export(ctx, u, what, dir); err != nil {
+		return m, err
+	}
+	if m, err = hf.Read(dir); err != nil {
+		return m, err
+	}
+	m.Tokenizer, err = folderTokenizer(dir, m.Spec.Context)
+	return m, err
+}
+
+// folderTokenizer recognises the tokenizer of a model folder by its file: this version knows the byte tokenizer.
+func folderTokenizer(dir string, context int) (tokenizer.Tokenizer, error) {
+	got, err := os.ReadFile(filepath.Join(dir, "tokenizer.json"))
+	if err != nil {
+		return nil, fmt.Errorf("model %s: tokenizer: %w", dir, err)
+	}
+	files, err := tokenizer.HuggingFace(tokenizer.Byte{}, context)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range files {
+		if f.Name == "tokenizer.json" && bytes.Equal(f.Data, got) {
+			return tokenizer.Byte{}, nil
+		}
+	}
+	return nil, fmt.Errorf("model %s: tokenizer.json is not the byte tokenizer's: %w: this version samples from models that it trained", dir, hf.ErrUnsupported)
+}

@@ -1,0 +1,251 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/ipfs/go-cid"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/capacloud/capanode/market"
+	"github.com/capacloud/capanode/market/lease"
+	"github.com/capacloud/capanode/market/meter"
+	"github.com/capacloud/capanode/p2p/wire"
+	"github.com/capacloud/capanode/storage"
+	"github.com/capacloud/capanode/trainer/data"
+	"github.com/capacloud/capanode/trainer/engine/gomlx"
+	"github.com/capacloud/capanode/trainer/job"
+	"github.com/capacloud/capanode/trainer/round"
+	"github.com/capacloud/capanode/trainer/worker"
+)
+
+// cacheBytes is how much memory decoded shards may take on a provider.
+const cacheBytes = 256 << 20
+
+// task is the work of one lease: fetch the job and its shards, train, publish checkpoints, tick.
+type task struct {
+	p     *provider
+	lease lease.Lease
+	run   cid.Cid
+	blobs blobs
+	rec   job.Record
+
+	drain chan struct{} // closed to end after the round that is under way
+	once  sync.Once     // guards drain
+
+	mu   sync.Mutex
+	work market.Work // cumulative
+	log  Run
+}
+
+// work does what a lease is for. It returns when the lease is no longer live.
+func (p *provider) work(ctx context.Context, l lease.Lease) {
+	t := &task{
+		p: p, lease: l, run: l.Terms.Run.Cid, drain: make(chan struct{}),
+		blobs: blobs{store: p.store, fetch: p.fetch, from: []peer.ID{l.Terms.Requester}, class: storage.Cached},
+	}
+	p.emit(ProviderEvent{State: "leased", Lease: l.ID.Short(), Run: t.run.String(), Free: p.seller.Free()})
+	reason, err := t.do(ctx)
+	if ctx.Err() != nil {
+		return // the lease is over, or the next process resumes it
+	}
+	detail := ""
+	if err != nil {
+		detail = err.Error()
+		p.log.Error("work", "lease", l.ID.Short(), "err", err)
+	}
+	p.emit(ProviderEvent{State: "done", Lease: l.ID.Short(), Run: t.run.String(), Detail: detail})
+	if err := p.seller.CloseLease(ctx, l.ID, reason); err != nil {
+		p.log.Debug("close", "lease", l.ID.Short(), "err", err)
+	}
+}
+
+// do trains to the end of the run, or until the provider drains, and settles. It returns the reason to close the lease for.
+func (t *task) do(ctx context.Context) (lease.Reason, error) {
+	var err error
+	if t.work, err = t.p.seller.Done(t.lease.ID); err != nil {
+		return lease.BadWork, err
+	}
+	source, err := t.fetch(ctx)
+	if err != nil {
+		return lease.BadWork, err
+	}
+	if err := t.train(ctx, source); err != nil {
+		reason := lease.BadWork
+		if errors.Is(err, ErrJob) {
+			reason = lease.Capacity
+		}
+		return reason, errors.Join(err, t.settle(ctx))
+	}
+	err = t.settle(ctx)
+	if t.draining() {
+		return lease.Shutdown, err
+	}
+	// The run is over; the requester fetches the model and closes the lease. Bytes stay available meanwhile.
+	select {
+	case <-ctx.Done():
+	case <-t.p.quit:
+	}
+	return lease.Shutdown, err
+}
+
+// fetch brings the job record and the dataset's manifest. Shards come when they are read.
+func (t *task) fetch(ctx context.Context) (*data.Source, error) {
+	raw, err := t.blobs.Get(ctx, t.run, nil, wire.MaxRecord)
+	if err != nil {
+		return nil, fmt.Errorf("fetch the job of run %s: %w", t.run, err)
+	}
+	if t.rec, err = job.Decode(raw); err != nil {
+		return nil, fmt.Errorf("run %s: %w", t.run, err)
+	}
+	if !bytes.Equal(t.rec.Owner, []byte(t.lease.Terms.Requester)) {
+		return nil, fmt.Errorf("run %s: %w: its owner is not who leased this slot", t.run, ErrNotAllowed)
+	}
+	source, err := openSource(ctx, t.blobs, t.rec)
+	if err != nil {
+		return nil, err
+	}
+	t.log = Run{ID: t.run.String(), Name: t.rec.Name, Role: "provider", State: RunTraining, Started: time.Now().UTC(),
+		Rounds: t.rec.Rounds, Dataset: t.rec.Dataset.String()}
+	if old, err := t.p.runs.load(t.log.ID); err == nil {
+		t.log.Started = old.Started
+	}
+	return source, t.p.runs.save(t.log)
+}
+
+// train runs the worker, and a tick now and then beside it.
+func (t *task) train(ctx context.Context, source *data.Source) error {
+	memory := int64(t.p.beacon.VRAMMiB) << 20
+	eng, err := buildEngine(t.rec, memory, t.p.o.Threads)
+	if err != nil {
+		return err
+	}
+	defer eng.Close()
+	snapshots, err := t.p.home.sub("runs", t.run.String(), "snapshots")
+	if err != nil {
+		return err
+	}
+	var ticking sync.WaitGroup
+	tickCtx, stopTicks := context.WithCancel(ctx)
+	ticking.Go(func() { t.tickOn(tickCtx) })
+	ticking.Go(func() {
+		select {
+		case <-t.p.quit:
+			t.stop()
+		case <-tickCtx.Done():
+		}
+	})
+	t.p.emit(ProviderEvent{State: "working", Lease: t.lease.ID.Short(), Run: t.run.String()})
+	_, err = worker.Run(ctx, worker.Config{
+		Run: t.run, Owner: t.lease.Terms.Requester, Plan: workerPlan(t.rec), Engine: eng, Numerics: gomlx.Numerics(),
+		Net: t.p.net, Blobs: t.blobs, Data: source, SnapshotDir: snapshots, States: t.p.states, Drain: t.drain, Log: t.p.log,
+		Hooks: worker.Hooks{
+			OnRound:      t.onRound,
+			OnCheckpoint: func(s *round.State) error { return t.checkpoint(ctx, s) },
+			OnWarning:    func(err error) { t.p.log.Warn("run", "run", t.run, "err", err) },
+		},
+	})
+	stopTicks()
+	ticking.Wait()
+	return err
+}
+
+func (t *task) stop() { t.once.Do(func() { close(t.drain) }) }
+
+func (t *task) draining() bool {
+	select {
+	case <-t.drain:
+		return true
+	default:
+		return false
+	}
+}
+
+// onRound counts the own share of a committed round.
+func (t *task) onRound(r worker.Report) {
+	own := r.Work[t.p.id]
+	t.mu.Lock()
+	if own > 0 && !r.Replaces {
+		t.work.Tokens += own
+		t.work.Rounds++
+	}
+	t.log.Round, t.log.Tokens, t.log.Loss = r.Round+1, r.Total, r.Loss
+	log := t.log
+	t.mu.Unlock()
+	if err := t.p.runs.save(log); err != nil {
+		t.p.log.Warn("run record", "err", err)
+	}
+	t.p.emit(ProviderEvent{State: "round", Lease: t.lease.ID.Short(), Run: t.run.String(), Round: r.Round + 1, Loss: r.Loss, Tokens: own})
+}
+
+// checkpoint publishes the model of a committed state as a folder in the store. Equal states give equal CIDs, so members
+// publish the same one; the next tick carries it.
+func (t *task) checkpoint(ctx context.Context, s *round.State) error {
+	c, err := publishModel(ctx, t.p.Node, t.rec, t.run, s)
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	t.work.State = c.Bytes()
+	t.log.Checkpoint = c.String()
+	log := t.log
+	t.mu.Unlock()
+	return t.p.runs.save(log)
+}
+
+// tickOn sends a tick at every interval of the lease.
+func (t *task) tickOn(ctx context.Context) {
+	ticker := time.NewTicker(time.Duration(t.lease.Terms.TickSeconds) * time.Second)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			if _, _, err := t.tick(ctx); errors.Is(err, meter.ErrBudget) {
+				t.p.log.Warn("the requester's budget is exhausted; leaving after this round", "lease", t.lease.ID.Short())
+				t.stop()
+			}
+		}
+	}
+}
+
+// tick claims the work so far and takes the receipt. It returns what was claimed and what was paid for.
+func (t *task) tick(ctx context.Context) (claimed market.Work, paid meter.Receipt, err error) {
+	t.mu.Lock()
+	claimed = t.work
+	t.mu.Unlock()
+	if claimed.Units, err = t.rec.WorkUnits(claimed.Tokens); err != nil {
+		return claimed, paid, err
+	}
+	paid, err = t.p.seller.SendTick(ctx, t.lease.ID, claimed)
+	if err != nil && ctx.Err() == nil {
+		t.p.log.Info("tick", "lease", t.lease.ID.Short(), "err", err)
+	}
+	return claimed, paid, err
+}
+
+// settle ticks until everything is paid for: the requester may hear of the last round a moment later than its members. It
+// gives up after [lease.SettleTime]; what was not paid then stays visible in the ledger as the gap between tick and receipt.
+func (t *task) settle(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, lease.SettleTime)
+	defer cancel()
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		claimed, paid, err := t.tick(ctx)
+		if err == nil && paid.Units >= claimed.Units {
+			return nil
+		}
+		if errors.Is(err, meter.ErrBudget) || errors.Is(err, lease.ErrTransition) || errors.Is(err, meter.ErrNotMeter) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("last tick of lease %s: %w: %w", t.lease.ID.Short(), ctx.Err(), err)
+		case <-time.After(wait):
+		}
+	}
+}
