@@ -26,9 +26,10 @@ const (
 	joinGrace = 500 * time.Millisecond
 	// cacheDelay gives bootstrap nodes a head start over remembered peers, who may be gone.
 	cacheDelay = time.Second
-	// keepEvery is the pause between checks that a bootstrap node is still connected; keepMax bounds the backoff.
-	keepEvery = 15 * time.Second
-	keepMax   = 2 * time.Minute
+	// keepDials and keepMaxDials are the shortest and the longest pause between looks at whether a bootstrap node is still
+	// connected, in dial timeouts: 15 s to 2 min.
+	keepDials    = 3
+	keepMaxDials = 24
 )
 
 // Bootstrap joins the network: it dials all bootstrap nodes, and after a moment the peers remembered from the last run, in
@@ -139,20 +140,21 @@ func (h *Host) settle() {
 
 // keepBootstrapped redials with growing, jittered pauses while no bootstrap node is connected.
 func (h *Host) keepBootstrapped() {
-	for pause := keepEvery; sleep(h.ctx, pause/2+rand.N(pause)); {
+	shortest := keepDials * h.cfg.DialTimeout
+	for pause := shortest; sleep(h.ctx, pause/2+rand.N(pause)); {
 		if h.bootConnected() > 0 {
-			pause = keepEvery
+			pause = shortest
 			continue
 		}
 		ctx, cancel := context.WithTimeout(h.ctx, 2*h.cfg.DialTimeout)
 		reach, err := h.join(ctx)
 		cancel()
 		if err != nil {
-			pause = min(2*pause, keepMax)
+			pause = min(2*pause, keepMaxDials*h.cfg.DialTimeout)
 			h.log.Warn("still cut off from all bootstrap nodes", "total", reach.Total, "connections", h.Stats().Connections)
 			continue
 		}
-		pause = keepEvery
+		pause = shortest
 		h.log.Info("back in touch with bootstrap nodes", "reachable", reach.Reachable, "total", reach.Total)
 		h.dht.RefreshRoutingTable()
 	}

@@ -24,7 +24,9 @@ import (
 
 func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m,
-		goleak.IgnoreAnyFunction("github.com/libp2p/go-flow-metrics.(*sweeper).run")) // one for the process, by design
+		goleak.IgnoreAnyFunction("github.com/libp2p/go-flow-metrics.(*sweeper).run"), // one for the process, by design
+		// a router search in flight ends by itself within seconds
+		goleak.IgnoreAnyFunction("github.com/libp2p/go-libp2p/p2p/net/nat/internal/nat.discoverNATs.func1"))
 }
 
 var (
@@ -223,6 +225,28 @@ func TestOneOfThreeBootstrapsAlive(t *testing.T) {
 	}
 }
 
+func TestBootstrapComesBack(t *testing.T) {
+	key, _, err := crypto.GenerateEd25519Key(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := p2p.Config{Role: p2p.Bootstrap, Identity: key}
+	boot := start(t, cfg)
+	h := start(t, p2p.Config{Bootstrap: boot.Addrs(), DialTimeout: 200 * time.Millisecond})
+	if _, err := h.Bootstrap(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range boot.Addrs() {
+		cfg.Listen = append(cfg.Listen, strings.Split(text, "/p2p/")[0])
+	}
+	if err := boot.Close(); err != nil {
+		t.Fatal(err)
+	}
+	nettest.Eventually(t, "the loss is seen", func() bool { return len(h.Connected()) == 0 })
+	start(t, cfg)
+	nettest.Eventually(t, "the host redials", func() bool { return len(h.Connected()) == 1 })
+}
+
 func TestFirstNodeOfItsNetwork(t *testing.T) {
 	if reach, err := start(t, p2p.Config{}).Bootstrap(t.Context()); err != nil || reach != (p2p.Reach{}) {
 		t.Errorf("%+v, %v", reach, err)
@@ -290,5 +314,21 @@ func TestManyPeersBehindOneAddress(t *testing.T) {
 	}
 	if n := len(boot.Connected()); n != count {
 		t.Errorf("%d of %d peers are connected", n, count)
+	}
+}
+
+// TestLocalNetwork needs multicast, which many containers lack.
+func TestLocalNetwork(t *testing.T) {
+	network := "lan-" + strings.ToLower(rand.Text()[:12]) // no other run on this network has it
+	cfg := p2p.Config{Network: network, MDNS: true, Listen: p2p.DefaultListen}
+	a, b := start(t, cfg), start(t, cfg)
+	end := time.Now().Add(5 * time.Second)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !slices.Contains(a.Connected(), b.ID()) {
+		if time.Now().After(end) {
+			t.Skip("no multicast between two hosts on this machine within 5 s")
+		}
+		<-tick.C
 	}
 }
