@@ -157,3 +157,22 @@ func TestThreadsDoNotMatter(t *testing.T) {
 		t.Errorf("%d different results", len(results))
 	}
 }
+
+func BenchmarkMean(b *testing.B) {
+	n := 1 << 22
+	blob := make([]byte, codec.Int8{}.Size(n))
+	if err := (codec.Int8{}).Encode(blob, normal(1, n, 0.01)); err != nil {
+		b.Fatal(err)
+	}
+	src, err := codec.Int8{}.Open(blob, n)
+	if err != nil {
+		b.Fatal(err)
+	}
+	mean := make([]float32, n)
+	b.SetBytes(int64(4 * n))
+	for b.Loop() {
+		if err := outer.Mean(mean, []outer.Update{{src, 1}, {src, 1}}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"math"
 	"math/rand/v2"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/ipfs/go-cid"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"go.uber.org/goleak"
 
@@ -320,4 +322,56 @@ func TestObserverSeesTheWork(t *testing.T) {
 			t.Errorf("members %+v", m)
 		}
 	})
+}
+
+// A donor that dies while the joiner fetches is followed by the next, and a member that lies about a state is passed over.
+func TestDonorDies(t *testing.T) {
+	virtual(t, 20*time.Minute, func(ctx context.Context, t *testing.T) {
+		plan := testPlan
+		plan.Rounds = 12
+		s := newSwarm(t, plan, "a", "b", "c", "d")
+		defer s.end("a", "b", "c", "d")
+		var others []<-chan outcome
+		for _, name := range []string{"a", "b", "c"} {
+			others = append(others, start(ctx, s.config(name)))
+		}
+		time.Sleep(25 * time.Second)
+		joiner := s.config("d")
+		var once sync.Once
+		joiner.Blobs = &interruptedBlobs{joiner.Blobs.(*memBlobs), func(from []peer.ID) {
+			once.Do(func() { s.net.Kill(from[0]) })
+		}}
+		d := start(ctx, joiner)
+		var ends []outcome
+		for _, w := range append(others, d) {
+			if o := <-w; o.err == nil && o.State.Round == plan.Rounds {
+				ends = append(ends, o)
+			}
+		}
+		same := 0
+		for _, o := range ends {
+			if o.State.Hash() == ends[len(ends)-1].State.Hash() {
+				same++
+			}
+		}
+		if same < 3 {
+			t.Errorf("%d of the three survivors ended with the joiner's state", same)
+		}
+		if o := ends[len(ends)-1]; o.Healed == 0 || o.Contributed == 0 {
+			t.Errorf("the joiner healed %d times and contributed to %d rounds", o.Healed, o.Contributed)
+		}
+	})
+}
+
+// interruptedBlobs lets a test act when a fetch of a large object begins.
+type interruptedBlobs struct {
+	*memBlobs
+	before func(from []peer.ID)
+}
+
+func (b *interruptedBlobs) Get(ctx context.Context, c cid.Cid, from []peer.ID, limit int64) ([]byte, error) {
+	if limit > 4*5000 { // a state, not an update
+		b.before(from)
+	}
+	return b.memBlobs.Get(ctx, c, from, limit)
 }

@@ -1,0 +1,230 @@
+// Package bench owns the measurements of averaging: how fast updates are encoded and averaged, and what averaging costs in
+// loss against one peer that sees the same tokens. It measures the program's own code paths and prints nothing.
+package bench
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/ipfs/go-cid"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/multiformats/go-multihash"
+
+	"github.com/capacloud/capanode/p2p/memnet"
+	"github.com/capacloud/capanode/p2p/wire"
+	"github.com/capacloud/capanode/trainer/codec"
+	"github.com/capacloud/capanode/trainer/engine"
+	"github.com/capacloud/capanode/trainer/outer"
+	"github.com/capacloud/capanode/trainer/worker"
+)
+
+// Options say what to measure.
+type Options struct {
+	Megabytes int // of float32 in each update, in units of 10^6 bytes; 0 means 64
+	Repeat    int // timings are the best of so many; 0 means 3
+	Training  *Training
+}
+
+// Training compares three peers with one at equal tokens. Leaving it out leaves the losses out.
+type Training struct {
+	Plan       worker.Plan // of the three peers; the single peer runs three times the rounds
+	Engine     func() (engine.Engine, error)
+	Numerics   string
+	Data       worker.Data
+	Validation []engine.Batch
+}
+
+// Figures are the results. Rates are in 10^6 bytes of float32 per second.
+type Figures struct {
+	Averaging float64 // int8, two peers: encode the own update, decode and average both; all cores
+	Encode    float64 // int8, one core
+	Decode    float64 // int8, one core
+	Cores     int
+
+	Tokens                   uint64  // that each of the two runs trained on
+	LossThree, LossOne       float64 // validation loss in nats per token
+	SecondsThree, SecondsOne float64
+}
+
+// Averaging runs the measurements.
+func Averaging(ctx context.Context, o Options) (Figures, error) {
+	f := Figures{Cores: runtime.GOMAXPROCS(0)}
+	if o.Megabytes == 0 {
+		o.Megabytes = 64
+	}
+	if o.Repeat == 0 {
+		o.Repeat = 3
+	}
+	if err := f.rates(ctx, o); err != nil {
+		return f, err
+	}
+	if o.Training == nil {
+		return f, nil
+	}
+	var err error
+	three, one := o.Training.Plan, o.Training.Plan
+	one.Rounds *= 3
+	one.Schedule.Warmup *= 3
+	one.Schedule.Total *= 3
+	if f.LossThree, f.Tokens, f.SecondsThree, err = o.Training.run(ctx, three, 3); err != nil {
+		return f, fmt.Errorf("bench: three peers: %w", err)
+	}
+	var tokens uint64
+	if f.LossOne, tokens, f.SecondsOne, err = o.Training.run(ctx, one, 1); err != nil {
+		return f, fmt.Errorf("bench: one peer: %w", err)
+	}
+	if tokens != f.Tokens {
+		return f, fmt.Errorf("bench: three peers committed %d tokens, one peer %d: an update was left out, the losses do not compare", f.Tokens, tokens)
+	}
+	return f, nil
+}
+
+// rates measures the codec and the dense average.
+func (f *Figures) rates(ctx context.Context, o Options) error {
+	n := o.Megabytes * 1e6 / 4
+	c := codec.Int8{}
+	rng := rand.New(rand.NewPCG(1, 1))
+	x, mean := make([]float32, n), make([]float32, n)
+	for i := range x {
+		x[i] = float32(rng.NormFloat64() * 0.01)
+	}
+	own, mate := make([]byte, c.Size(n)), make([]byte, c.Size(n))
+	if err := c.Encode(mate, x); err != nil {
+		return fmt.Errorf("bench: %w", err)
+	}
+	src, err := c.Open(mate, n)
+	if err != nil {
+		return fmt.Errorf("bench: %w", err)
+	}
+	average := func() error {
+		if err := c.Encode(own, x); err != nil {
+			return err
+		}
+		a, err := c.Open(own, n)
+		if err != nil {
+			return err
+		}
+		b, err := c.Open(mate, n)
+		if err != nil {
+			return err
+		}
+		return outer.Mean(mean, []outer.Update{{Delta: a, Tokens: 1}, {Delta: b, Tokens: 1}})
+	}
+	if f.Averaging, err = fastest(ctx, o, average); err != nil {
+		return err
+	}
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	if f.Encode, err = fastest(ctx, o, func() error { return c.Encode(own, x) }); err != nil {
+		return err
+	}
+	f.Decode, err = fastest(ctx, o, func() error { codec.Decode(mean, src); return nil })
+	return err
+}
+
+// fastest returns the best rate of the repetitions.
+func fastest(ctx context.Context, o Options, f func() error) (float64, error) {
+	var best float64
+	for range o.Repeat {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		began := time.Now()
+		if err := f(); err != nil {
+			return 0, fmt.Errorf("bench: %w", err)
+		}
+		best = max(best, float64(o.Megabytes)/time.Since(began).Seconds())
+	}
+	return best, nil
+}
+
+// run trains with so many peers over the in-memory network and returns validation loss, committed tokens and time.
+func (t *Training) run(ctx context.Context, plan worker.Plan, peers int) (loss float64, tokens uint64, seconds float64, err error) {
+	net, run := memnet.New(), wire.RecordCID(fmt.Appendf(nil, "benchmark with %d peers", peers))
+	owner := net.Node("owner")
+	defer owner.Close()
+	watch, err := worker.Observe(worker.ObserveConfig{Run: run, Owner: owner.ID(), RoundTokens: plan.RoundTokens(), Net: owner})
+	if err != nil {
+		return 0, 0, 0, err
+	}
+	defer watch.Close()
+	store := &store{data: map[cid.Cid][]byte{}}
+	results, errs := make([]worker.Result, peers), make([]error, peers)
+	configs := make([]worker.Config, peers)
+	var members []peer.ID
+	for i := range configs {
+		node := net.Node(fmt.Sprint("peer ", i))
+		defer node.Close()
+		eng, err := t.Engine()
+		if err != nil {
+			return 0, 0, 0, err
+		}
+		defer eng.Close()
+		members = append(members, node.ID())
+		configs[i] = worker.Config{
+			Run: run, Owner: owner.ID(), Plan: plan, Engine: eng, Numerics: t.Numerics, Net: node, Blobs: store, Data: t.Data,
+		}
+	}
+	if err := watch.SetMembers(members); err != nil {
+		return 0, 0, 0, err
+	}
+	began := time.Now()
+	var work sync.WaitGroup
+	for i := range configs {
+		work.Go(func() { results[i], errs[i] = worker.Run(ctx, configs[i]) })
+	}
+	work.Wait()
+	seconds = time.Since(began).Seconds()
+	if err := errors.Join(errs...); err != nil {
+		return 0, 0, 0, err
+	}
+	eng, state := configs[0].Engine, results[0].State
+	copy(eng.State().Weights, state.Weights)
+	for _, b := range t.Validation {
+		l, err := eng.Evaluate(ctx, b)
+		if err != nil {
+			return 0, 0, 0, err
+		}
+		loss += l / float64(len(t.Validation))
+	}
+	return loss, state.Tokens, seconds, nil
+}
+
+// store is a store that all peers of a measurement share.
+type store struct {
+	mu   sync.Mutex
+	data map[cid.Cid][]byte
+}
+
+func (s *store) Put(_ context.Context, data []byte) (cid.Cid, error) {
+	sum, err := multihash.Sum(data, multihash.SHA2_256, -1)
+	if err != nil {
+		return cid.Undef, fmt.Errorf("bench: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := cid.NewCidV1(cid.Raw, sum)
+	s.data[c] = bytes.Clone(data)
+	return c, nil
+}
+
+func (s *store) Get(_ context.Context, c cid.Cid, _ []peer.ID, limit int64) ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	data, ok := s.data[c]
+	if !ok || int64(len(data)) > limit {
+		return nil, fmt.Errorf("bench: no object %s of at most %d bytes", c, limit)
+	}
+	return data, nil
+}
+
+func (s *store) Drop(_ context.Context, c cid.Cid) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.data, c)
+}

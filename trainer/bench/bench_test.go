@@ -1,0 +1,90 @@
+package bench_test
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+
+	"go.uber.org/goleak"
+
+	"github.com/capacloud/capanode/trainer/bench"
+	"github.com/capacloud/capanode/trainer/engine"
+	"github.com/capacloud/capanode/trainer/engine/gomlx"
+	"github.com/capacloud/capanode/trainer/model"
+	"github.com/capacloud/capanode/trainer/outer"
+	"github.com/capacloud/capanode/trainer/round"
+	"github.com/capacloud/capanode/trainer/worker"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// steps is a language of sequences that count up from their window's number.
+type steps struct{}
+
+func (steps) Shards() int        { return 6 }
+func (steps) Windows(int) uint64 { return 64 }
+
+func (steps) Batch(_ context.Context, windows []round.Window) (engine.Batch, error) {
+	b := engine.Batch{Rows: len(windows), Context: 16}
+	for _, w := range windows {
+		for i := range int32(16) {
+			b.Inputs = append(b.Inputs, (int32(w.Index)+i)%32)
+			b.Targets = append(b.Targets, (int32(w.Index)+i+1)%32)
+		}
+	}
+	return b, nil
+}
+
+func TestAveraging(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		spec := model.Spec{
+			Family: model.FamilyLlama, Vocab: 32, Width: 32, Layers: 1, Heads: 2, KVHeads: 2, FeedForward: 64, Context: 16,
+			RopeTheta: 10000, NormEps: 1e-5, TieEmbeddings: true,
+		}
+		validation, err := steps{}.Batch(t.Context(), []round.Window{{Shard: 0, Index: 3}, {Shard: 0, Index: 17}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := bench.Averaging(t.Context(), bench.Options{Megabytes: 2, Repeat: 1, Training: &bench.Training{
+			Plan: worker.Plan{
+				Rounds: 3, LocalSteps: 6, BatchRows: 8, Context: 16, Seed: 1, Codec: "int8",
+				Outer:    outer.Settings{LearningRate: 0.7, Momentum: 0.3},
+				Inner:    engine.Step{Beta1: 0.9, Beta2: 0.95, Epsilon: 1e-8, ClipNorm: 1},
+				Schedule: worker.Schedule{Peak: 1e-2, Floor: 1e-3, Warmup: 3, Total: 18},
+			},
+			Engine: func() (engine.Engine, error) {
+				program, err := spec.Program()
+				if err != nil {
+					return nil, err
+				}
+				return gomlx.New(program, gomlx.Options{Seed: 5, Parallelism: 1})
+			},
+			Numerics: gomlx.Numerics(), Data: steps{}, Validation: []engine.Batch{validation},
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f.Tokens != 3*3*6*8*16 {
+			t.Errorf("%d tokens", f.Tokens)
+		}
+		if !(f.LossOne > 0 && f.LossOne < 3) || !(f.LossThree > 0 && f.LossThree < 3.3) {
+			t.Errorf("losses %g with one peer and %g with three", f.LossOne, f.LossThree)
+		}
+	})
+}
+
+// The rates need a real clock.
+func TestRates(t *testing.T) {
+	f, err := bench.Averaging(t.Context(), bench.Options{Megabytes: 2, Repeat: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f.Averaging <= 0 || f.Encode <= 0 || f.Decode <= 0 || f.Cores < 1 {
+		t.Errorf("%+v", f)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := bench.Averaging(ctx, bench.Options{Megabytes: 2}); err == nil {
+		t.Error("a cancelled measurement gave figures")
+	}
+}
