@@ -58,7 +58,7 @@ func (tb *table) view(expected ...peer.ID) {
 	tb.take(tb.attempt.View(append([]peer.ID{"a"}, expected...), expected))
 }
 
-// gone tells that these live but are past this round, so that nothing more is expected of them.
+// past tells that these live but are past this round, so that nothing more is expected of them.
 func (tb *table) past(live ...peer.ID) {
 	tb.take(tb.attempt.View(append([]peer.ID{"a"}, live...), nil))
 }

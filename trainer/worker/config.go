@@ -100,7 +100,7 @@ type Config struct {
 
 	SnapshotDir   string // folder for crash-safe snapshots, made when missing; "" keeps none
 	SnapshotEvery uint64 // rounds between snapshots; 0 means 1
-	KeepRounds    uint64 // rounds after which blobs of updates are dropped; 0 means 4
+	KeepRounds    uint64 // rounds after which the blobs of updates, own and fetched, are dropped; 0 means 4
 
 	States *States         // serves the states of all runs of this process; nil makes one for this run alone
 	Drain  <-chan struct{} // closed: commit the round that is under way, then leave; may be nil

@@ -28,9 +28,8 @@ type exchanged struct {
 
 // fetched is the outcome of one blob's fetch.
 type fetched struct {
-	id     round.Hash
+	header round.Signed
 	source codec.Source
-	size   uint64
 	err    error
 }
 
@@ -212,7 +211,7 @@ func (x *exchange) admissible(h round.Signed) bool {
 func (x *exchange) fetch(ctx context.Context, f round.Fetch) {
 	n, limit := len(x.state.Weights), x.limit
 	x.fetches.Go(func() {
-		r := fetched{id: f.Header.ID, size: f.Header.Size}
+		r := fetched{header: f.Header}
 		r.source, r.err = fetchBlob(ctx, x.cfg.Blobs, f, n, limit)
 		select {
 		case x.results <- r:
@@ -254,15 +253,17 @@ func normLimit(weights []float32) float64 {
 }
 
 func (x *exchange) arrived(ctx context.Context, r fetched) {
+	id := r.header.ID
 	if r.err != nil {
 		x.warn(r.err)
-		x.do(ctx, func(a round.Attempt) (round.Attempt, []round.Action) { return a.Failed(r.id) })
+		x.do(ctx, func(a round.Attempt) (round.Attempt, []round.Action) { return a.Failed(id) })
 		return
 	}
-	x.out.sources[r.id] = r.source
-	x.out.down += r.size
-	x.result.Down += r.size
-	x.do(ctx, func(a round.Attempt) (round.Attempt, []round.Action) { return a.Held(r.id) })
+	x.keep(r.header.Round, r.header.Blob.Cid)
+	x.out.sources[id] = r.source
+	x.out.down += r.header.Size
+	x.result.Down += r.header.Size
+	x.do(ctx, func(a round.Attempt) (round.Attempt, []round.Action) { return a.Held(id) })
 }
 
 // observeArrivals feeds the deadlines: how long after the own header and vote the mates' came. Headers that missed the
@@ -287,8 +288,8 @@ func (w *worker) observeArrivals(x *exchange) {
 // countHeaders records when the headers of a round came, each once.
 func (w *worker) countHeaders(number uint64, parent round.Hash, since time.Time) {
 	for _, h := range w.board.about(number, parent).headers {
-		if !w.counted[h.ID] {
-			w.counted[h.ID] = true
+		if _, known := w.counted[h.ID]; !known {
+			w.counted[h.ID] = number
 			w.headerWait = w.headerWait.Add(h.at.Sub(since))
 		}
 	}

@@ -189,6 +189,12 @@ func (b *memBlobs) Drop(_ context.Context, c cid.Cid) {
 	delete(b.data, c)
 }
 
+func (b *memBlobs) count() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.data)
+}
+
 // swarm is a run over the in-memory network.
 type swarm struct {
 	t     testing.TB

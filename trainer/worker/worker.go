@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -68,7 +69,7 @@ type worker struct {
 	result   Result
 
 	headerWait, voteWait round.Arrivals
-	counted              map[round.Hash]bool // headers that entered headerWait
+	counted              map[round.Hash]uint64 // headers that entered headerWait, and their rounds
 	lastParent           round.Hash
 	lastBegan            time.Time
 	doubted              map[peer.ID]time.Time // who announced a state and did not deliver it, and when
@@ -90,7 +91,7 @@ func open(cfg Config) (*worker, error) {
 	inner := cfg.Engine.State()
 	n := len(inner.Weights)
 	w := &worker{
-		cfg: cfg, self: cfg.Net.ID(), log: cfg.Log, counted: map[round.Hash]bool{}, doubted: map[peer.ID]time.Time{},
+		cfg: cfg, self: cfg.Net.ID(), log: cfg.Log, counted: map[round.Hash]uint64{}, doubted: map[peer.ID]time.Time{},
 		state:   round.NewState(cfg.Run, cfg.Data.Shards(), slices.Clone(inner.Weights)),
 		pending: make([]float32, n), residual: make([]float32, n), mean: make([]float32, n),
 	}
@@ -345,28 +346,27 @@ func (w *worker) checkpoint() {
 	}
 }
 
-// keep remembers a blob; forget drops those whose rounds are long past.
+// keep remembers a blob that the store holds for us, the own or a mate's.
 func (w *worker) keep(number uint64, blob cid.Cid) {
-	w.kept = append(w.kept, keptBlob{number, blob})
+	if !slices.ContainsFunc(w.kept, func(k keptBlob) bool { return k.blob.Equals(blob) }) {
+		w.kept = append(w.kept, keptBlob{number, blob})
+	}
 }
 
+// forget drops what belongs to rounds long past.
 func (w *worker) forget() {
 	age := w.cfg.KeepRounds
 	if age == 0 {
 		age = defaultKeepRounds
 	}
 	w.kept = slices.DeleteFunc(w.kept, func(k keptBlob) bool {
-		if k.round+age > w.state.Round {
+		if k.round+age >= w.state.Round {
 			return false
 		}
 		w.cfg.Blobs.Drop(context.Background(), k.blob)
 		return true
 	})
-	for id := range w.counted {
-		if len(w.counted) > 2*round.MaxMembers {
-			delete(w.counted, id)
-		}
-	}
+	maps.DeleteFunc(w.counted, func(_ round.Hash, number uint64) bool { return number+2 < w.state.Round })
 }
 
 func (w *worker) warn(err error) {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/capacloud/capanode/p2p/wire"
 	"github.com/capacloud/capanode/trainer/round"
+	"github.com/capacloud/capanode/trainer/worker"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -374,4 +375,22 @@ func (b *interruptedBlobs) Get(ctx context.Context, c cid.Cid, from []peer.ID, l
 		b.before(from)
 	}
 	return b.memBlobs.Get(ctx, c, from, limit)
+}
+
+// What the store holds for a run stays bounded however long the run is, and is gone in the end.
+func TestBlobsAreDropped(t *testing.T) {
+	virtual(t, 20*time.Minute, func(ctx context.Context, t *testing.T) {
+		plan := testPlan
+		plan.Rounds = 12
+		s := newSwarm(t, plan, "a", "b")
+		defer s.end("a", "b")
+		cfg := s.config("a")
+		blobs := cfg.Blobs.(*memBlobs)
+		most := 0
+		cfg.Hooks.OnRound = func(worker.Report) { most = max(most, blobs.count()) }
+		s.finish(start(ctx, cfg), start(ctx, s.config("b")))
+		if most > 2*5 || most < 2*4 || blobs.count() != 0 {
+			t.Errorf("at most %d blobs during the run, want four rounds of two peers; %d after it", most, blobs.count())
+		}
+	})
 }
