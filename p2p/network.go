@@ -26,7 +26,8 @@ type Network interface {
 	ID() peer.ID
 	// Key returns the private key that signs the node's records.
 	Key() crypto.PrivKey
-	// Open opens a stream to a peer. The dial uses every address the network knows for it.
+	// Open opens a stream to a peer. The dial uses every address the network knows for it. A peer over its limits refuses the
+	// stream with [ErrReset], from Open or from the first read.
 	Open(ctx context.Context, to peer.ID, proto protocol.ID) (Stream, error)
 	// Handle serves a protocol. The handler owns the stream and must close or reset it.
 	Handle(proto protocol.ID, limits Limits, handler Handler)
@@ -39,7 +40,8 @@ type Network interface {
 type Router interface {
 	// Connect makes sure that a connection to the peer exists.
 	Connect(ctx context.Context, to peer.AddrInfo) error
-	// Connected lists the peers with an open connection, sorted by peer ID.
+	// Connected lists the peers with an open connection, sorted by peer ID. One that vanished without a word may be listed for
+	// half a minute more.
 	Connected() []peer.ID
 	// Provide announces that this node holds the object.
 	Provide(ctx context.Context, c cid.Cid) error

@@ -66,6 +66,8 @@ func (h *Host) Open(ctx context.Context, to peer.ID, proto protocol.ID) (Stream,
 		return stream{s}, nil
 	case errors.Is(err, multistream.ErrNotSupported[protocol.ID]{}):
 		return nil, fmt.Errorf("p2p: open %s to %s: %w", proto, to, ErrNoProtocol)
+	case errors.Is(err, network.ErrReset): // connected, and refused before the protocol was agreed on
+		return nil, fmt.Errorf("p2p: open %s to %s: %w: %w", proto, to, ErrReset, err)
 	case ctx.Err() != nil:
 		err = errors.Join(ctx.Err(), err)
 	}

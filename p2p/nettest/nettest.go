@@ -25,8 +25,9 @@ type Node interface {
 	Close() error
 }
 
-// patience bounds each wait of the suite. Only a failing test uses it up.
-const patience = 15 * time.Second
+// patience bounds each wait of the suite; only a failing test uses it up. It is longer than the 30 s after which QUIC gives
+// up a silent peer, should the goodbye of a closing node get lost.
+const patience = 45 * time.Second
 
 // Run runs the suite. The factory starts n nodes that can reach each other and closes them when its test ends.
 func Run(t *testing.T, factory func(t *testing.T, n int) []Node) {

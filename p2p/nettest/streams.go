@@ -186,9 +186,17 @@ func testIdle(t *testing.T, nodes []Node) {
 // hold opens a stream and says whether the handler took it. A refused one is reset.
 func hold(t *testing.T, from, to Node, proto string) bool {
 	t.Helper()
-	s := open(t, from, to, proto)
+	s, err := from.Open(within(t), to.ID(), p2pProto(proto))
+	if errors.Is(err, p2p.ErrReset) {
+		return false
+	}
+	if err != nil {
+		t.Fatalf("open %s: %v", proto, err)
+	}
+	t.Cleanup(func() { s.Reset() })
+	s.SetDeadline(time.Now().Add(patience))
 	_, werr := s.Write([]byte("a"))
-	_, err := io.ReadFull(s, make([]byte, 1))
+	_, err = io.ReadFull(s, make([]byte, 1))
 	if err != nil && !errors.Is(err, p2p.ErrReset) {
 		t.Fatalf("a refused stream fails with %v (write: %v)", err, werr)
 	}
