@@ -54,7 +54,9 @@ func call(ctx context.Context, net p2p.Network, to peer.ID, c conversation) erro
 		s.Reset()
 		return err
 	}
-	return s.Close()
+	// The reply is here; how the other side ended the stream changes nothing.
+	_ = s.Close()
+	return nil
 }
 
 // conversation is one request with room for its reply.

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/ipfs/go-cid"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -16,7 +17,7 @@ import (
 type blobs struct {
 	store *storage.Store
 	fetch *transfer.Fetcher
-	from  []peer.ID // asked besides the caller's own list
+	near  func() []peer.ID // asked besides the caller's own list: who might have what the run needs
 	class storage.Class
 }
 
@@ -36,7 +37,7 @@ func (b blobs) Get(ctx context.Context, c cid.Cid, from []peer.ID, limit int64) 
 	if err == nil || !errors.Is(err, storage.ErrNotFound) && !errors.Is(err, storage.ErrCorrupt) {
 		return data, err
 	}
-	return b.fetch.ReadAll(ctx, c, limit, append(append([]peer.ID{}, from...), b.from...))
+	return b.fetch.ReadAll(ctx, c, limit, slices.Concat(from, b.near()))
 }
 
 // Drop says that the run needs the object no longer.

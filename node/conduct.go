@@ -184,9 +184,12 @@ func (r *requester) end(ctx context.Context, began time.Time, why error) error {
 func (r *requester) settle(ctx context.Context, whole bool) {
 	deadline := time.NewTimer(settleWait)
 	defer deadline.Stop()
+	again := time.NewTicker(conductTick)
+	defer again.Stop()
 	stop := r.o.Stop
 	for !r.settled(ctx, whole) {
 		select {
+		case <-again.C: // a silent member counts as gone in time
 		case <-ctx.Done():
 			return
 		case <-deadline.C:
@@ -213,6 +216,9 @@ func (r *requester) settled(ctx context.Context, whole bool) bool {
 	}
 	var same cid.Cid
 	for _, l := range r.gang.leases {
+		if r.gone(l.Terms.Provider) {
+			continue
+		}
 		newest, err := r.db.Newest(l)
 		if err != nil || newest == nil {
 			return false
@@ -228,6 +234,20 @@ func (r *requester) settled(ctx context.Context, whole bool) bool {
 		}
 	}
 	return same.Defined() && r.isFinal(ctx, same)
+}
+
+// goneAfter is how long a member may be silent before the end of a run no longer waits for it: long enough for one that
+// has left the rounds in good order to send its last tick.
+const goneAfter = 10 * time.Second
+
+// gone tells whether a member has not been heard of for a while.
+func (r *requester) gone(id peer.ID) bool {
+	for _, m := range r.observer.Members() {
+		if m.ID == id && m.Live {
+			r.heard[id] = time.Now()
+		}
+	}
+	return time.Since(r.heard[id]) > goneAfter
 }
 
 // cap is the run's budget as the market wants it: the largest amount when there is none.

@@ -162,6 +162,20 @@ func (n *Node) addresses() []string {
 	return n.host.Addrs()
 }
 
+// maxNeighbours bounds how many connected peers are asked for an object besides those who are known to have it.
+const maxNeighbours = 32
+
+// neighbours lists a peer that should have what is wanted, then who else is connected.
+func (n *Node) neighbours(first peer.ID) []peer.ID {
+	all := []peer.ID{first}
+	for _, id := range n.net.Connected() {
+		if id != first && len(all) < maxNeighbours {
+			all = append(all, id)
+		}
+	}
+	return all
+}
+
 // bestAddress prefers an address that other machines can dial over loopback, and TCP over QUIC.
 func bestAddress(all []string) string {
 	best, score := "", -1

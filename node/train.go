@@ -258,7 +258,7 @@ const localGrace = 20 * time.Second
 
 // bytes is the run's way to content: what is not here comes from the members.
 func (r *requester) bytes() blobs {
-	return blobs{store: r.store, fetch: r.fetch, class: storage.Cached}
+	return blobs{store: r.store, fetch: r.fetch, class: storage.Cached, near: func() []peer.ID { return nil }}
 }
 
 // openSource opens the run's dataset through a store.

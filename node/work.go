@@ -3,6 +3,8 @@ package node
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"sync"
@@ -16,6 +18,7 @@ import (
 	"github.com/capacloud/capanode/market/meter"
 	"github.com/capacloud/capanode/p2p/wire"
 	"github.com/capacloud/capanode/storage"
+	"github.com/capacloud/capanode/storage/dataset"
 	"github.com/capacloud/capanode/trainer/data"
 	"github.com/capacloud/capanode/trainer/engine/gomlx"
 	"github.com/capacloud/capanode/trainer/job"
@@ -46,7 +49,7 @@ type task struct {
 func (p *provider) work(ctx context.Context, l lease.Lease) {
 	t := &task{
 		p: p, lease: l, run: l.Terms.Run.Cid, drain: make(chan struct{}),
-		blobs: blobs{store: p.store, fetch: p.fetch, from: []peer.ID{l.Terms.Requester}, class: storage.Cached},
+		blobs: blobs{store: p.store, fetch: p.fetch, class: storage.Cached, near: func() []peer.ID { return p.neighbours(l.Terms.Requester) }},
 	}
 	p.emit(ProviderEvent{State: "leased", Lease: l.ID.Short(), Run: t.run.String(), Free: p.seller.Free()})
 	reason, err := t.do(ctx)
@@ -132,6 +135,7 @@ func (t *task) train(ctx context.Context, source *data.Source) error {
 	var ticking sync.WaitGroup
 	tickCtx, stopTicks := context.WithCancel(ctx)
 	ticking.Go(func() { t.tickOn(tickCtx) })
+	ticking.Go(func() { t.prefetch(tickCtx, source.Manifest()) })
 	ticking.Go(func() {
 		select {
 		case <-t.p.quit:
@@ -152,6 +156,29 @@ func (t *task) train(ctx context.Context, source *data.Source) error {
 	stopTicks()
 	ticking.Wait()
 	return err
+}
+
+// prefetch brings the shards before they are needed, so that the members together hold the dataset soon and the requester
+// may go. Each starts at another shard. A dataset that would take more than half of the quota is read as it is needed.
+func (t *task) prefetch(ctx context.Context, m dataset.Manifest) {
+	var bytes uint64
+	for _, s := range m.Shards {
+		bytes += s.Bytes
+	}
+	if bytes > uint64(t.p.cfg.Quota/2) || len(m.Shards) == 0 {
+		return
+	}
+	sum := sha256.Sum256([]byte(t.p.id))
+	first := int(binary.BigEndian.Uint32(sum[:4])) % len(m.Shards)
+	for i := range m.Shards {
+		s := m.Shards[(first+i)%len(m.Shards)]
+		if err := t.p.fetch.Fetch(ctx, s.CID.Cid, t.blobs.near()); err != nil {
+			t.p.log.Info("prefetch", "shard", s.CID, "err", err) // it is asked for again when it is needed
+		}
+		if ctx.Err() != nil {
+			return
+		}
+	}
 }
 
 func (t *task) stop() { t.once.Do(func() { close(t.drain) }) }

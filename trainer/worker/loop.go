@@ -86,6 +86,9 @@ func (w *worker) round(ctx context.Context) error {
 	return nil
 }
 
+// errData marks samples that could not be read now. Whoever has the shard may be back for the next round.
+var errData = errors.New("samples are out of reach")
+
 // own is this peer's update of the current round, kept until the round commits.
 type own struct {
 	round.Signed
@@ -116,7 +119,7 @@ func (w *worker) train(ctx context.Context) error {
 			return err
 		}
 		loss, err := w.step(ctx, step, windows[step*plan.BatchRows:][:plan.BatchRows])
-		if errors.Is(err, engine.ErrNumerics) {
+		if errors.Is(err, engine.ErrNumerics) || errors.Is(err, errData) && ctx.Err() == nil {
 			w.warn(fmt.Errorf("worker: round %d, step %d: sitting this round out: %w", w.state.Round, step, err))
 			w.listen = true
 			return nil
@@ -152,7 +155,7 @@ func (w *worker) step(ctx context.Context, step int, windows []round.Window) (fl
 	for micro := range slices.Chunk(windows, rows) {
 		b, err := w.cfg.Data.Batch(ctx, micro)
 		if err != nil {
-			return 0, err
+			return 0, fmt.Errorf("%w: %w", errData, err)
 		}
 		batches = append(batches, b)
 	}
