@@ -190,8 +190,15 @@ func OpenMem() (*Store, error) {
 }
 
 func (s *Store) open(ctx context.Context) error {
+	_, err := s.fs.Stat(s.dir)
+	fresh := errors.Is(err, fs.ErrNotExist)
 	if err := s.fs.MkdirAll(s.incoming(), 0o700); err != nil {
 		return err
+	}
+	if fresh { // else the first synced write would be durable in a folder that is not
+		if err := s.syncDir(s.fs.PathDir(s.dir)); err != nil {
+			return err
+		}
 	}
 	lock, err := s.fs.Lock(s.fs.PathJoin(s.dir, "LOCK"))
 	if err != nil {

@@ -1,0 +1,177 @@
+package storage_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/ipfs/go-cid"
+
+	"github.com/capacloud/capanode/storage"
+	"github.com/capacloud/capanode/storage/storetest"
+	"github.com/capacloud/capanode/storage/unixfs"
+)
+
+// damage changes one object file behind the store's back.
+func damage(t *testing.T, fs vfs.FS, name string, change func([]byte) []byte) {
+	t.Helper()
+	f, err := fs.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	if err := fs.Remove(name); err != nil {
+		t.Fatal(err)
+	}
+	if b = change(b); b == nil {
+		return
+	}
+	f, err = fs.OpenReadWrite(name, vfs.WriteCategoryUnspecified)
+	if err == nil {
+		_, err = f.WriteAt(b, 0)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+}
+
+func flip(at int) func([]byte) []byte {
+	return func(b []byte) []byte { b[at] ^= 1 << (at % 8); return b }
+}
+
+// TestCorruption damages files in each way and place: not one wrong byte is delivered, Verify names the object, the mark
+// survives a restart, and good bytes repair it.
+func TestCorruption(t *testing.T) {
+	const size = 2*unixfs.BlockSize + 500
+	rng := rand.New(rand.NewPCG(3, 4))
+	for name, change := range map[string]func([]byte) []byte{
+		"first byte": flip(0), "last byte": flip(size - 1), "some byte": flip(rng.IntN(size)),
+		"truncated": func(b []byte) []byte { return b[:len(b)-1] },
+		"emptied":   func([]byte) []byte { return []byte{} },
+		"removed":   func([]byte) []byte { return nil },
+		"zeroed":    func(b []byte) []byte { clear(b[unixfs.BlockSize:]); return b },
+	} {
+		for _, restart := range []bool{false, true} {
+			t.Run(name, func(t *testing.T) {
+				ctx := context.Background()
+				fs := vfs.NewMem()
+				s, err := storage.Open(ctx, "/store", storage.Options{FS: fs})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer func() { s.Close() }()
+				data := storetest.Bytes(1, size)
+				c, err := s.PutBytes(ctx, data, storage.PutOptions{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				damage(t, fs, objectFiles(t, fs, ".obj")[0], change)
+				reopen := func() {
+					if err := s.Close(); err != nil {
+						t.Fatal(err)
+					}
+					if s, err = storage.Open(ctx, "/store", storage.Options{FS: fs}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if restart {
+					reopen()
+				}
+				checkUnreadable(t, s, c, data)
+				rep, err := s.Verify(ctx)
+				if err != nil || len(rep.Faults) != 1 || rep.Faults[0].CID != c || !errors.Is(rep.Faults[0].Err, storage.ErrCorrupt) {
+					t.Fatalf("%+v, %v", rep, err)
+				}
+				reopen()
+				if has, err := s.Has(ctx, c); has || err != nil {
+					t.Fatalf("damaged object present: %v, %v", has, err)
+				}
+				if _, err := s.PutBytes(ctx, data, storage.PutOptions{}); err != nil {
+					t.Fatal(err)
+				}
+				if got, err := s.ReadAll(ctx, c, size); err != nil || !bytes.Equal(got, data) {
+					t.Fatalf("%d bytes, %v after repair", len(got), err)
+				}
+				if rep, err := s.Verify(ctx); err != nil || len(rep.Faults) != 0 {
+					t.Fatalf("%+v, %v after repair", rep, err)
+				}
+				if u := s.Usage(); u.Used <= size || u.Used > size+1000 {
+					t.Fatalf("usage %+v after repair", u)
+				}
+			})
+		}
+	}
+}
+
+// checkUnreadable reads a damaged object in every way: what comes out is a prefix of the right bytes.
+func checkUnreadable(t *testing.T, s *storage.Store, c cid.Cid, want []byte) {
+	t.Helper()
+	ctx := context.Background()
+	if r, err := s.Open(ctx, c); err == nil {
+		got, err := io.ReadAll(r)
+		if !errors.Is(err, storage.ErrCorrupt) || !bytes.HasPrefix(want, got) {
+			t.Fatalf("%d bytes, %v", len(got), err)
+		}
+		r.Close()
+	} else if !errors.Is(err, storage.ErrCorrupt) {
+		t.Fatal(err)
+	}
+	if _, err := s.ReadAll(ctx, c, 1<<30); !errors.Is(err, storage.ErrCorrupt) {
+		t.Fatal(err)
+	}
+	if err := s.Export(ctx, c, t.TempDir()+"/out"); !errors.Is(err, storage.ErrCorrupt) {
+		t.Fatal(err)
+	}
+}
+
+// TestExportRefusesHostileNames stores folders that a stranger could send.
+func TestExportRefusesHostileNames(t *testing.T) {
+	ctx := context.Background()
+	s, err := storage.OpenMem()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	leaf, err := s.PutBytes(ctx, []byte("x"), storage.PutOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	good, err := unixfs.Node{Kind: unixfs.Directory, Links: []unixfs.Link{{CID: leaf, Name: "../xx"[3:] + "yyy"}}}.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"../xx", "/etc/", `..\..`, "a/../", "\x00\x00\x00\x00\x00"} {
+		evil := bytes.Replace(good, []byte("xxyyy"), []byte(name), 1)
+		if _, err := s.PutBlock(ctx, unixfs.NodeCID(evil), evil, storage.PutOptions{}); !errors.Is(err, unixfs.ErrInvalid) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+	// A folder of folders that unfolds to 1024⁴ entries stops at the limit.
+	c := leaf
+	for range 4 {
+		n := unixfs.Node{Kind: unixfs.Directory}
+		for i := range 1024 {
+			n.Links = append(n.Links, unixfs.Link{CID: c, Name: string(rune('a'+i/32)) + string(rune('a'+i%32))})
+		}
+		block, err := n.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.PutBlock(ctx, unixfs.NodeCID(block), block, storage.PutOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		c = unixfs.NodeCID(block)
+	}
+	if _, err := s.GC(ctx); err != nil { // must end, too
+		t.Fatal(err)
+	}
+}
