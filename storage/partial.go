@@ -17,9 +17,12 @@ import (
 )
 
 const (
-	// checkpointBytes and checkpointAge bound what a crash costs a fetch: the bitmap is saved after this much progress.
+	// checkpointBytes and checkpointAge bound what a crash costs a fetch: the larger of the two. Saving more often would
+	// make a fast fetch wait for its own disk.
 	checkpointBytes = 64 << 20
 	checkpointAge   = 5 * time.Second
+	// writebackBytes is how much is handed to the disk at a time while more arrives, so that Commit need not wait for all.
+	writebackBytes = 16 << 20
 )
 
 // partialRecord is the index entry of an unfinished fetch.
@@ -38,14 +41,16 @@ type Partial struct {
 	file   vfs.File
 	path   string
 
-	mu      sync.Mutex
-	bits    []byte
-	missing int
-	dirty   int64 // bytes written since the last checkpoint
-	saved   time.Time
-	saving  bool
-	work    sync.WaitGroup // writes and checkpoints that finish must wait for
-	closed  bool
+	mu       sync.Mutex
+	bits     []byte
+	missing  int
+	dirty    int64 // bytes written since the last checkpoint
+	saved    time.Time
+	idle     int64 // bytes written since the last writeback
+	flushing bool
+	saving   bool
+	work     sync.WaitGroup // writes and checkpoints that finish must wait for
+	closed   bool
 }
 
 // Begin starts or resumes the fetch of a file of several leaves. node returns the interior nodes of the file, root first;
@@ -232,13 +237,25 @@ func (p *Partial) Write(i int, block []byte) error {
 		p.missing--
 	}
 	p.dirty += int64(len(block))
-	if now := p.s.now(); !p.saving && !p.closed && (p.dirty >= checkpointBytes || now.Sub(p.saved) >= checkpointAge) {
+	if p.idle += int64(len(block)); p.idle >= writebackBytes && !p.flushing && !p.closed {
+		p.idle, p.flushing = 0, true
+		p.work.Go(p.writeback)
+	}
+	if now := p.s.now(); !p.saving && !p.closed && p.dirty >= checkpointBytes && now.Sub(p.saved) >= checkpointAge {
 		p.saving = true
 		p.dirty, p.saved = 0, now
 		bits := append([]byte(nil), p.bits...)
 		p.work.Go(func() { p.checkpoint(bits) })
 	}
 	return nil
+}
+
+// writeback starts writing to the disk what has arrived. It is a hint: errors come back from the sync that counts.
+func (p *Partial) writeback() {
+	_, _ = p.file.SyncTo(p.layout.Size)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.flushing = false
 }
 
 // checkpoint makes the blocks of a bitmap durable, then the bitmap. Failing costs progress after a crash, nothing else.
