@@ -327,12 +327,12 @@ func TestKilledProviderResumes(t *testing.T) {
 	}
 	s := newSwarm(t, 3)
 	home, out := t.TempDir(), filepath.Join(t.TempDir(), "model")
-	run := s.train(jobFile(t, 40, ""), home, out)
+	run := s.train(jobFile(t, 150, ""), home, out)
 	run.await("round 3", atRound(3))
 	s.providers[2].kill()
 	s.providers[2] = s.provider(2)
 	s.providers[2].await("a round after the restart", func(e map[string]any) bool { return e["state"] == "round" })
-	s.finish(run, home, out, 40)
+	s.finish(run, home, out, 150)
 	for _, p := range s.providers {
 		p.terminate()
 	}
