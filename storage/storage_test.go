@@ -1,7 +1,11 @@
 package storage_test
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -39,4 +43,35 @@ func TestConformance(t *testing.T) {
 			return open(t, "/store", opts)
 		})
 	})
+}
+
+// TestSameCIDsAsIPFS pins answers of boxo v0.41.0 (balanced layout, 1 MiB raw leaves, 1,024 links, CIDv1).
+func TestSameCIDsAsIPFS(t *testing.T) {
+	ctx := context.Background()
+	s := open(t, "/store", storage.Options{FS: vfs.NewMem()})
+	for size, want := range map[int]string{
+		1 << 20:    "bafkreibq4fevl27rgurgnxbp7adh42aqiyd6ouflxhj3gzmcxcxzbh6lla",
+		1<<20 + 1:  "bafybeiaomlonartwxzal4y3jecn5axopw3ip6ie37q33qlyuccqpfok7p4",
+		5<<20 + 77: "bafybeiaqbmk2liiny7o3xl6oq2le2mieu5gnkh5vyqvdoyetdn6v7ps6fm",
+	} {
+		b := make([]byte, size)
+		for i := 0; i < size; i += 4096 {
+			b[i] = byte(i >> 20)
+		}
+		if c, err := s.PutBytes(ctx, b, storage.PutOptions{}); err != nil || c.String() != want {
+			t.Errorf("%d bytes: %s, %v, want %s", size, c, err, want)
+		}
+	}
+	dir := t.TempDir()
+	weights := bytes.Repeat([]byte("0123456789abcdef"), 3<<16+1)
+	err := errors.Join(os.Mkdir(filepath.Join(dir, "sub"), 0o755),
+		os.WriteFile(filepath.Join(dir, "sub", "weights.bin"), weights, 0o644),
+		os.WriteFile(filepath.Join(dir, "config.json"), []byte("{}"), 0o644))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = "bafybeiehwpoxycqvgl7pdus7ipg6jtbgitek62fzh5ckabaisvg6lbt4mi"
+	if c, err := s.AddPath(ctx, dir, storage.PutOptions{}); err != nil || c.String() != want {
+		t.Errorf("folder: %s, %v, want %s", c, err, want)
+	}
 }
