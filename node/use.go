@@ -1,7 +1,6 @@
 package node
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,7 +14,6 @@ import (
 	"github.com/capacloud/capanode/storage"
 	"github.com/capacloud/capanode/trainer/generate"
 	"github.com/capacloud/capanode/trainer/hf"
-	"github.com/capacloud/capanode/trainer/tokenizer"
 )
 
 // Use says which home a tool works on.
@@ -178,11 +176,7 @@ func Sample(ctx context.Context, o SampleOptions, emit func(text []byte) error) 
 // loadModel reads a model from a folder, or from the store and the network.
 func loadModel(ctx context.Context, u Use, what string) (m hf.Model, err error) {
 	if info, serr := os.Stat(what); serr == nil && info.IsDir() {
-		if m, err = hf.Read(what); err != nil {
-			return m, err
-		}
-		m.Tokenizer, err = folderTokenizer(what, m.Spec.Context)
-		return m, err
+		return readForUse(what)
 	}
 	tmp, err := os.MkdirTemp("", "capanode-model-")
 	if err != nil {
@@ -193,27 +187,14 @@ func loadModel(ctx context.Context, u Use, what string) (m hf.Model, err error) 
 	if _, err := Export(ctx, u, what, dir); err != nil {
 		return m, err
 	}
-	if m, err = hf.Read(dir); err != nil {
-		return m, err
-	}
-	m.Tokenizer, err = folderTokenizer(dir, m.Spec.Context)
-	return m, err
+	return readForUse(dir)
 }
 
-// folderTokenizer recognises the tokenizer of a model folder by its file: this version knows the byte tokenizer.
-func folderTokenizer(dir string, context int) (tokenizer.Tokenizer, error) {
-	got, err := os.ReadFile(filepath.Join(dir, "tokenizer.json"))
-	if err != nil {
-		return nil, fmt.Errorf("model %s: tokenizer: %w", dir, err)
+// readForUse reads a model folder together with its tokenizer, without which there is no text.
+func readForUse(dir string) (hf.Model, error) {
+	m, err := hf.Read(dir)
+	if err == nil && m.Tokenizer == nil {
+		err = fmt.Errorf("model %s: its tokenizer is not one that this version knows: %w", dir, hf.ErrUnsupported)
 	}
-	files, err := tokenizer.HuggingFace(tokenizer.Byte{}, context)
-	if err != nil {
-		return nil, err
-	}
-	for _, f := range files {
-		if f.Name == "tokenizer.json" && bytes.Equal(f.Data, got) {
-			return tokenizer.Byte{}, nil
-		}
-	}
-	return nil, fmt.Errorf("model %s: tokenizer.json is not the byte tokenizer's: %w: this version samples from models that it trained", dir, hf.ErrUnsupported)
+	return m, err
 }
