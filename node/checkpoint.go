@@ -2,12 +2,14 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/ipfs/go-cid"
 
@@ -57,11 +59,37 @@ func publishModel(ctx context.Context, n *Node, r job.Record, run cid.Cid, s *ro
 	if err != nil {
 		return cid.Undef, err
 	}
-	c, err := n.store.AddPath(ctx, dir, storage.PutOptions{Pin: checkpointPin(run.String(), s.Round), Class: storage.Owned})
+	c, err := n.store.AddPath(ctx, dir, storage.PutOptions{Pin: checkpointPin(run.String(), s.Round), Class: storage.Cached})
 	if err != nil {
 		return cid.Undef, err
 	}
+	n.announce(c)
 	return c, n.dropOldCheckpoints(ctx, run.String(), keepCheckpoints)
+}
+
+// announceTime bounds one announcement.
+const announceTime = time.Minute
+
+// announce tells the network, in the background, that this node holds an object. A failure costs others a longer search.
+func (n *Node) announce(c cid.Cid) {
+	n.background.Go(func() {
+		ctx, cancel := context.WithTimeout(n.life, announceTime)
+		defer cancel()
+		if err := n.net.Provide(ctx, c); err != nil && ctx.Err() == nil {
+			n.log.Info("announce", "cid", c, "err", err)
+		}
+	})
+}
+
+// releaseCheckpoints lets the store evict a run's models: the run is over for this node.
+func (n *Node) releaseCheckpoints(ctx context.Context, run string) error {
+	all, err := n.checkpoints(ctx)
+	for _, c := range all {
+		if c.Run == run {
+			err = errors.Join(err, n.store.Unpin(ctx, checkpointPin(run, c.Round)))
+		}
+	}
+	return err
 }
 
 // Checkpoint is a pinned model of a run.

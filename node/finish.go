@@ -123,6 +123,7 @@ func (r *requester) collect(ctx context.Context, whole bool) (*pulled, error) {
 	if err := r.store.Pin(ctx, checkpointPin(r.run.String(), p.Round), best); err != nil {
 		return nil, err
 	}
+	r.announce(best)
 	r.emit(CheckpointEvent{Type: "checkpoint", Run: r.run.String(), Round: p.Round, Checkpoint: best.String(), Peers: votes[best], Bytes: m.bytes})
 	if !whole {
 		return m, nil

@@ -46,6 +46,10 @@ type Node struct {
 	api      *api
 	closers  []func() error // in the order of opening
 
+	life       context.Context // ends when the node closes
+	die        context.CancelFunc
+	background sync.WaitGroup
+
 	stopOnce sync.Once
 	stopping chan struct{} // closed by a request through the local API
 }
@@ -56,6 +60,7 @@ func openNode(ctx context.Context, dir string, cfg Config, log *slog.Logger) (*N
 		log = slog.New(slog.DiscardHandler)
 	}
 	n := &Node{cfg: cfg, log: log, stopping: make(chan struct{})}
+	n.life, n.die = context.WithCancel(context.Background())
 	if err := n.open(ctx, dir); err != nil {
 		return nil, errors.Join(err, n.Close())
 	}
@@ -146,6 +151,8 @@ func (n *Node) onClose(f func() error) { n.closers = append(n.closers, f) }
 
 // Close stops the node in the reverse order of its opening.
 func (n *Node) Close() error {
+	n.die()
+	n.background.Wait()
 	var errs []error
 	for i := len(n.closers) - 1; i >= 0; i-- {
 		errs = append(errs, n.closers[i]())

@@ -159,6 +159,9 @@ func (p *provider) open() (err error) {
 			if err := os.RemoveAll(p.home.Path("runs", l.Terms.Run.String(), "snapshots")); err != nil {
 				p.log.Warn("remove snapshots", "err", err)
 			}
+			if err := p.releaseCheckpoints(context.Background(), l.Terms.Run.String()); err != nil {
+				p.log.Warn("release checkpoints", "err", err)
+			}
 			p.emit(ProviderEvent{State: "closed", Lease: l.ID.Short(), Run: l.Terms.Run.String(), Free: p.seller.Free(), Detail: string(l.Reason)})
 		},
 		OnFree: p.advertise,
