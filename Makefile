@@ -23,8 +23,7 @@ static: ## build bin/capanode-static without cgo
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/capanode-static ./cmd/capanode
 
 demo: build ## one bootstrap, three providers, one training run, on this machine
-	./bin/capanode version
-	bash cmd/capanode/demo.sh bin/capanode
+	@bash cmd/capanode/demo.sh bin/capanode
 
 test: ## run the tests
 	go test -timeout 10m ./...

@@ -163,7 +163,7 @@ func (r *requester) end(ctx context.Context, began time.Time, why error) error {
 		return errors.Join(why, err)
 	}
 	if model != nil {
-		done.Checkpoint, done.ValLoss, done.Out = model.cid.String(), model.loss, r.log.Out
+		done.Checkpoint, done.ValLoss, done.Out = model.cid.String(), model.loss, r.o.Out
 		r.log.Checkpoint = done.Checkpoint
 	}
 	r.log.Spent, r.log.State = done.Spent, RunDone

@@ -9,15 +9,21 @@ import (
 )
 
 func (a *app) bootstrapCommand() *cobra.Command {
-	return &cobra.Command{Use: "bootstrap", Short: "Run a meeting point for peers and print its join line", Args: args(0, 0),
+	var public bool
+	c := &cobra.Command{Use: "bootstrap", Short: "Run a meeting point for peers and print its join line", Args: args(0, 0),
 		Long: "Bootstrap runs a node that introduces peers to each other. It knows no job and takes no money; a run goes on without it.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.settings()
 			if err != nil {
 				return err
 			}
+			if public && c.Origin["listen"] == "default" {
+				c.Listen = []string{"/ip4/0.0.0.0/tcp/4001", "/ip4/0.0.0.0/udp/4001/quic-v1", "/ip6/::/tcp/4001", "/ip6/::/udp/4001/quic-v1"}
+			}
 			return node.Bootstrap(cmd.Context(), node.BootstrapOptions{Home: a.home, Config: c, Log: a.logger(c), Stop: a.stop, Emit: a.showBootstrap})
 		}}
+	c.Flags().BoolVar(&public, "public", false, "listen on port 4001 of every interface, IPv4 and IPv6, for a join line that stays")
+	return c
 }
 
 func (a *app) showBootstrap(event any) {

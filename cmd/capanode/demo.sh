@@ -3,10 +3,10 @@
 # sources. usage: demo.sh PATH/TO/capanode   (DEMO_ROUNDS=n shortens it, DEMO_DIR=dir keeps its files elsewhere)
 set -euo pipefail
 bin=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
-rounds=${DEMO_ROUNDS:-16}
+rounds=${DEMO_ROUNDS:-30}
 dir=${DEMO_DIR:-.demo}
 rm -rf "$dir" && mkdir -p "$dir"
-dir=$(cd "$dir" && pwd)
+cd "$dir"
 export NO_COLOR=1 CAPANODE_MDNS=false CAPANODE_NETWORK=demo CAPANODE_LISTEN=/ip4/127.0.0.1/tcp/0,/ip4/127.0.0.1/udp/0/quic-v1
 pids=()
 
@@ -25,28 +25,28 @@ stop() {
 trap stop EXIT
 
 say capanode bootstrap
-"$bin" bootstrap --home "$dir/bootstrap" -o jsonl >"$dir/bootstrap.jsonl" 2>"$dir/bootstrap.log" &
+"$bin" bootstrap --home bootstrap -o jsonl >bootstrap.jsonl 2>bootstrap.log &
 pids+=($!)
 for _ in $(seq 100); do
-  address=$(sed -n 's/.*"join":"\([^"]*\)".*/\1/p' "$dir/bootstrap.jsonl" | head -n 1)
+  address=$(sed -n 's/.*"join":"\([^"]*\)".*/\1/p' bootstrap.jsonl | head -n 1)
   [ -n "$address" ] && break
-  kill -0 "${pids[0]}" 2>/dev/null || { cat "$dir/bootstrap.log" >&2; exit 1; }
+  kill -0 "${pids[0]}" 2>/dev/null || { cat bootstrap.log >&2; exit 1; }
   sleep 0.1
 done
-[ -n "$address" ] || { echo "the bootstrap node printed no address within 10 s" >&2; cat "$dir/bootstrap.log" >&2; exit 1; }
+[ -n "$address" ] || { echo "the bootstrap node printed no address within 10 s" >&2; cat bootstrap.log >&2; exit 1; }
 echo "$address"
 export CAPANODE_BOOTSTRAP=$address
 
 for i in 1 2 3; do
   say capanode provide --device cpu --price "0.0$((i + 1))"
-  "$bin" provide --device cpu --price "0.0$((i + 1))" --threads 1 --home "$dir/provider$i" -o jsonl >"$dir/provider$i.jsonl" 2>"$dir/provider$i.log" &
+  "$bin" provide --device cpu --price "0.0$((i + 1))" --threads 1 --home "provider$i" -o jsonl >"provider$i.jsonl" 2>"provider$i.log" &
   pids+=($!)
 done
 
 say capanode offers --wait 3
-"$bin" offers --wait 3 --home "$dir/requester"
+"$bin" offers --wait 3 --home requester
 
-cat >"$dir/job.yaml" <<YAML
+cat >job.yaml <<YAML
 version: 1
 name: demo
 task: causal-lm
@@ -60,14 +60,14 @@ rounds: {local_steps: 10}
 market: {peers: 3, max_price: 0.1, budget: 1}
 YAML
 say capanode train job.yaml --out model
-"$bin" train "$dir/job.yaml" --home "$dir/requester" --out "$dir/model" --yes
+"$bin" train job.yaml --home requester --out model --yes
 
 say capanode sample model "'func '"
-"$bin" sample "$dir/model" "func " --tokens 200 --seed 1
+"$bin" sample model "func " --tokens 200 --seed 1
 say capanode ledger verify
-"$bin" ledger verify --home "$dir/requester"
+"$bin" ledger verify --home requester
 say capanode ledger show
-"$bin" ledger show --home "$dir/requester"
+"$bin" ledger show --home requester
 
 started=("${pids[@]}")
 stop
@@ -76,6 +76,6 @@ for pid in "${started[@]}"; do
   if kill -0 "$pid" 2>/dev/null; then echo "process $pid is still there" >&2; exit 1; fi
 done
 for i in 1 2 3; do
-  "$bin" ledger verify --home "$dir/provider$i" >/dev/null
+  "$bin" ledger verify --home "provider$i" >/dev/null
 done
-printf '\nAll processes are gone; all four ledgers verify. The model is in %s.\n' "$dir/model"
+printf '\nAll processes are gone; all four ledgers verify. The model is in %s/model.\n' "$dir"

@@ -20,6 +20,10 @@ func (a *app) docsCommand() *cobra.Command {
 			if c.Hidden || c.Name() == "help" {
 				continue
 			}
+			if c.Name() == "completion" { // the library's own command, described here in one line
+				index += "| completion | Print a completion script for bash, zsh, fish or PowerShell |\n"
+				continue
+			}
 			index += fmt.Sprintf("| [%s](%s.md) | %s |\n", c.Name(), c.Name(), c.Short)
 			var page strings.Builder
 			reference(&page, c, 1)
