@@ -53,9 +53,10 @@ func Assign(seed uint64, shards int, members []peer.ID) []int {
 	return owner
 }
 
-// stride is how many consecutive windows a member takes from a shard before it looks at another: long enough to keep the
-// ranges of a header few, short enough that a round mixes several shards.
-const stride = 16
+// stride is how many consecutive windows a member takes from a shard before it looks at another: a sixteenth of the round,
+// so that a round mixes up to sixteen shards and its loss does not swing with one of them, and at most 16, so that long
+// rounds go round all shards.
+func stride(need uint64) uint64 { return min(max(need/16, 1), 16) }
 
 // Take chooses the sample positions of one member's round: need windows out of its own shards, starting at the
 // replicated cursors, always from the shard that has progressed least. windows holds the number of windows of every
@@ -73,6 +74,7 @@ func Take(own []int, windows, cursors []uint64, need uint64) []Range {
 	if len(usable) > MaxRanges {
 		usable = usable[:MaxRanges]
 	}
+	step := stride(need)
 	for need > 0 && len(usable) > 0 {
 		least := usable[0]
 		for _, s := range usable[1:] {
@@ -80,7 +82,7 @@ func Take(own []int, windows, cursors []uint64, need uint64) []Range {
 				least = s
 			}
 		}
-		n := min(need, stride)
+		n := min(need, step)
 		next[least] += n
 		need -= n
 	}

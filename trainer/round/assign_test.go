@@ -75,8 +75,8 @@ func TestTake(t *testing.T) {
 	}{
 		"one shard":       {[]int{1}, []uint64{5, 7, 0, 0}, 20, []Range{{1, 7, 27}}},
 		"least first":     {[]int{0, 1}, []uint64{50, 7, 0, 0}, 16, []Range{{1, 7, 23}}},
-		"by fraction":     {[]int{0, 3}, []uint64{40, 0, 0, 25}, 16, []Range{{0, 40, 56}}},
-		"strides":         {[]int{0, 1}, []uint64{0, 0, 0, 0}, 40, []Range{{0, 0, 24}, {1, 0, 16}}},
+		"by fraction":     {[]int{0, 3}, []uint64{40, 0, 0, 25}, 16, []Range{{0, 40, 54}, {3, 25, 27}}},
+		"strides":         {[]int{0, 1}, []uint64{0, 0, 0, 0}, 40, []Range{{0, 0, 20}, {1, 0, 20}}},
 		"empty shard":     {[]int{2}, []uint64{0, 0, 0, 0}, 4, nil},
 		"over the epoch":  {[]int{3}, []uint64{0, 0, 0, 45}, 10, []Range{{3, 45, 55}}},
 		"nothing to take": {nil, []uint64{0, 0, 0, 0}, 4, nil},
