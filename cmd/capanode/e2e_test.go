@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -189,11 +188,21 @@ train: {rounds: %d, batch: 4, context: 64, warmup: 5}
 rounds: {local_steps: 5}
 market: {peers: 3}
 checkpoint: {every: 5}
-%s`, filepath.Join(runtime.GOROOT(), "src", "strings"), rounds, extra)
+%s`, filepath.Join(goroot(t), "src", "strings"), rounds, extra)
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// goroot is the Go tree of this machine.
+func goroot(t *testing.T) string {
+	t.Helper()
+	out, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(out))
 }
 
 // swarm is a bootstrap node and providers as processes of their own.

@@ -10,7 +10,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	"golang.org/x/term"
 
 	"github.com/capacloud/capanode/node"
 )
@@ -94,15 +93,6 @@ func (a *app) logger(c node.Config) *slog.Logger {
 	_ = level.UnmarshalText([]byte(c.Log)) // checked by LoadConfig
 	return slog.New(slog.NewTextHandler(a.err, &slog.HandlerOptions{Level: level}))
 }
-
-// terminal tells whether a person watches standard error.
-func (a *app) terminal() bool {
-	f, ok := a.err.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb"
-}
-
-// color tells whether to colour text on standard error.
-func (a *app) color() bool { return a.terminal() && os.Getenv("NO_COLOR") == "" }
 
 // say prints a line for people on standard error.
 func (a *app) say(format string, args ...any) {
