@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/capacloud/capanode/gpu/cpu"
@@ -25,28 +27,55 @@ type BenchReport struct {
 
 // Machine says where a benchmark ran.
 type Machine struct {
-	Processor string `json:"processor"`
-	Cores     int    `json:"cores"`
-	OS        string `json:"os"`
-	Arch      string `json:"arch"`
-	Go        string `json:"go"`
-	Numerics  string `json:"numerics"`
+	Processor string  `json:"processor"`
+	Cores     int     `json:"cores"`
+	OS        string  `json:"os"`
+	Arch      string  `json:"arch"`
+	Go        string  `json:"go"`
+	Numerics  string  `json:"numerics"`
+	Load      float64 `json:"load"` // mean of runnable processes in the minute before, where Linux tells it
 }
 
 // Bench is one benchmark.
 type Bench struct {
-	Name string
-	Doc  string
-	run  func(ctx context.Context, r *BenchReport) error
+	Name   string
+	Doc    string // one line
+	Method string // what is measured, on what
+	// Wanted names the figures that the benchmark is for. Those that a run does not give are reported as missing.
+	Wanted []string
+	run    func(ctx context.Context, r *BenchReport) error
 }
 
 // Benches lists the benchmarks.
 func Benches() []Bench {
 	return []Bench{
-		{"engine", "Train the two reference models: tokens per second and shares of the processor's peak", benchEngine},
-		{"averaging", "Encode, decode and aggregate updates; validation loss of three peers against one", benchAveraging},
-		{"storage", "Import and fetch over loopback, against a raw stream in the same run", benchStorage},
-		{"market", "Time from the planner's start to ACTIVE leases over loopback, and the handshake", benchMarket},
+		{"engine", "Train the two reference models: tokens per second and shares of the processor's peak",
+			"Two models in Llama shape train on random tokens with AdamW for some seconds each: small has 0.81 M parameters, context 64 and batch 12; " +
+				"large has 10.7 M, context 256 and batch 8. matmul_share_of_peak is a product of 512³ on one core. " +
+				"The peak is what fused multiply-adds from registers reach on all cores at once, in the same run.",
+			[]string{"matmul_share_of_peak", "allocations_per_step", "tokens_per_second_small", "tokens_per_second_large", "flops_share_of_peak", "peak_rss_mb"},
+			benchEngine},
+		{"codec", "Encode and decode updates on one core",
+			"An update of 64 MB of float32 is encoded and decoded on one core; the best of three. MB count float32. The baseline copies the same bytes.",
+			[]string{"sparse_bits_per_parameter", "sparse_encode_mb_per_second_per_core", "sparse_decode_mb_per_second_per_core",
+				"int8_encode_mb_per_second_per_core", "int8_decode_mb_per_second_per_core", "four_bit_encode_mb_per_second_per_core"},
+			benchCodec},
+		{"averaging", "Aggregate updates; validation loss of three peers against one at equal tokens", methodAveraging,
+			[]string{"loss_over_data_parallel_n4", "loss_over_data_parallel_n8", "loss_over_diloco_n4", "loss_over_diloco_n8", "bytes_over_data_parallel",
+				"front_budgets_won", "bytes_per_token_up", "bytes_per_token_down", "dense_averaging_mb_per_second", "sparse_averaging_mb_per_second",
+				"validation_loss_3_peers", "loss_ratio_3_over_1"},
+			benchAveraging},
+		{"storage", "Import and fetch over loopback, against a raw stream in the same run",
+			"256 MiB that do not compress are imported into one store and fetched into another through two libp2p hosts on loopback, in one process. " +
+				"Both end hashed, on disk and synced. The raw stream moves as many bytes between the same hosts, unhashed and unstored, once before and once " +
+				"after. cpu_seconds_per_gb is of both ends together, over the fetch.",
+			[]string{"fetch_mb_per_second", "fetch_over_raw_stream", "fetch_over_kubo_get", "fetch_over_kubo_tuned", "fetch4_over_fetch1",
+				"import_mb_per_second", "import_over_kubo_add", "gc_100k_seconds", "checkpoint_delta_share", "cpu_seconds_per_gb"},
+			benchStorage},
+		{"market", "Time from the planner's start to ACTIVE leases over loopback, the handshake, the book", methodMarket,
+			[]string{"first_lease_ms_p95", "cold_lease_ms_p95", "gang3_ms_p95", "gang8_ms_p95", "handshake_ms_p50", "handshake_ms_p99", "beacons_per_second_per_core",
+				"duplicates_per_second_per_core", "query_10k_ms_p99", "query_100k_ms_p99", "bytes_per_offer"},
+			benchMarket},
 	}
 }
 
@@ -55,6 +84,9 @@ func (b Bench) Run(ctx context.Context) (BenchReport, error) {
 	start := time.Now()
 	r := BenchReport{Bench: b.Name, Figures: map[string]float64{}, Baseline: map[string]float64{}, Missing: []string{}, Date: start.UTC().Format(time.DateOnly)}
 	r.Machine = Machine{Processor: "unknown", Cores: runtime.NumCPU(), OS: runtime.GOOS, Arch: runtime.GOARCH, Go: runtime.Version(), Numerics: gomlx.Numerics()}
+	if b, err := os.ReadFile("/proc/loadavg"); err == nil {
+		_, _ = fmt.Sscan(string(b), &r.Machine.Load) // 0 says that it is unknown
+	}
 	if d, err := cpu.Open(cpu.Options{}); err == nil {
 		r.Machine.Processor = d.Info().Name
 		if err := d.Close(); err != nil {
@@ -62,11 +94,27 @@ func (b Bench) Run(ctx context.Context) (BenchReport, error) {
 		}
 	}
 	err := b.run(ctx, &r)
+	r.complete(b.Wanted)
 	r.Seconds = seconds(time.Since(start))
 	return r, err
 }
 
-// take copies the numbers of a room's figures, a struct with JSON names, into the report.
+// complete names what is missing, once: what a room could not measure, and what was wanted and did not come.
+func (r *BenchReport) complete(wanted []string) {
+	for _, name := range r.Missing {
+		delete(r.Figures, name)
+		delete(r.Baseline, name)
+	}
+	for _, name := range wanted {
+		if _, ok := r.Figures[name]; !ok {
+			r.Missing = append(r.Missing, name)
+		}
+	}
+	slices.Sort(r.Missing)
+	r.Missing = slices.Compact(r.Missing)
+}
+
+// take copies the numbers of a room's figures, a struct with JSON names, into the report. A struct within it is the baseline.
 func (r *BenchReport) take(figures any) error {
 	b, err := json.Marshal(figures)
 	if err != nil {
@@ -80,6 +128,12 @@ func (r *BenchReport) take(figures any) error {
 		switch v := v.(type) {
 		case float64:
 			r.Figures[name] = v
+		case map[string]any:
+			for n, x := range v {
+				if x, ok := x.(float64); ok {
+					r.Baseline[n] = x
+				}
+			}
 		case []any:
 			for _, m := range v {
 				r.Missing = append(r.Missing, fmt.Sprint(m))
@@ -94,5 +148,11 @@ func benchEngine(ctx context.Context, r *BenchReport) error {
 	if err != nil {
 		return err
 	}
-	return r.take(f)
+	const peak = "peak_gflops_per_core"
+	if err := r.take(f); err != nil {
+		return err
+	}
+	r.Baseline[peak] = r.Figures[peak]
+	delete(r.Figures, peak)
+	return nil
 }

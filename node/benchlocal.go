@@ -1,7 +1,202 @@
 package node
 
-import "context"
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
 
-func benchAveraging(ctx context.Context, r *BenchReport) error { return ErrTryLater }
-func benchStorage(ctx context.Context, r *BenchReport) error   { return ErrTryLater }
-func benchMarket(ctx context.Context, r *BenchReport) error    { return ErrTryLater }
+	"github.com/ipfs/go-cid"
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	marketbench "github.com/capacloud/capanode/market/bench"
+	"github.com/capacloud/capanode/p2p"
+	"github.com/capacloud/capanode/storage"
+	storagebench "github.com/capacloud/capanode/storage/bench"
+	"github.com/capacloud/capanode/storage/dataset"
+	trainerbench "github.com/capacloud/capanode/trainer/bench"
+	"github.com/capacloud/capanode/trainer/data"
+	"github.com/capacloud/capanode/trainer/engine"
+	"github.com/capacloud/capanode/trainer/engine/gomlx"
+	"github.com/capacloud/capanode/trainer/job"
+	"github.com/capacloud/capanode/trainer/tokenizer"
+)
+
+const methodAveraging = "dense_averaging_mb_per_second is 64 MB of float32 through the whole average of two peers on all cores: encode the own update as int8, decode " +
+	"both, take the mean; the best of three. The losses are of llama-tiny on bytes of Go's packages bufio, bytes, fmt, io, slices, sort, strconv and " +
+	"strings: three peers train 12 rounds of 20 steps, a single peer 36, both with batch 8, context 64, seed 1 and the job file's defaults, each peer on its third of the " +
+	"processors (at least one), through signed rounds over the in-memory network. Both see the same number of tokens; both are measured on 256 held-out windows. The single " +
+	"peer takes three times the optimiser steps, so a ratio a little above 1 is expected."
+
+const methodMarket = "One bootstrap node, three sellers and a buyer in one process, each a libp2p host on loopback with its own journal on disk. first_lease is from the " +
+	"planner's start on a book that has the offers (parse the query, search, choose) to one ACTIVE lease; gang3 the same to three, all or none; 50 times each, " +
+	"everything closed in between. handshake is a lease alone, quote to ACTIVE on both sides, 300 times; every step of it is synced to both journals. " +
+	"The book holds 10,000 generated offers with valid signatures and answers a query of three conditions without a limit, on one core. The baselines are one " +
+	"fsync, one round trip on a new stream, one Ed25519 check, and the query's conditions written out as a loop."
+
+// loopback starts a host on this machine's own interface that has joined the network of the bootstrap addresses.
+func loopback(ctx context.Context, role p2p.Role, bootstrap []string) (*p2p.Host, error) {
+	key, _, err := crypto.GenerateEd25519Key(rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("identity: %w", err)
+	}
+	h, err := p2p.NewHost(ctx, p2p.Config{
+		Identity: key, Network: "bench", Role: role, Bootstrap: bootstrap, Logger: slog.New(slog.DiscardHandler),
+		Listen: []string{"/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/udp/0/quic-v1"},
+	})
+	if err != nil {
+		return nil, err
+	}
+	if _, err := h.Bootstrap(ctx); err != nil {
+		return nil, errors.Join(err, h.Close())
+	}
+	return h, nil
+}
+
+func benchMarket(ctx context.Context, r *BenchReport) error {
+	f, err := marketbench.Run(ctx, marketbench.Options{
+		Start: func(ctx context.Context, role p2p.Role, bootstrap []string) (marketbench.Node, error) {
+			return loopback(ctx, role, bootstrap)
+		},
+	})
+	if err != nil {
+		return err
+	}
+	return r.take(f)
+}
+
+func benchStorage(ctx context.Context, r *BenchReport) error {
+	f, err := storagebench.Run(ctx, storagebench.Options{Size: 256 << 20, Pair: func(ctx context.Context) (p storagebench.Pair, err error) {
+		server, err := loopback(ctx, p2p.Bootstrap, nil)
+		if err != nil {
+			return p, err
+		}
+		client, err := loopback(ctx, p2p.Provider, server.Addrs())
+		if err != nil {
+			return p, errors.Join(err, server.Close())
+		}
+		return storagebench.Pair{Server: server, Client: client, Close: func() error { return errors.Join(client.Close(), server.Close()) }}, nil
+	}})
+	if err != nil {
+		return err
+	}
+	r.Figures["import_mb_per_second"], r.Figures["fetch_mb_per_second"], r.Figures["fetch_over_raw_stream"] = f.Import, f.Fetch, f.Ratio
+	if f.CPU > 0 {
+		r.Figures["cpu_seconds_per_gb"] = f.CPU
+	}
+	r.Baseline["raw_stream_mb_per_second"] = f.Raw
+	return nil
+}
+
+func benchCodec(ctx context.Context, r *BenchReport) error {
+	f, err := trainerbench.Averaging(ctx, trainerbench.Options{})
+	if err != nil {
+		return err
+	}
+	r.Figures["int8_encode_mb_per_second_per_core"], r.Figures["int8_decode_mb_per_second_per_core"] = f.Encode, f.Decode
+	r.Figures["int8_bits_per_parameter"] = f.Bits
+	r.Baseline["copy_mb_per_second_per_core"] = f.Copy
+	return nil
+}
+
+func benchAveraging(ctx context.Context, r *BenchReport) (err error) {
+	dir, err := os.MkdirTemp("", "capanode-bench-*")
+	if err != nil {
+		return fmt.Errorf("bench: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	store, err := storage.Open(ctx, dir, storage.Options{})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	var o trainerbench.Options
+	paths, err := goSources(ctx)
+	if err == nil {
+		if o.Training, err = benchTraining(ctx, store, paths); err != nil {
+			return err
+		}
+	} else {
+		r.Missing = append(r.Missing, fmt.Sprintf("corpus of Go's own sources (%v)", err))
+	}
+	f, err := trainerbench.Averaging(ctx, o)
+	if err != nil {
+		return err
+	}
+	r.Figures["dense_averaging_mb_per_second"] = f.Averaging
+	r.Baseline["copy_mb_per_second_per_core"] = f.Copy
+	if f.Tokens > 0 {
+		r.Figures["validation_loss_3_peers"], r.Figures["loss_ratio_3_over_1"] = f.LossThree, f.LossThree/f.LossOne
+		r.Figures["training_seconds_3_peers"], r.Figures["tokens"] = f.SecondsThree, float64(f.Tokens)
+		r.Baseline["validation_loss_1_peer"], r.Baseline["training_seconds_1_peer"] = f.LossOne, f.SecondsOne
+	}
+	return nil
+}
+
+// goSources names folders of the Go installation's own sources: text that is the same wherever this Go version is.
+func goSources(ctx context.Context) ([]string, error) {
+	root := os.Getenv("GOROOT")
+	if root == "" {
+		out, err := exec.CommandContext(ctx, "go", "env", "GOROOT").Output() // a trimmed binary does not know itself
+		if err != nil {
+			return nil, fmt.Errorf("go env GOROOT: %w", err)
+		}
+		root = strings.TrimSpace(string(out))
+	}
+	var paths []string
+	for _, name := range []string{"bufio", "bytes", "fmt", "io", "slices", "sort", "strconv", "strings"} {
+		path := filepath.Join(root, "src", name)
+		if _, err := os.Stat(path); err != nil {
+			return nil, err
+		}
+		paths = append(paths, path)
+	}
+	return paths, nil
+}
+
+// benchTraining is the run of which three peers are compared with one, set up as a job file would.
+func benchTraining(ctx context.Context, store *storage.Store, paths []string) (*trainerbench.Training, error) {
+	file := job.Defaults()
+	file.Name, file.Model.Preset, file.Market.Peers = "bench", "llama-tiny", 3
+	file.Train.Rounds, file.Rounds.LocalSteps, file.Train.Batch, file.Train.Context = 12, 20, 8, 64
+	manifest, link, _, err := data.Build(ctx, data.Options{
+		Name: "go", Paths: paths, Include: []string{".go"}, Tokenizer: tokenizer.Byte{}, ValFraction: 0.05, Context: file.Train.Context,
+		Peers: file.Market.Peers, Seed: file.Train.Seed,
+	}, store)
+	if err != nil {
+		return nil, err
+	}
+	read := dataset.ReadFunc(func(ctx context.Context, c cid.Cid, limit int64) ([]byte, error) { return store.ReadAll(ctx, c, limit) })
+	source, err := data.NewSource(manifest, read, data.SourceOptions{Context: file.Train.Context, Vocab: tokenizer.Byte{}.Vocab()})
+	if err != nil {
+		return nil, err
+	}
+	key, _, err := crypto.GenerateEd25519Key(rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("identity: %w", err)
+	}
+	owner, err := peer.IDFromPrivateKey(key)
+	if err != nil {
+		return nil, fmt.Errorf("identity: %w", err)
+	}
+	rec, err := file.Bind(owner, link.Cid, 0)
+	if err != nil {
+		return nil, err
+	}
+	validation, err := source.Validation(ctx, file.Train.Batch, 256)
+	if err != nil {
+		return nil, err
+	}
+	threads := max(1, runtime.NumCPU()/file.Market.Peers)
+	return &trainerbench.Training{
+		Plan: workerPlan(rec), Data: source, Validation: validation, Numerics: gomlx.Numerics(),
+		Engine: func() (engine.Engine, error) { return buildEngine(rec, 0, threads) },
+	}, nil
+}

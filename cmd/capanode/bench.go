@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"sort"
 	"strings"
 
@@ -13,7 +14,7 @@ import (
 func (a *app) benchCommand() *cobra.Command {
 	var short []*cobra.Command
 	for _, b := range node.Benches() {
-		short = append(short, &cobra.Command{Use: b.Name, Short: b.Doc, Args: args(0, 0), RunE: func(cmd *cobra.Command, _ []string) error {
+		short = append(short, &cobra.Command{Use: b.Name, Short: b.Doc, Long: b.Doc + ".\n\n" + b.Method, Args: args(0, 0), RunE: func(cmd *cobra.Command, _ []string) error {
 			r, err := b.Run(cmd.Context())
 			if err != nil {
 				return fmt.Errorf("bench %s: %w", b.Name, err)
@@ -21,16 +22,28 @@ func (a *app) benchCommand() *cobra.Command {
 			return a.print(r, benchTable(r))
 		}})
 	}
+	short = append(short, a.benchPageCommand())
 	return group("bench", "Measure this machine; every figure that the docs claim comes from here", short...)
+}
+
+// benchPageCommand writes docs/benchmarks.md for `make bench`.
+func (a *app) benchPageCommand() *cobra.Command {
+	return &cobra.Command{Use: "page FILE...", Short: "Render reports, written with -o json, as a page", Hidden: true, Args: args(1, -1), RunE: func(_ *cobra.Command, given []string) error {
+		reports, err := node.ReadBenchReports(given)
+		if err == nil {
+			_, err = io.WriteString(a.out, node.BenchPage(reports))
+		}
+		return err
+	}}
 }
 
 func benchTable(r node.BenchReport) table {
 	t := table{head: []string{"FIGURE", "VALUE"}}
 	for name, v := range r.Figures {
-		t.rows = append(t.rows, []string{name, fmt.Sprintf("%.4g", v)})
+		t.rows = append(t.rows, []string{name, node.FormatFigure(v)})
 	}
 	for name, v := range r.Baseline {
-		t.rows = append(t.rows, []string{"baseline " + name, fmt.Sprintf("%.4g", v)})
+		t.rows = append(t.rows, []string{"baseline " + name, node.FormatFigure(v)})
 	}
 	sort.Slice(t.rows, func(i, j int) bool { return t.rows[i][0] < t.rows[j][0] })
 	if len(r.Missing) > 0 {

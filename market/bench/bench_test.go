@@ -9,9 +9,15 @@ import (
 	"testing"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
+	"go.uber.org/goleak"
 
 	"github.com/capacloud/capanode/p2p"
 )
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m,
+		goleak.IgnoreAnyFunction("github.com/libp2p/go-flow-metrics.(*sweeper).run")) // one for the process, by design
+}
 
 func start(ctx context.Context, role p2p.Role, bootstrap []string) (Node, error) {
 	key, _, err := crypto.GenerateEd25519Key(rand.Reader)

@@ -44,6 +44,7 @@ type Figures struct {
 	Fetch  float64 // peer's store → verified, durable object
 	Raw    float64 // bare stream, nothing hashed, nothing stored: the mean of one run before and one after the fetch
 	Ratio  float64 // Fetch / Raw
+	CPU    float64 // processor seconds of this process, both nodes in it, per 10⁹ bytes fetched; 0 where the system does not tell
 }
 
 // Run measures. It needs about twice the size on disk.
@@ -74,22 +75,25 @@ func Run(ctx context.Context, o Options) (f Figures, err error) {
 
 	r := &run{o: o, pair: pair, from: from, to: to}
 	f.Size = o.Size
-	var before, after time.Duration
+	var before, after, cpu time.Duration
 	for _, step := range []struct {
 		do   func(context.Context) error
 		took *time.Duration
 	}{{r.load, &r.imported}, {r.raw, &before}, {r.fetch, &r.fetched}, {r.raw, &after}} {
-		start := time.Now()
+		start, used := time.Now(), processTime()
 		if err := step.do(ctx); err != nil {
 			return f, fmt.Errorf("bench: %w", err)
 		}
-		*step.took = time.Since(start)
+		if *step.took = time.Since(start); step.took == &r.fetched {
+			cpu = processTime() - used
+		}
 	}
 	mb := float64(o.Size) / 1e6
 	f.Import = mb / r.imported.Seconds()
 	f.Fetch = mb / r.fetched.Seconds()
 	f.Raw = 2 * mb / (before + after).Seconds()
 	f.Ratio = f.Fetch / f.Raw
+	f.CPU = cpu.Seconds() / (mb / 1e3)
 	return f, nil
 }
 

@@ -45,6 +45,8 @@ type Figures struct {
 	Averaging float64 // int8, two peers: encode the own update, decode and average both; all cores
 	Encode    float64 // int8, one core
 	Decode    float64 // int8, one core
+	Copy      float64 // of as many bytes in memory, one core: what no codec beats
+	Bits      float64 // int8, per parameter
 	Cores     int
 
 	Tokens                   uint64  // that each of the two runs trained on
@@ -119,7 +121,11 @@ func (f *Figures) rates(ctx context.Context, o Options) error {
 	if f.Averaging, err = fastest(ctx, o, average); err != nil {
 		return err
 	}
+	f.Bits = 8 * float64(len(own)) / float64(n)
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	if f.Copy, err = fastest(ctx, o, func() error { copy(mean, x); return nil }); err != nil {
+		return err
+	}
 	if f.Encode, err = fastest(ctx, o, func() error { return c.Encode(own, x) }); err != nil {
 		return err
 	}

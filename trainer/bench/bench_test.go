@@ -79,7 +79,7 @@ func TestRates(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if f.Averaging <= 0 || f.Encode <= 0 || f.Decode <= 0 || f.Cores < 1 {
+	if f.Averaging <= 0 || f.Encode <= 0 || f.Decode <= 0 || f.Copy <= 0 || f.Bits < 8 || f.Cores < 1 {
 		t.Errorf("%+v", f)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
