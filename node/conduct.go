@@ -68,6 +68,9 @@ func (r *requester) follow(ctx context.Context) error {
 				return err
 			}
 		case now := <-ticker.C:
+			if err := r.abandoned(); err != nil {
+				return err
+			}
 			r.silent(ctx)
 			if len(r.gang.leases) > 0 {
 				deserted = time.Time{}
@@ -76,7 +79,7 @@ func (r *requester) follow(ctx context.Context) error {
 			if deserted.IsZero() {
 				deserted = now
 			}
-			if now.Sub(deserted) > desertWait || r.local != nil && r.local.Lost() != nil {
+			if now.Sub(deserted) > desertWait {
 				return fmt.Errorf("%w: no member is left and none could be leased; run the same command again to continue", ErrTryLater)
 			}
 			r.replace(ctx, "")
@@ -147,7 +150,11 @@ func (r *requester) committed(report worker.Report) error {
 func (r *requester) end(ctx context.Context, began time.Time, why error) error {
 	if why != nil {
 		for id := range r.gang.leases {
-			if err := r.buyer.Drain(ctx, id, lease.RequesterDone); err != nil {
+			reason := lease.RequesterDone
+			if errors.Is(why, ErrBudget) {
+				reason = lease.OverBudget
+			}
+			if err := r.buyer.Drain(ctx, id, reason); err != nil {
 				r.Node.log.Debug("drain", "lease", id.Short(), "err", err)
 			}
 		}
@@ -209,10 +216,15 @@ func (r *requester) settle(ctx context.Context, whole bool) {
 }
 
 // settled tells whether nothing is left to wait for: at the end of a run, when every lease's newest receipt carries the
-// same checkpoint and covers all that its member committed; after a stop, when every lease has closed.
+// same checkpoint and covers all that its member committed; after a stop, when every lease has closed. Members that are gone are not waited for.
 func (r *requester) settled(ctx context.Context, whole bool) bool {
 	if !whole {
-		return len(r.gang.leases) == 0
+		for _, l := range r.gang.leases {
+			if !r.gone(l.Terms.Provider) {
+				return false
+			}
+		}
+		return true
 	}
 	var same cid.Cid
 	for _, l := range r.gang.leases {
@@ -247,7 +259,15 @@ func (r *requester) gone(id peer.ID) bool {
 			r.heard[id] = time.Now()
 		}
 	}
-	return time.Since(r.heard[id]) > goneAfter
+	return time.Since(r.heard[id]) > goneAfter || r.abandoned() != nil
+}
+
+// abandoned returns an error when the run is local and all its providers have ended: nobody else can ever take part.
+func (r *requester) abandoned() error {
+	if r.local == nil {
+		return nil
+	}
+	return r.local.Lost(1)
 }
 
 // cap is the run's budget as the market wants it: the largest amount when there is none.

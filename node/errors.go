@@ -16,12 +16,10 @@ var (
 	ErrNoOffers = errors.New("not enough offers match")
 	// ErrBudget reports that the budget is spent.
 	ErrBudget = errors.New("budget exhausted")
-	// ErrPeerTooOld reports a peer that speaks an older protocol.
-	ErrPeerTooOld = errors.New("peer speaks an older protocol")
 	// ErrPartly reports work that ended with a part of it done.
 	ErrPartly = errors.New("only partly done")
 	// ErrTryLater reports a passing condition.
 	ErrTryLater = errors.New("try again later")
 	// ErrInterrupted reports a stop that was asked for; everything is settled.
-	ErrInterrupted = errors.New("interrupted after settling")
+	ErrInterrupted = errors.New("interrupted after settling; the same command continues the run")
 )

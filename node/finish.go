@@ -131,6 +131,9 @@ func (r *requester) collect(ctx context.Context, whole bool) (*pulled, error) {
 	if err := r.measure(ctx, m); err != nil {
 		return nil, err
 	}
+	if err := clearEmpty(r.log.Out); err != nil {
+		return nil, err
+	}
 	return m, r.store.Export(ctx, best, r.log.Out)
 }
 

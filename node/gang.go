@@ -219,13 +219,17 @@ func (r *requester) replace(ctx context.Context, gone peer.ID) {
 
 // silent gives up members that have not been heard of for so long that waiting costs more than replacing them.
 func (r *requester) silent(ctx context.Context) {
-	now := time.Now()
+	now, connected := time.Now(), r.net.Connected()
 	for _, m := range r.observer.Members() {
 		if m.Live || r.heard[m.ID].IsZero() {
 			r.heard[m.ID] = now
 			continue
 		}
-		if now.Sub(r.heard[m.ID]) < replaceAfter || !r.spare(m.ID) {
+		patience := replaceAfter
+		if !slices.Contains(connected, m.ID) {
+			patience = cutOffAfter
+		}
+		if now.Sub(r.heard[m.ID]) < patience || !r.spare(m.ID) {
 			continue
 		}
 		for id, l := range r.gang.leases {
@@ -240,8 +244,13 @@ func (r *requester) silent(ctx context.Context) {
 	}
 }
 
-// replaceAfter is how long a member may be silent before another is leased in its place.
-const replaceAfter = 20 * time.Second
+const (
+	// replaceAfter is how long a member may be silent before another is leased in its place.
+	replaceAfter = 20 * time.Second
+	// cutOffAfter is the same for a member with whom there is no connection either: it is not slow, its process or its
+	// network is gone. It is long enough for a process that is restarted at once to come back to its lease.
+	cutOffAfter = 8 * time.Second
+)
 
 // spare tells whether the book has somebody who could take the place of a member.
 func (r *requester) spare(gone peer.ID) bool {

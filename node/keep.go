@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/ipfs/go-cid"
+
 	"github.com/capacloud/capanode/storage"
 )
 
@@ -44,11 +46,23 @@ func Get(ctx context.Context, u Use, what, dest string) error {
 		if err != nil {
 			return err
 		}
-		if err := n.need(ctx, c); err != nil {
-			return err
-		}
-		return n.store.Export(ctx, c, dest)
+		return n.exportSound(ctx, c, dest)
 	})
+}
+
+// exportSound writes an object to a path. One that turns out to be damaged while it is read is fetched anew, once.
+func (n *Node) exportSound(ctx context.Context, c cid.Cid, dest string) error {
+	if err := n.need(ctx, c); err != nil {
+		return err
+	}
+	err := n.store.Export(ctx, c, dest)
+	if !errors.Is(err, storage.ErrCorrupt) {
+		return err
+	}
+	if ferr := n.need(ctx, c); ferr != nil {
+		return fmt.Errorf("%w: no peer could repair it: %w", err, ferr)
+	}
+	return n.store.Export(ctx, c, dest)
 }
 
 // Pin protects an object under a name.
@@ -89,7 +103,9 @@ func VerifyStore(ctx context.Context, u Use, what string) (r storage.Report, err
 			r, err = n.store.Verify(ctx, c)
 		}
 		if err == nil && len(r.Faults) > 0 {
-			err = fmt.Errorf("%d objects do not match their CID: %w", len(r.Faults), storage.ErrCorrupt)
+			f := r.Faults[0]
+			err = fmt.Errorf("%d of %d objects are damaged, the first is %s: %w; the others are untouched; `capanode storage get %s PATH` fetches it again from peers",
+				len(r.Faults), r.Objects, f.CID, f.Err, f.CID)
 		}
 		return err
 	})

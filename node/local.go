@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -82,28 +83,50 @@ func startChild(o LocalOptions, i, threads int) (*child, error) {
 	return c, nil
 }
 
-// Lost returns an error when every child has ended: nothing is left to lease.
-func (l *Local) Lost() error {
+// errLocalLost reports a local run whose providers have ended.
+var errLocalLost = errors.New("local providers ended before the run did; run the same command again to continue")
+
+// Lost returns an error when fewer than the wanted number of children live, with what an ended one said last.
+func (l *Local) Lost(want int) error {
+	live, ended := 0, (*child)(nil)
 	for _, c := range l.children {
 		select {
 		case <-c.done:
+			ended = c
 		default:
-			return nil
+			live++
 		}
 	}
-	return fmt.Errorf("all %d local providers ended; the last said: %w; see %s", len(l.children), l.children[0].err, l.children[0].log.Name())
-}
-
-// PIDs lists the process IDs of the children.
-func (l *Local) PIDs() []int {
-	var ids []int
-	for _, c := range l.children {
-		ids = append(ids, c.cmd.Process.Pid)
+	if live >= want || ended == nil {
+		return nil
 	}
-	return ids
+	why := fmt.Sprint(ended.err)
+	if said := lastLine(ended.log.Name()); said != "" {
+		why += ": " + said
+	}
+	return fmt.Errorf("%d of %d %w; one ended with %s; its log is %s", len(l.children)-live, len(l.children), errLocalLost, why, ended.log.Name())
 }
 
-// Stop asks every child to finish its step and settle, and kills those that have not ended within grace.
+// maxLastLine is how much of a log's end is looked at, in bytes.
+const maxLastLine = 2048
+
+// lastLine is the last line of a log, nothing when it cannot be read.
+func lastLine(path string) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err == nil && info.Size() > maxLastLine {
+		_, _ = f.Seek(-maxLastLine, io.SeekEnd) // else the start serves
+	}
+	b, _ := io.ReadAll(io.LimitReader(f, maxLastLine)) // part of a line is better than none
+	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+	return strings.ToValidUTF8(lines[len(lines)-1], "")
+}
+
+// Stop tells every child to end: by now the run has settled with it, or it is resumed by the next one. Those that have not
+// ended within grace are killed.
 func (l *Local) Stop(grace time.Duration) {
 	for _, c := range l.children {
 		c.alive.Close()

@@ -212,10 +212,11 @@ func (n *Node) reach(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	if _, err := n.host.Bootstrap(ctx); err != nil {
+	_, err := n.host.Bootstrap(ctx)
+	if err != nil && !errors.Is(err, p2p.ErrNoBootstrap) {
 		return fmt.Errorf("%w: %w", ErrTryLater, err)
 	}
-	return nil
+	return err
 }
 
 // ask answers a read-only question about a home: by the node that runs on it, or from its files when none runs.
@@ -239,7 +240,7 @@ func ask(ctx context.Context, dir string, cfg Config, name string, q url.Values)
 func parseCID(text string) (cid.Cid, error) {
 	c, err := cid.Decode(text)
 	if err != nil {
-		return cid.Undef, fmt.Errorf("%w: %q is no CID: %w", ErrUsage, text, err)
+		return cid.Undef, fmt.Errorf("%w: %q is no CID: %w; `capanode storage ls` lists those that are here", ErrUsage, text, err)
 	}
 	return c, nil
 }

@@ -1,8 +1,11 @@
 package node
 
 import (
+	"context"
+	"errors"
 	"fmt"
 
+	"github.com/capacloud/capanode/gpu/detect"
 	"github.com/capacloud/capanode/trainer/engine"
 	"github.com/capacloud/capanode/trainer/engine/gomlx"
 	"github.com/capacloud/capanode/trainer/hf"
@@ -38,15 +41,37 @@ func memoryNeeded(r job.Record) (int64, error) {
 	return p.Parameters*4*copies + 3*p.ActivationBytes, nil
 }
 
+// finishedBytes is what one parameter of a finished model takes while it is measured: its weight as it was read, and the
+// engine's weight, gradient, two moments and accumulator.
+const finishedBytes = 4 + 20
+
+// machineMemory is this machine's memory in bytes, or what its control group allows.
+func machineMemory(ctx context.Context) (int64, error) {
+	devices, _, err := detect.Open(ctx, "cpu")
+	if err != nil {
+		return 0, err
+	}
+	bytes := int64(devices[0].Info().MemoryBytes)
+	for _, d := range devices {
+		err = errors.Join(err, d.Close())
+	}
+	return bytes, err
+}
+
+// fits refuses a job that needs more memory than a slot has; 0 is no limit. It allocates nothing.
+func fits(r job.Record, memory int64) error {
+	need, err := memoryNeeded(r)
+	if err == nil && memory > 0 && need > memory {
+		err = fmt.Errorf("%w: model and batch need %d MiB, this device has %d MiB: lower train.micro_batch, train.context or the model: %w",
+			ErrJob, need>>20, memory>>20, engine.ErrMemory)
+	}
+	return err
+}
+
 // buildEngine makes the executor of a job's model with the job's seed.
 func buildEngine(r job.Record, memory int64, threads int) (engine.Engine, error) {
-	need, err := memoryNeeded(r)
-	if err != nil {
+	if err := fits(r, memory); err != nil {
 		return nil, err
-	}
-	if memory > 0 && need > memory {
-		return nil, fmt.Errorf("%w: model and batch need %d MiB, this device has %d MiB: lower train.micro_batch, train.context or the model: %w",
-			ErrJob, need>>20, memory>>20, engine.ErrMemory)
 	}
 	program, err := r.Model.Program()
 	if err != nil {

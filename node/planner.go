@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -65,11 +66,38 @@ func (r *requester) plan(ctx context.Context) (start bool, err error) {
 	r.estimate(&e, found.Offers)
 	r.emit(e)
 	if !enough && !r.o.DryRun {
-		return false, fmt.Errorf("%w: %d of %d offers match, the job needs %d: widen market.query or market.max_price, lower market.peers, or wait; "+
-			"`capanode offers --explain` shows why offers were rejected", ErrNoOffers, found.Matched, e.Offers, r.rec.Peers)
+		return false, r.tooFew(ctx, e)
 	}
 	r.gang.candidates = market.Candidates(r.id, found.Offers)
 	return !r.o.DryRun && (r.o.Confirm == nil || r.o.Confirm()), ctx.Err()
+}
+
+// tooFew says why a run cannot start with the offers that there are.
+func (r *requester) tooFew(ctx context.Context, e PlanEvent) error {
+	if r.local != nil {
+		if err := r.local.Lost(int(r.rec.Peers)); err != nil {
+			return err
+		}
+	}
+	select {
+	case <-r.o.Stop:
+		return ErrInterrupted
+	default:
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	var rejected []string
+	for reason, n := range e.Rejected {
+		rejected = append(rejected, fmt.Sprintf("%d for %s", n, reason))
+	}
+	slices.Sort(rejected)
+	why := ""
+	if len(rejected) > 0 {
+		why = ", rejected " + strings.Join(rejected, ", ")
+	}
+	return fmt.Errorf("%w: %d of %d match, the job needs %d%s: widen market.query or market.max_price, lower market.peers, or wait; "+
+		"`capanode offers --explain` lists each", ErrNoOffers, e.Matching, e.Offers, r.rec.Peers, why)
 }
 
 // query is the job's filter with what its model and its price ceiling add.
@@ -105,7 +133,7 @@ func (r *requester) gather(ctx context.Context, q query.Query) (found query.Resu
 		if len(market.Candidates(r.id, found.Offers)) >= int(r.rec.Peers) {
 			return found, true
 		}
-		lost := r.local != nil && r.local.Lost() != nil
+		lost := r.local != nil && r.local.Lost(int(r.rec.Peers)) != nil
 		if lost || !time.Now().Before(deadline) {
 			return found, false
 		}

@@ -71,8 +71,9 @@ type provider struct {
 	seller *market.Seller
 	beacon offer.Beacon
 
-	mu   sync.Mutex // orders events
-	quit chan struct{}
+	mu    sync.Mutex // orders events
+	quit  chan struct{}
+	tasks sync.Map // lease.ID → *task, while it works
 }
 
 // Provide sells slots until stop is closed (finish the step, settle, end) or the context ends (stop at once; leases are
@@ -155,10 +156,12 @@ func (p *provider) open() (err error) {
 		Net: p.net, DB: p.db, Slots: p.o.Slots, Prices: market.Prices{PerHour: p.o.Price, WorkRate: p.o.WorkRate},
 		MaxSeconds: p.beacon.MaxLease, Log: p.log,
 		OnActive: p.work,
-		OnClose: func(l lease.Lease) {
-			if err := os.RemoveAll(p.home.Path("runs", l.Terms.Run.String(), "snapshots")); err != nil {
-				p.log.Warn("remove snapshots", "err", err)
+		OnDrain: func(l lease.Lease) {
+			if t, ok := p.tasks.Load(l.ID); ok {
+				t.(*task).stop(l.Reason)
 			}
+		},
+		OnClose: func(l lease.Lease) {
 			if err := p.releaseCheckpoints(context.Background(), l.Terms.Run.String()); err != nil {
 				p.log.Warn("release checkpoints", "err", err)
 			}
@@ -170,6 +173,9 @@ func (p *provider) open() (err error) {
 		return err
 	}
 	p.onClose(func() error { p.seller.Close(); return nil })
+	if err := p.pruneSnapshots(); err != nil {
+		return err
+	}
 	p.seller.Start()
 	p.advertise()
 	return nil
@@ -205,6 +211,9 @@ func (p *provider) watch(ctx context.Context) {
 // the next process.
 func (p *provider) finish(ctx context.Context) error {
 	p.seller.SetOpen(0)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	close(p.quit)
 	all, err := p.seller.Leases()
 	if err != nil {
@@ -266,9 +275,6 @@ func (p *provider) emit(e ProviderEvent) {
 func openDevice(ctx context.Context, selector string) ([]gpu.Device, detect.Finding, error) {
 	devices, finding, err := detect.Open(ctx, selector)
 	if err != nil {
-		if finding.Next != "" {
-			err = fmt.Errorf("%w; %s", err, finding.Next)
-		}
 		return nil, finding, err
 	}
 	if devices[0].Info().Kind != gpu.KindCUDA {

@@ -19,6 +19,7 @@ import (
 	"github.com/capacloud/capanode/storage"
 	"github.com/capacloud/capanode/storage/dataset"
 	"github.com/capacloud/capanode/trainer/data"
+	"github.com/capacloud/capanode/trainer/engine"
 	"github.com/capacloud/capanode/trainer/job"
 	"github.com/capacloud/capanode/trainer/tokenizer"
 	"github.com/capacloud/capanode/trainer/worker"
@@ -54,10 +55,13 @@ type requester struct {
 	local *Local
 	log   Run
 
+	hurried func() bool // tells whether the caller wants to stop at once
+
 	// Set by the planner.
 	planned time.Time // when the book had the offers, for the time to the first lease
 	guess   float64   // seconds of training
 	memory  int64     // bytes that a member needs
+	outDir  string    // where the model goes, absolute
 
 	buyer    *market.Buyer
 	verified *workLog
@@ -81,6 +85,9 @@ func Train(ctx context.Context, o TrainOptions) (err error) {
 	if err != nil {
 		return err
 	}
+	if o.Local < 0 || o.Peers < 0 {
+		return fmt.Errorf("%w: --local %d, --peers %d: write a count, or leave them out", ErrUsage, o.Local, o.Peers)
+	}
 	if o.Local > 0 {
 		o = o.onLoopback()
 		if o.Peers == 0 {
@@ -95,10 +102,15 @@ func Train(ctx context.Context, o TrainOptions) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, n.Close()) }()
-	ctx, cancel := context.WithCancel(ctx)
+	r := &requester{Node: n, o: o, file: file, hurried: func() bool { return ctx.Err() != nil }}
+	inner, cancel := context.WithCancel(ctx)
 	defer cancel()
-	o.Stop = n.stopWith(ctx, o.Stop)
-	r := &requester{Node: n, o: o, file: file}
+	r.o.Stop = n.stopWith(inner, o.Stop)
+	return r.pursue(inner)
+}
+
+// pursue is the whole of a run, from the corpus to the model.
+func (r *requester) pursue(ctx context.Context) error {
 	if err := r.define(ctx); err != nil {
 		return err
 	}
@@ -123,6 +135,12 @@ func (o TrainOptions) onLoopback() TrainOptions {
 // define reads the corpus and makes the run's record. Nothing touches the network yet, so a mistake in the job costs
 // nobody anything.
 func (r *requester) define(ctx context.Context) error {
+	if err := r.destination(); err != nil {
+		return err
+	}
+	if err := r.fits(ctx); err != nil {
+		return err
+	}
 	set, err := r.dataset(ctx)
 	if err != nil {
 		return err
@@ -138,13 +156,7 @@ func (r *requester) define(ctx context.Context) error {
 	if r.log.ID == "" {
 		r.log = Run{ID: run.String(), Name: r.rec.Name, Role: "requester", State: RunPlanned, Started: time.Now().UTC(), Attempt: r.rec.Attempt}
 	}
-	r.log.Rounds, r.log.Dataset = r.rec.Rounds, set.String()
-	if err := r.destination(); err != nil {
-		return err
-	}
-	if r.memory, err = memoryNeeded(r.rec); err != nil {
-		return err
-	}
+	r.log.Rounds, r.log.Dataset, r.log.Out = r.rec.Rounds, set.String(), r.outDir
 	if _, err := r.store.PutRecord(ctx, raw, storage.PutOptions{Pin: "job/" + run.String(), Class: storage.Owned}); err != nil {
 		return err
 	}
@@ -209,10 +221,36 @@ func (r *requester) identify(set cid.Cid) (err error) {
 	}
 }
 
+// fits refuses a model that this machine cannot hold, before anything is read or allocated: a local run needs room for
+// every member, any other for the finished model, which is measured here.
+func (r *requester) fits(ctx context.Context) error {
+	rec, err := r.file.Bind(r.id, wire.RecordCID(nil), 0) // memory does not depend on the dataset
+	if err != nil {
+		return err
+	}
+	if r.memory, err = memoryNeeded(rec); err != nil {
+		return err
+	}
+	need, what := r.memory*int64(r.o.Local), fmt.Sprintf("%d local members need", r.o.Local)
+	if r.o.Local == 0 {
+		params, err := rec.Model.Parameters()
+		if err != nil {
+			return err
+		}
+		need, what = params*finishedBytes, "the finished model needs"
+	}
+	have, err := machineMemory(ctx)
+	if err != nil || need <= have {
+		return err
+	}
+	return fmt.Errorf("%w: model %s: %s %d MiB, this machine has %d MiB: %w: lower the model's sizes, train.micro_batch or train.context",
+		ErrJob, rec.Model.Family, what, need>>20, have>>20, engine.ErrMemory)
+}
+
 // destination checks early that the model will have a place to go.
 func (r *requester) destination() error {
 	if r.o.Out == "" {
-		r.o.Out = r.rec.Name + "-model"
+		r.o.Out = r.file.Name + "-model"
 	}
 	out, err := filepath.Abs(r.o.Out)
 	if err != nil {
@@ -225,7 +263,13 @@ func (r *requester) destination() error {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("%w: --out %s: %w", ErrUsage, out, err)
 	}
-	r.log.Out = out
+	r.outDir = out
+	if r.o.DryRun {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
+		return fmt.Errorf("--out %s: %w; choose a folder that can be written", out, err)
+	}
 	return nil
 }
 
@@ -247,7 +291,14 @@ func (r *requester) connect(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		r.onClose(func() error { r.local.Stop(localGrace); return nil })
+		r.onClose(func() error {
+			grace := localGrace
+			if r.hurried() {
+				grace = 0
+			}
+			r.local.Stop(grace)
+			return nil
+		})
 		return nil
 	}
 	return r.reach(ctx)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/capacloud/capanode/p2p"
 	"github.com/capacloud/capanode/storage"
+	"github.com/capacloud/capanode/storage/transfer"
 	"github.com/capacloud/capanode/trainer/generate"
 	"github.com/capacloud/capanode/trainer/hf"
 )
@@ -38,13 +39,19 @@ func (n *Node) need(ctx context.Context, c cid.Cid) error {
 	if ok, err := n.complete(ctx, c); ok || err != nil {
 		return err
 	}
-	if err := n.join(ctx, p2p.Researcher); err != nil {
-		return err
+	if n.net == nil {
+		if err := n.join(ctx, p2p.Researcher); err != nil {
+			return err
+		}
+		if err := n.reach(ctx); err != nil {
+			return err
+		}
 	}
-	if err := n.reach(ctx); err != nil {
-		return err
+	err := n.fetch.Fetch(ctx, c, n.net.Connected())
+	if errors.Is(err, transfer.ErrNoProviders) {
+		err = fmt.Errorf("%w: try again when its owner is online, or pass --bootstrap ADDR of a network where somebody has it", err)
 	}
-	return n.fetch.Fetch(ctx, c, n.net.Connected())
+	return err
 }
 
 // complete tells whether an object, and for a folder everything in it, is here and unharmed.
@@ -80,6 +87,18 @@ func (n *Node) resolve(what string) (cid.Cid, error) {
 	return cid.Undef, err
 }
 
+// clearEmpty removes a folder that is empty, so that an export can take its place at once.
+func clearEmpty(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) || err == nil && len(entries) > 0 {
+		return nil // the export itself refuses what is there
+	}
+	if err != nil {
+		return err
+	}
+	return os.Remove(dir)
+}
+
 // Export writes the model that a CID or run names to a folder that must not exist or be empty.
 func Export(ctx context.Context, u Use, what, dir string) (model string, err error) {
 	if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
@@ -91,10 +110,10 @@ func Export(ctx context.Context, u Use, what, dir string) (model string, err err
 			return err
 		}
 		model = c.String()
-		if err := n.need(ctx, c); err != nil {
+		if err := clearEmpty(dir); err != nil {
 			return err
 		}
-		return n.store.Export(ctx, c, dir)
+		return n.exportSound(ctx, c, dir)
 	})
 	return model, err
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/capacloud/capanode/storage"
 	"github.com/capacloud/capanode/storage/dataset"
 	"github.com/capacloud/capanode/trainer/data"
+	"github.com/capacloud/capanode/trainer/engine"
 	"github.com/capacloud/capanode/trainer/engine/gomlx"
 	"github.com/capacloud/capanode/trainer/job"
 	"github.com/capacloud/capanode/trainer/round"
@@ -38,11 +39,11 @@ type task struct {
 	rec   job.Record
 
 	drain chan struct{} // closed to end after the round that is under way
-	once  sync.Once     // guards drain
 
-	mu   sync.Mutex
-	work market.Work // cumulative
-	log  Run
+	mu     sync.Mutex
+	reason lease.Reason // why drain was closed
+	work   market.Work  // cumulative
+	log    Run
 }
 
 // work does what a lease is for. It returns when the lease is no longer live.
@@ -52,7 +53,13 @@ func (p *provider) work(ctx context.Context, l lease.Lease) {
 		blobs: blobs{store: p.store, fetch: p.fetch, class: storage.Cached, near: func() []peer.ID { return p.neighbours(l.Terms.Requester) }},
 	}
 	p.emit(ProviderEvent{State: "leased", Lease: l.ID.Short(), Run: t.run.String(), Free: p.seller.Free()})
+	p.tasks.Store(l.ID, t)
+	defer p.tasks.Delete(l.ID)
+	if now, err := p.seller.Get(l.ID); err == nil && (now.Phase == lease.Draining || now.Phase == lease.Reclaiming) {
+		t.stop(now.Reason) // before this process started, or a moment ago
+	}
 	reason, err := t.do(ctx)
+	defer p.over(t)
 	if ctx.Err() != nil {
 		return // the lease is over, or the next process resumes it
 	}
@@ -75,26 +82,37 @@ func (t *task) do(ctx context.Context) (lease.Reason, error) {
 	}
 	source, err := t.fetch(ctx)
 	if err != nil {
-		return lease.BadWork, err
+		return closeReason(err), err
 	}
 	if err := t.train(ctx, source); err != nil {
-		reason := lease.BadWork
-		if errors.Is(err, ErrJob) {
-			reason = lease.Capacity
-		}
-		return reason, errors.Join(err, t.settle(ctx))
+		return closeReason(err), errors.Join(err, t.settle(ctx))
 	}
 	err = t.settle(ctx)
-	if t.draining() {
-		return lease.Shutdown, err
+	if why, asked := t.draining(); asked {
+		return why, err
 	}
 	// The run is over; the requester fetches the model and closes the lease. Bytes stay available meanwhile.
 	select {
 	case <-ctx.Done():
+	case <-t.drain:
+		why, _ := t.draining()
+		return why, err
 	case <-t.p.quit:
 	}
 	return lease.Shutdown, err
 }
+
+// closeReason tells the requester why its lease ends with an error: a job that is too large for this device is nobody's
+// bad work.
+func closeReason(err error) lease.Reason {
+	if errors.Is(err, ErrJob) || errors.Is(err, engine.ErrMemory) {
+		return lease.Capacity
+	}
+	return lease.BadWork
+}
+
+// memory is what one slot offers, in bytes.
+func (p *provider) memory() int64 { return int64(p.beacon.VRAMMiB) << 20 }
 
 // fetch brings the job record and the dataset's manifest. Shards come when they are read.
 func (t *task) fetch(ctx context.Context) (*data.Source, error) {
@@ -107,6 +125,9 @@ func (t *task) fetch(ctx context.Context) (*data.Source, error) {
 	}
 	if !bytes.Equal(t.rec.Owner, []byte(t.lease.Terms.Requester)) {
 		return nil, fmt.Errorf("run %s: %w: its owner is not who leased this slot", t.run, ErrNotAllowed)
+	}
+	if err := fits(t.rec, t.p.memory()); err != nil { // before anything else is fetched for it
+		return nil, fmt.Errorf("run %s: %w", t.run, err)
 	}
 	source, err := openSource(ctx, t.blobs, t.rec)
 	if err != nil {
@@ -122,13 +143,12 @@ func (t *task) fetch(ctx context.Context) (*data.Source, error) {
 
 // train runs the worker, and a tick now and then beside it.
 func (t *task) train(ctx context.Context, source *data.Source) error {
-	memory := int64(t.p.beacon.VRAMMiB) << 20
-	eng, err := buildEngine(t.rec, memory, t.p.o.Threads)
+	eng, err := buildEngine(t.rec, t.p.memory(), t.p.o.Threads)
 	if err != nil {
 		return err
 	}
 	defer eng.Close()
-	snapshots, err := t.p.home.sub("runs", t.run.String(), "snapshots")
+	dir, err := t.p.home.sub("runs", t.run.String(), snapshots)
 	if err != nil {
 		return err
 	}
@@ -139,14 +159,14 @@ func (t *task) train(ctx context.Context, source *data.Source) error {
 	ticking.Go(func() {
 		select {
 		case <-t.p.quit:
-			t.stop()
+			t.stop(lease.Shutdown)
 		case <-tickCtx.Done():
 		}
 	})
 	t.p.emit(ProviderEvent{State: "working", Lease: t.lease.ID.Short(), Run: t.run.String()})
-	_, err = worker.Run(ctx, worker.Config{
+	res, err := worker.Run(ctx, worker.Config{
 		Run: t.run, Owner: t.lease.Terms.Requester, Plan: workerPlan(t.rec), Engine: eng, Numerics: gomlx.Numerics(),
-		Net: t.p.net, Blobs: t.blobs, Data: source, SnapshotDir: snapshots, States: t.p.states, Drain: t.drain, Log: t.p.log,
+		Net: t.p.net, Blobs: t.blobs, Data: source, SnapshotDir: dir, States: t.p.states, Drain: t.drain, Log: t.p.log,
 		Hooks: worker.Hooks{
 			OnRound:      t.onRound,
 			OnCheckpoint: func(s *round.State) error { return t.checkpoint(ctx, s) },
@@ -155,6 +175,9 @@ func (t *task) train(ctx context.Context, source *data.Source) error {
 	})
 	stopTicks()
 	ticking.Wait()
+	if why, asked := t.draining(); err == nil && asked && why != lease.Shutdown && res.Rounds > 0 && res.State.Round < t.rec.Rounds {
+		return t.checkpoint(ctx, res.State) // the requester ends the run early and keeps what there is
+	}
 	return err
 }
 
@@ -181,15 +204,21 @@ func (t *task) prefetch(ctx context.Context, m dataset.Manifest) {
 	}
 }
 
-func (t *task) stop() { t.once.Do(func() { close(t.drain) }) }
-
-func (t *task) draining() bool {
-	select {
-	case <-t.drain:
-		return true
-	default:
-		return false
+// stop ends the work after the round that is under way; the first reason counts.
+func (t *task) stop(why lease.Reason) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.reason == "" {
+		t.reason = why
+		close(t.drain)
 	}
+}
+
+// draining tells whether the task was asked to end, and why.
+func (t *task) draining() (lease.Reason, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.reason, t.reason != ""
 }
 
 // onRound counts the own share of a committed round.
@@ -235,7 +264,7 @@ func (t *task) tickOn(ctx context.Context) {
 		case <-ticker.C:
 			if _, _, err := t.tick(ctx); errors.Is(err, meter.ErrBudget) {
 				t.p.log.Warn("the requester's budget is exhausted; leaving after this round", "lease", t.lease.ID.Short())
-				t.stop()
+				t.stop(lease.OverBudget)
 			}
 		}
 	}

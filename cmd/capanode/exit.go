@@ -1,11 +1,26 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"io/fs"
 
+	"github.com/capacloud/capanode/gpu"
+	"github.com/capacloud/capanode/gpu/detect"
+	"github.com/capacloud/capanode/market"
+	"github.com/capacloud/capanode/market/credit"
+	"github.com/capacloud/capanode/market/journal"
+	"github.com/capacloud/capanode/market/meter"
+	"github.com/capacloud/capanode/market/query"
 	"github.com/capacloud/capanode/node"
+	"github.com/capacloud/capanode/p2p"
+	"github.com/capacloud/capanode/storage"
+	"github.com/capacloud/capanode/storage/transfer"
+	"github.com/capacloud/capanode/trainer/data"
+	"github.com/capacloud/capanode/trainer/engine"
+	"github.com/capacloud/capanode/trainer/generate"
+	"github.com/capacloud/capanode/trainer/hf"
+	"github.com/capacloud/capanode/trainer/job"
+	"github.com/capacloud/capanode/trainer/model"
 )
 
 // The exit codes, documented in docs/exit-codes.md.
@@ -25,29 +40,76 @@ const (
 )
 
 // errUsage reports a command line that does not parse.
-var errUsage = errors.New("usage")
+var errUsage = node.ErrUsage
 
-// exitCodes maps errors to exit codes; the first match wins.
-var exitCodes = []struct {
-	err  error
-	code int
-}{
-	{errUsage, exitUsage},
-	{node.ErrUsage, exitUsage},
-	{node.ErrConfig, exitUsage},
-	{node.ErrJob, exitUsage},
-	{node.ErrInterrupted, exitInterrupted},
-	{context.Canceled, exitInterrupted},
-	{node.ErrPartly, exitPartly},
-	{node.ErrLocked, exitLocked},
-	{node.ErrNotAllowed, exitNotAllowed},
-	{fs.ErrPermission, exitNotAllowed},
-	{node.ErrNoOffers, exitNoOffers},
-	{node.ErrBudget, exitBudget},
-	{node.ErrPeerTooOld, exitPeerTooOld},
-	{node.ErrTryLater, exitTryLater},
-	{node.ErrNotFound, exitNoSuchThing},
-	{fs.ErrNotExist, exitNoSuchThing},
+// errStopped is what a second Ctrl-C leaves.
+var errStopped = errors.New("stopped at once; nothing was settled: the same command goes on from here")
+
+// exitRule says which code a kind of error has.
+type exitRule struct {
+	kind  error            // stands for the kind in docs/exit-codes.md: the sentinel, or a typed error's zero value
+	holds func(error) bool // tells whether an error is of that kind
+	code  int
+}
+
+// is is the rule for a sentinel.
+func is(kind error, code int) exitRule {
+	return exitRule{kind, func(err error) bool { return errors.Is(err, kind) }, code}
+}
+
+// as is the rule for a type.
+func as[E error](zero E, code int) exitRule {
+	return exitRule{zero, func(err error) bool { var e E; return errors.As(err, &e) }, code}
+}
+
+// exitRules maps errors to exit codes; the first match wins, so that what a command was about comes before the causes that
+// its error may list.
+var exitRules = []exitRule{
+	is(errStopped, exitInterrupted),
+	is(node.ErrInterrupted, exitInterrupted),
+	is(node.ErrPartly, exitPartly),
+	is(node.ErrBudget, exitBudget),
+	is(meter.ErrBudget, exitBudget),
+	is(storage.ErrCorrupt, exitFailed), // even when the repair failed for want of a peer
+
+	is(node.ErrUsage, exitUsage),
+	is(node.ErrConfig, exitUsage),
+	is(node.ErrJob, exitUsage),
+	is(job.ErrSyntax, exitUsage),
+	is(model.ErrSpec, exitUsage),
+	is(model.ErrPreset, exitUsage),
+	is(engine.ErrMemory, exitUsage),
+	is(data.ErrEmpty, exitUsage),
+	is(data.ErrOptions, exitUsage),
+	as(&data.TooSmallError{}, exitUsage),
+	as(&query.SyntaxError{}, exitUsage),
+	is(credit.ErrSyntax, exitUsage),
+	is(detect.ErrSelector, exitUsage),
+	is(gpu.ErrSchedule, exitUsage),
+	is(generate.ErrOptions, exitUsage),
+	is(hf.ErrOccupied, exitUsage),
+	is(storage.ErrExists, exitUsage),
+	is(storage.ErrWrongKind, exitUsage),
+	is(p2p.ErrConfig, exitUsage),
+
+	is(node.ErrLocked, exitLocked),
+	is(storage.ErrLocked, exitLocked),
+	is(journal.ErrLocked, exitLocked),
+	is(gpu.ErrBusy, exitLocked),
+	is(node.ErrNotAllowed, exitNotAllowed),
+	is(p2p.ErrIdentityMode, exitNotAllowed),
+	is(fs.ErrPermission, exitNotAllowed),
+	is(node.ErrNoOffers, exitNoOffers),
+	is(market.ErrGang, exitNoOffers),
+	is(p2p.ErrPortInUse, exitTryLater),
+	is(p2p.ErrNoBootstrap, exitTryLater),
+	is(node.ErrTryLater, exitTryLater),
+	is(transfer.ErrNoProviders, exitNoSuchThing),
+	is(storage.ErrNotFound, exitNoSuchThing),
+	is(gpu.ErrNoDevice, exitNoSuchThing),
+	is(node.ErrNotFound, exitNoSuchThing),
+	is(fs.ErrNotExist, exitNoSuchThing),
+	is(p2p.ErrNoProtocol, exitPeerTooOld),
 }
 
 // exitCode returns the documented code of an error.
@@ -55,9 +117,9 @@ func exitCode(err error) int {
 	if err == nil {
 		return exitDone
 	}
-	for _, e := range exitCodes {
-		if errors.Is(err, e.err) {
-			return e.code
+	for _, r := range exitRules {
+		if r.holds(err) {
+			return r.code
 		}
 	}
 	return exitFailed

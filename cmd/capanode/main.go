@@ -5,9 +5,12 @@ package main
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
+
+	"github.com/capacloud/capanode/p2p"
 )
 
 // version is set by the linker.
@@ -24,7 +27,11 @@ func run(args []string) int {
 	app := &app{stop: stop, out: os.Stdout, err: os.Stderr}
 	root := app.root()
 	root.SetArgs(args)
+	p2p.RouteLogs(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})) // until the level is known
 	err := root.ExecuteContext(ctx)
+	if err != nil && ctx.Err() != nil {
+		err = errStopped
+	}
 	if err != nil {
 		app.fail(err)
 	}

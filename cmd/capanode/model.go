@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -74,15 +75,14 @@ func (a *app) sampleCommand() *cobra.Command {
 		if len(given) > 1 {
 			o.Prompt = given[1]
 		}
-		if a.format == "table" {
-			fmt.Fprint(a.out, o.Prompt)
-		}
 		var text []byte
+		begin := sync.OnceFunc(func() { fmt.Fprint(a.out, o.Prompt) }) // once the model is there: a failure prints nothing
 		err = node.Sample(cmd.Context(), o, func(piece []byte) error {
 			if a.format != "table" {
 				text = append(text, piece...)
 				return nil
 			}
+			begin()
 			_, err := a.out.Write(piece)
 			return err
 		})
@@ -90,6 +90,7 @@ func (a *app) sampleCommand() *cobra.Command {
 			return err
 		}
 		if a.format == "table" {
+			begin()
 			fmt.Fprintln(a.out)
 			return nil
 		}

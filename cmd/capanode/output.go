@@ -6,6 +6,7 @@ import (
 	"io"
 	"strings"
 	"text/tabwriter"
+	"unicode"
 
 	"github.com/capacloud/capanode/node"
 )
@@ -56,10 +57,28 @@ func jsonLines(w io.Writer, data any) error {
 
 // fail prints an error: one line for people, and an event for scripts that read a stream of them.
 func (a *app) fail(err error) {
+	text := oneLine(err.Error())
 	if a.format == "jsonl" || a.format == "json" {
-		_ = json.NewEncoder(a.out).Encode(map[string]any{"type": "error", "error": err.Error(), "exit_code": exitCode(err)})
+		_ = json.NewEncoder(a.out).Encode(map[string]any{"type": "error", "error": text, "exit_code": exitCode(err)})
 	}
-	fmt.Fprintf(a.err, "capanode: %v\n", err)
+	fmt.Fprintf(a.err, "capanode: %s\n", text)
+}
+
+// oneLine joins the lines of a text, such as those of joined errors, and drops what could move a terminal's cursor.
+func oneLine(text string) string {
+	var parts []string
+	for line := range strings.Lines(text) {
+		line = strings.Map(func(r rune) rune {
+			if unicode.IsControl(r) {
+				return ' '
+			}
+			return r
+		}, line)
+		if line = strings.TrimPrefix(strings.TrimSpace(line), "* "); line != "" {
+			parts = append(parts, line)
+		}
+	}
+	return strings.Join(parts, "; ")
 }
 
 // size formats a count of bytes with a binary unit.

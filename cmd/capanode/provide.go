@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -38,10 +39,15 @@ func (a *app) provideCommand() *cobra.Command {
 				return fmt.Errorf("%w: --schedule: %w", errUsage, err)
 			}
 			o.Home, o.Config, o.Log, o.Stop, o.Emit = a.home, c, a.logger(c), a.stop, a.showProvider
+			ctx := cmd.Context()
 			if withParent {
-				o.Stop = endOf(os.Stdin, a.stop)
+				ctx = untilEnd(ctx, os.Stdin)
 			}
-			return node.Provide(cmd.Context(), o)
+			err = node.Provide(ctx, o)
+			if ctx.Err() != nil && cmd.Context().Err() == nil {
+				return nil // the parent has settled, or it comes back to the leases as they are
+			}
+			return err
 		}}
 	f := c.Flags()
 	f.StringVar(&o.Device, "device", "auto", "auto, cpu or cuda:0")
@@ -54,26 +60,19 @@ func (a *app) provideCommand() *cobra.Command {
 	f.StringVar(&o.Region, "region", "", "coarse place to show in the offer")
 	f.Float64Var(&o.MaxTemp, "max-temp", 0, "°C from which the slots rest (default 83)")
 	f.StringVar(&schedule, "schedule", "", `hours of sale, such as "mon-fri 18:00-08:00, sat-sun 00:00-24:00"`)
-	f.BoolVar(&withParent, "exit-with-parent", false, "stop when standard input ends")
+	f.BoolVar(&withParent, "exit-with-parent", false, "stop at once when standard input ends")
 	_ = f.MarkHidden("exit-with-parent") // cannot fail: the flag is defined above
 	return c
 }
 
-// endOf closes its result when the reader ends or stop does.
-func endOf(r io.Reader, stop <-chan struct{}) <-chan struct{} {
-	both, ended := make(chan struct{}), make(chan struct{})
+// untilEnd returns a context that ends with the reader.
+func untilEnd(ctx context.Context, r io.Reader) context.Context {
+	ctx, cancel := context.WithCancel(ctx)
 	go func() {
 		_, _ = io.Copy(io.Discard, r) // any end will do
-		close(ended)
+		cancel()
 	}()
-	go func() {
-		select {
-		case <-ended:
-		case <-stop:
-		}
-		close(both)
-	}()
-	return both
+	return ctx
 }
 
 func (a *app) showProvider(event any) {

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/capacloud/capanode/node"
+	"github.com/capacloud/capanode/p2p"
 )
 
 // app is one command line: where it prints, how, and which home it works on.
@@ -31,7 +32,9 @@ func (a *app) root() *cobra.Command {
 		Short:         "Pretrain models on GPUs that strangers own",
 		Long:          "Capanode turns GPUs owned by strangers into a pretraining cluster: provide sells slots, train leases them,\nbootstrap introduces peers. Data, updates and checkpoints travel by content address.",
 		SilenceErrors: true, SilenceUsage: true,
+		Args:              cobra.ArbitraryArgs,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return a.checkGlobals() },
+		RunE:              onlyGroups,
 	}
 	f := c.PersistentFlags()
 	a.flags = f
@@ -44,7 +47,9 @@ func (a *app) root() *cobra.Command {
 	f.String("log", "", "debug, info, warn or error")
 	f.Bool("mdns", true, "find nodes on the local network")
 	f.Int64("quota", 0, "most bytes that the object store may hold")
-	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %w", errUsage, err) })
+	c.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return fmt.Errorf("%w: %w; see `%s --help`", errUsage, err, cmd.CommandPath())
+	})
 	c.AddCommand(a.commands()...)
 	return c
 }
@@ -91,7 +96,9 @@ func (a *app) settings() (node.Config, error) {
 func (a *app) logger(c node.Config) *slog.Logger {
 	var level slog.Level
 	_ = level.UnmarshalText([]byte(c.Log)) // checked by LoadConfig
-	return slog.New(slog.NewTextHandler(a.err, &slog.HandlerOptions{Level: level}))
+	h := slog.NewTextHandler(a.err, &slog.HandlerOptions{Level: level})
+	p2p.RouteLogs(h)
+	return slog.New(h)
 }
 
 // say prints a line for people on standard error.
@@ -111,12 +118,19 @@ func args(least, most int) cobra.PositionalArgs {
 
 // group makes a command that only holds others; an unknown one is a usage error.
 func group(use, short string, commands ...*cobra.Command) *cobra.Command {
-	c := &cobra.Command{Use: use, Short: short, RunE: func(cmd *cobra.Command, given []string) error {
-		if len(given) > 0 {
-			return fmt.Errorf("%w: %s has no command %q; see `%s --help`", errUsage, cmd.CommandPath(), given[0], cmd.CommandPath())
-		}
-		return cmd.Help()
-	}}
+	c := &cobra.Command{Use: use, Short: short, RunE: onlyGroups}
 	c.AddCommand(commands...)
 	return c
+}
+
+// onlyGroups prints the help of a command that only holds others.
+func onlyGroups(cmd *cobra.Command, given []string) error {
+	if len(given) == 0 {
+		return cmd.Help()
+	}
+	hint := ""
+	if near := cmd.SuggestionsFor(given[0]); len(near) > 0 {
+		hint = fmt.Sprintf("did you mean %q? ", near[0])
+	}
+	return fmt.Errorf("%w: %s has no command %q; %ssee `%s --help`", errUsage, cmd.CommandPath(), given[0], hint, cmd.CommandPath())
 }

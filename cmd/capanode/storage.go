@@ -89,6 +89,9 @@ func (a *app) storageCommand() *cobra.Command {
 			return err
 		}
 		r, err := node.VerifyStore(cmd.Context(), u, strings.Join(given, ""))
+		if err != nil && !errors.Is(err, storage.ErrCorrupt) {
+			return err
+		}
 		return errors.Join(a.print(r, verifyTable(r)), err)
 	}}
 	return group("storage", "The content-addressed store", add, get, ls, pin, unpin, gc, verify)
@@ -97,7 +100,7 @@ func (a *app) storageCommand() *cobra.Command {
 func verifyTable(r storage.Report) table {
 	t := table{rows: [][]string{{fmt.Sprintf("%d objects, %d blocks, %s, %d faults", r.Objects, r.Blocks, size(r.Bytes), len(r.Faults))}}}
 	for _, f := range r.Faults {
-		t.rows = append(t.rows, []string{fmt.Sprint(f)})
+		t.rows = append(t.rows, []string{fmt.Sprintf("%s  block %d  %s", f.CID, f.Block, oneLine(f.Err.Error()))})
 	}
 	return t
 }

@@ -93,7 +93,7 @@ func (s *trainScreen) show(event any) {
 	case node.PeerEvent:
 		s.a.say("peer    %s  %s  %s", short(e.Peer), e.State, e.Detail)
 	case node.WarningEvent:
-		s.a.say("warning %s", e.Warning)
+		s.a.say("warning %s", oneLine(e.Warning))
 	case node.DoneEvent:
 		s.done(e)
 	}

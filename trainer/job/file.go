@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -157,12 +158,35 @@ func Parse(path string, b []byte) (File, error) {
 
 // syntax turns a YAML error into one line with position.
 func syntax(path string, err error) error {
+	var wrong *yaml.TypeError
+	if errors.As(err, &wrong) && wrong.GetToken() != nil {
+		p := wrong.GetToken().Position
+		return fmt.Errorf("%w %s:%d:%d: %q is no %s; `capanode config schema` lists the keys and their types", ErrSyntax, path, p.Line, p.Column,
+			wrong.GetToken().Value, kindWord(wrong.DstType))
+	}
 	var y yaml.Error
 	if errors.As(err, &y) && y.GetToken() != nil {
 		p := y.GetToken().Position
 		return fmt.Errorf("%w %s:%d:%d: %s", ErrSyntax, path, p.Line, p.Column, y.GetMessage())
 	}
 	return fmt.Errorf("%w %s: %s", ErrSyntax, path, strings.SplitN(err.Error(), "\n", 2)[0])
+}
+
+// kindWord says what is expected in the words of a job file.
+func kindWord(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.Int, reflect.Int64, reflect.Uint64:
+		return "whole number"
+	case reflect.Float64:
+		return "number"
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Slice:
+		return "list"
+	case reflect.Struct:
+		return "section of keys"
+	}
+	return "text"
 }
 
 // checkKeys refuses keys that the schema does not know, suggesting the nearest one, and notes where each key stands.

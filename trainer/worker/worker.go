@@ -183,7 +183,7 @@ func listen(ctx context.Context, topic p2p.Topic, b *board) {
 }
 
 // join waits until the roster names this peer and the mates have shown up: all of them, or those who did within the
-// settle time. Where a mate already trains, three heartbeats are enough to hear of the others.
+// settle time, or until the worker is drained. Where a mate already trains, three heartbeats are enough to hear of the others.
 func (w *worker) join(ctx context.Context) error {
 	tick := time.NewTicker(round.HeartbeatInterval / 4)
 	defer tick.Stop()
@@ -212,6 +212,8 @@ func (w *worker) join(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-w.cfg.Drain:
+			return nil // the caller's loop sees it too
 		case <-w.board.changed:
 		case <-tick.C:
 		}
