@@ -38,7 +38,7 @@ func (r *requester) conduct(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.onClose(func() error { return r.observer.Close() })
+	r.onClose(func() error { r.hangUp(); return r.observer.Close() })
 	if err := r.hire(ctx); err != nil {
 		return err
 	}
@@ -240,8 +240,8 @@ func (r *requester) settled(ctx context.Context, whole bool) bool {
 			return false
 		}
 		same = c
-		before, err := r.paidTokens(l)
-		if err != nil || newest.Tokens+before < r.verified.own(l.Terms.Provider) {
+		due, err := r.payable(l, newest.Tokens)
+		if err != nil || newest.Units < due {
 			return false
 		}
 	}

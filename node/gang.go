@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -50,6 +51,16 @@ func (r *requester) openBuyer() (err error) {
 	if r.verified, err = openWorkLog(r.runs.path(r.log.ID, "work.jsonl"), r.rec.TokensPerPeerRound()); err != nil {
 		return err
 	}
+	all, err := r.db.Leases()
+	if err != nil {
+		return err
+	}
+	r.history = map[peer.ID][]lease.Lease{}
+	for _, l := range all {
+		if l.Role == lease.Buyer && l.Terms.Run.Equals(r.run) {
+			r.note(l)
+		}
+	}
 	r.news = make(chan any, 256)
 	r.over = make(chan struct{})
 	r.buyer, err = market.NewBuyer(market.BuyerConfig{
@@ -65,9 +76,12 @@ func (r *requester) openBuyer() (err error) {
 		return err
 	}
 	r.buyer.Start()
-	r.onClose(func() error { close(r.over); r.buyer.Close(); return nil })
+	r.onClose(func() error { r.hangUp(); r.buyer.Close(); return nil })
 	return nil
 }
+
+// hangUp releases whoever waits to tell news; nobody reads it any more.
+func (r *requester) hangUp() { r.hung.Do(func() { close(r.over) }) }
 
 // tell passes news to the conductor; nobody waits once the run is over.
 func (r *requester) tell(news any) {
@@ -77,43 +91,62 @@ func (r *requester) tell(news any) {
 	}
 }
 
-// verify returns the work units of a lease that this node itself saw committed. A member that had an earlier lease in this
-// run is not paid twice for what that one covered.
+// verify returns the work units of a lease that this node itself saw committed, and notes the checkpoint that the tick names.
 func (r *requester) verify(l lease.Lease, t meter.Tick) (uint64, error) {
 	if !l.Terms.Run.Equals(r.run) {
 		return 0, fmt.Errorf("lease %s belongs to run %s, not to %s: %w", l.ID.Short(), l.Terms.Run, r.run, ErrNotFound)
 	}
-	before, err := r.paidTokens(l)
+	units, err := r.payable(l, t.Tokens)
 	if err != nil {
 		return 0, err
 	}
-	tokens := r.verified.verified(l.Terms.Provider, t.Tokens+before)
 	if c, err := cid.Cast(t.State); err == nil {
 		r.tell(tickSeen{l.Terms.Provider, c})
 	}
-	return r.rec.WorkUnits(min(tokens-min(tokens, before), t.Tokens))
+	return units, nil
 }
 
-// paidTokens sums what the newest receipts of a provider's other leases in this run cover.
-func (r *requester) paidTokens(of lease.Lease) (uint64, error) {
-	all, err := r.db.Leases()
-	if err != nil {
-		return 0, err
-	}
-	var sum uint64
-	for _, l := range all {
-		if l.ID == of.ID || l.Role != lease.Buyer || l.Terms.Provider != of.Terms.Provider || !l.Terms.Run.Equals(r.run) {
+// payable is the work units that a lease is due for the tokens that it claims. A provider that had other leases in this run
+// is not paid twice for what those cover.
+func (r *requester) payable(l lease.Lease, claimed uint64) (uint64, error) {
+	all, paid := claimed, uint64(0)
+	for _, other := range r.leasesOf(l.Terms.Provider) {
+		if other.ID == l.ID {
 			continue
 		}
-		newest, err := r.db.Newest(l)
+		newest, err := r.db.Newest(other)
 		if err != nil {
 			return 0, err
 		}
 		if newest != nil {
-			sum += newest.Tokens
+			all += min(newest.Tokens, math.MaxUint64-all)
+			paid += newest.Units
 		}
 	}
-	return sum, nil
+	committed, err := r.verified.verified(l.Terms.Provider, all)
+	if err != nil {
+		return 0, err
+	}
+	due, err := r.rec.WorkUnits(committed)
+	if err != nil {
+		return 0, err
+	}
+	most, err := r.rec.WorkUnits(claimed)
+	return min(due-min(due, paid), most), err
+}
+
+// note remembers a lease of this run, so that no tick has to search the market's log for it.
+func (r *requester) note(l lease.Lease) {
+	r.books.Lock()
+	defer r.books.Unlock()
+	r.history[l.Terms.Provider] = append(r.history[l.Terms.Provider], l)
+}
+
+// leasesOf lists the leases that a provider ever had in this run.
+func (r *requester) leasesOf(id peer.ID) []lease.Lease {
+	r.books.Lock()
+	defer r.books.Unlock()
+	return slices.Clone(r.history[id])
 }
 
 // hire leases the slots that the run needs, or takes up those that an earlier process left open.
@@ -145,6 +178,10 @@ func (r *requester) hire(ctx context.Context) error {
 // took notes and shows a lease that has become active.
 func (r *requester) took(l lease.Lease, resumed bool, replaces string) {
 	r.gang.leases[l.ID] = l
+	r.heard[l.Terms.Provider] = time.Now()
+	if !resumed {
+		r.note(l)
+	}
 	after := time.Since(r.planned)
 	if r.gang.first == 0 && !resumed {
 		r.gang.first = time.UnixMilli(l.ActiveMs).Sub(r.planned)

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/ipfs/go-cid"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/capacloud/capanode/market"
 	"github.com/capacloud/capanode/market/credit"
+	"github.com/capacloud/capanode/market/lease"
 	"github.com/capacloud/capanode/p2p"
 	"github.com/capacloud/capanode/p2p/wire"
 	"github.com/capacloud/capanode/storage"
@@ -68,6 +70,10 @@ type requester struct {
 	observer *worker.Observer
 	news     chan any      // to the conductor
 	over     chan struct{} // closed when nobody listens to news any more
+	hung     sync.Once     // guards the closing of over
+
+	books   sync.Mutex                // guards history
+	history map[peer.ID][]lease.Lease // every lease of this run
 
 	// The conductor's own.
 	gang      gang

@@ -5,7 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"math"
+	"math/bits"
 	"os"
+	"path/filepath"
 	"sync"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -14,7 +18,7 @@ import (
 // workLog counts what each member has committed, as the requester itself saw it. It is kept on disk, so that a requester
 // that comes back still knows. Of rounds that went by while it was away it knows only the run's committed total, on which
 // a majority of the members agrees: a member may then claim up to a full share of each such round, and all members
-// together no more than that total.
+// together no more than that total. What was granted on such a claim is on disk before it is paid.
 type workLog struct {
 	mu      sync.Mutex
 	path    string
@@ -27,11 +31,12 @@ type workLog struct {
 	granted map[string]uint64 // tokens of unseen rounds that members claimed
 }
 
-// workLine is one line of the log.
+// workLine is one line of the log: a committed round, or a grant for rounds that were not seen.
 type workLine struct {
-	Round uint64            `json:"round"`
-	Total uint64            `json:"total"`
-	Work  map[string]uint64 `json:"work"`
+	Round   uint64            `json:"round"`
+	Total   uint64            `json:"total"`
+	Work    map[string]uint64 `json:"work,omitempty"`
+	Granted map[string]uint64 `json:"granted,omitempty"`
 }
 
 // openWorkLog reads the log at path, which need not exist. A torn last line is skipped.
@@ -49,16 +54,22 @@ func openWorkLog(path string, perRound uint64) (*workLog, error) {
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
 		var l workLine
-		if json.Unmarshal(lines.Bytes(), &l) == nil {
+		if json.Unmarshal(lines.Bytes(), &l) == nil && (l.Work != nil || l.Granted != nil) {
 			w.put(l)
 		}
 	}
 	return w, lines.Err()
 }
 
-// put takes in a round; a later line about the same round replaces the earlier one, as when a fork healed.
+// put takes in a line. A later line about the same round replaces the earlier one, as when a fork healed; a round that
+// turns up late takes the place of what was granted for it.
 func (w *workLog) put(l workLine) {
-	for id, n := range w.rounds[l.Round] {
+	if l.Granted != nil {
+		maps.Copy(w.granted, l.Granted)
+		return
+	}
+	old, known := w.rounds[l.Round]
+	for id, n := range old {
 		w.seen[id] -= n
 		w.sum -= n
 	}
@@ -66,6 +77,9 @@ func (w *workLog) put(l workLine) {
 	for id, n := range l.Work {
 		w.seen[id] += n
 		w.sum += n
+		if !known && l.Round < w.top {
+			w.granted[id] -= min(w.granted[id], n)
+		}
 	}
 	if l.Round+1 >= w.top {
 		w.top, w.total = l.Round+1, l.Total
@@ -74,17 +88,24 @@ func (w *workLog) put(l workLine) {
 
 // add records a committed round before anything is paid for it.
 func (w *workLog) add(round, total uint64, work map[peer.ID]uint64) error {
-	l := workLine{round, total, map[string]uint64{}}
+	l := workLine{Round: round, Total: total, Work: map[string]uint64{}}
 	for id, n := range work {
 		l.Work[id.String()] = n
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.put(l)
+	return w.write(l)
+}
+
+// write appends a line durably; mu is held.
+func (w *workLog) write(l workLine) error {
 	b, err := json.Marshal(l)
 	if err != nil {
 		return fmt.Errorf("work log: %w", err)
 	}
+	_, err = os.Stat(w.path)
+	fresh := errors.Is(err, os.ErrNotExist)
 	f, err := os.OpenFile(w.path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fmt.Errorf("work log: %w", err)
@@ -94,37 +115,47 @@ func (w *workLog) add(round, total uint64, work map[peer.ID]uint64) error {
 	if err == nil {
 		err = f.Sync()
 	}
-	return errors.Join(err, f.Close())
+	if err = errors.Join(err, f.Close()); err == nil && fresh {
+		err = syncDir(filepath.Dir(w.path))
+	}
+	if err != nil {
+		return fmt.Errorf("work log: %w", err)
+	}
+	return nil
 }
 
 // verified returns how many of the tokens that a member claims are committed.
-func (w *workLog) verified(id peer.ID, claimed uint64) uint64 {
+func (w *workLog) verified(id peer.ID, claimed uint64) (uint64, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	name := id.String()
 	seen := w.seen[name]
 	if claimed <= seen {
-		return seen
+		return claimed, nil
 	}
-	missed := w.top - uint64(len(w.rounds))
-	var others uint64
+	share := saturated(w.cap, w.top-uint64(len(w.rounds))) // of the unseen rounds
+	known := w.sum
 	for other, n := range w.granted {
 		if other != name {
-			others += n
+			known += n
 		}
 	}
-	pool := w.total - min(w.total, w.sum+others)
-	share := uint64(0) // of the unseen rounds, without overflow
-	if missed > 0 {
-		share = min(pool/missed+1, w.cap) * missed
+	grant := min(claimed-seen, share, w.total-min(w.total, known))
+	if grant > w.granted[name] {
+		l := workLine{Granted: map[string]uint64{name: grant}}
+		if err := w.write(l); err != nil {
+			return 0, err
+		}
+		w.put(l)
 	}
-	w.granted[name] = max(w.granted[name], min(claimed-seen, share, pool))
-	return seen + w.granted[name]
+	return seen + min(claimed-seen, share, w.granted[name]), nil
 }
 
-// own returns the tokens of a member in the rounds that this node saw.
-func (w *workLog) own(id peer.ID) uint64 {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.seen[id.String()]
+// saturated is a × b, or the largest number when that does not fit.
+func saturated(a, b uint64) uint64 {
+	hi, lo := bits.Mul64(a, b)
+	if hi > 0 {
+		return math.MaxUint64
+	}
+	return lo
 }
