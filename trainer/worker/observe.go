@@ -45,6 +45,7 @@ type Observer struct {
 	mu     sync.Mutex
 	rounds map[uint64]Report
 	best   round.Claim
+	named  time.Time // when the owner last changed the members
 }
 
 // Observe joins a run's topic and follows it until Close.
@@ -97,6 +98,9 @@ func (o *Observer) SetMembers(members []peer.ID) error {
 	if err != nil {
 		return fmt.Errorf("worker: set the members of %s: %w", o.cfg.Run, err)
 	}
+	o.mu.Lock()
+	o.named = time.Now()
+	o.mu.Unlock()
 	o.announce(context.Background())
 	return nil
 }
@@ -187,7 +191,7 @@ func (o *Observer) judge() []Report {
 		if known && old.Total >= g.commit.Total {
 			continue
 		}
-		if len(g.by) < min(len(live), len(g.commit.Set)/2+1) || len(g.by) == 0 {
+		if 2*len(g.support(live)) <= len(o.board.electorate(g.commit.Round, o.named)) {
 			continue
 		}
 		r, whole := o.report(g.commit, live)
@@ -239,6 +243,43 @@ func (o *Observer) report(c round.Commit, live []mate) (Report, bool) {
 type agreement struct {
 	commit round.Commit
 	by     []peer.ID
+}
+
+// support lists who stands behind the commit: members that announced it, and those that hold the state it led to, having
+// taken it from a mate. Money and the end of a run follow from reports, so more than half of the electorate must: a commit
+// of one member alone, over its own update alone, is easily made up.
+func (g agreement) support(live []mate) []peer.ID {
+	all := g.by
+	for _, m := range live {
+		if m.claim.Round == g.commit.Round+1 && m.claim.State == g.commit.Next && !slices.Contains(g.by, m.id) {
+			all = append(all[:len(all):len(all)], m.id)
+		}
+	}
+	return all
+}
+
+// electorate lists the members whose word about a round counts: who announced any commit of it, and who was heard of
+// within the settle time and has not left. Right after the roster was named it is all members, because not all may have
+// shown up. Being silent for a moment must not hand the majority to somebody else.
+func (b *board) electorate(number uint64, named time.Time) []peer.ID {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	if now.Sub(named) < settleTime {
+		return b.roster.Members
+	}
+	var ids []peer.ID
+	for _, id := range b.roster.Members {
+		w := b.members[id]
+		if w == nil {
+			continue
+		}
+		announced := slices.ContainsFunc(w.commits, func(c round.Commit) bool { return c.Round == number })
+		if announced || now.Sub(w.beatAt) < settleTime && w.beat.Phase != round.PhaseLeaving {
+			ids = append(ids, id)
+		}
+	}
+	return ids
 }
 
 // agreements groups the members' commits, oldest round first.
