@@ -9,6 +9,8 @@ import (
 
 // The command reference is written from the same text as --help; `make docs` brings it up to date.
 func TestCommandReferenceIsCurrent(t *testing.T) {
+	t.Setenv("CAPANODE_HOME", "")
+	t.Setenv("CAPANODE_CONFIG", "")
 	dir := t.TempDir()
 	a := &app{out: io.Discard, err: io.Discard}
 	root := a.root()

@@ -4,6 +4,7 @@ import (
 	"encoding/csv"
 	"fmt"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -58,9 +59,7 @@ func (a *app) ledgerCommand() *cobra.Command {
 			return w.WriteAll(append([][]string{t.head}, t.rows...))
 		}
 		for _, row := range t.rows {
-			for _, i := range []int{1, 3, 4} {
-				row[i] = short(row[i])
-			}
+			row[1], row[3], row[4] = short(row[1]), short(owner(row[3])), short(owner(row[4]))
 		}
 		return a.print(orEmpty(rows), t)
 	}}
@@ -68,4 +67,10 @@ func (a *app) ledgerCommand() *cobra.Command {
 	statement.Flags().StringVar(&to, "to", "", "end, not included")
 	statement.Flags().StringVar(&format, "format", "", "csv for a spreadsheet")
 	return group("ledger", "Look at money", show, verify, statement)
+}
+
+// owner is the peer ID inside an account's name, such as provider:PEER:earned.
+func owner(account string) string {
+	part := strings.Split(account, ":")
+	return part[len(part)/2]
 }
