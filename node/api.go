@@ -16,8 +16,12 @@ import (
 	"time"
 )
 
-// maxAnswer is the largest answer in bytes that a client reads from the local API.
-const maxAnswer = 64 << 20
+const (
+	// maxAnswer is the largest answer in bytes that a client reads from the local API.
+	maxAnswer = 64 << 20
+	// askTime bounds one question to the local API.
+	askTime = time.Minute
+)
 
 // view answers one read-only question about a running node.
 type view func(ctx context.Context, q url.Values) (any, error)
@@ -31,6 +35,7 @@ type endpoint struct {
 // api serves views to other processes of the same user over HTTP on loopback.
 type api struct {
 	server *http.Server
+	cancel context.CancelFunc // ends the requests under way
 	file   string
 	done   chan struct{}
 }
@@ -53,7 +58,12 @@ func serveAPI(h *Home, views, actions map[string]view) (*api, error) {
 		return nil, fmt.Errorf("local API: %w", err)
 	}
 	a := &api{file: h.Path("api.json"), done: make(chan struct{})}
-	a.server = &http.Server{Handler: handler(e.Token, views, actions), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10}
+	var life context.Context
+	life, a.cancel = context.WithCancel(context.Background())
+	a.server = &http.Server{
+		Handler: handler(e.Token, views, actions), BaseContext: func(net.Listener) context.Context { return life },
+		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: askTime, MaxHeaderBytes: 16 << 10,
+	}
 	go func() {
 		defer close(a.done)
 		_ = a.server.Serve(ln) // ends with ErrServerClosed
@@ -84,8 +94,11 @@ func answer(mux *http.ServeMux, pattern, token string, v view) {
 		w.Header().Set("Content-Type", "application/json")
 		if err != nil {
 			status := http.StatusInternalServerError
-			if errors.Is(err, ErrNotFound) {
+			switch {
+			case errors.Is(err, ErrNotFound):
 				status = http.StatusNotFound
+			case errors.Is(err, ErrUsage):
+				status = http.StatusBadRequest
 			}
 			w.WriteHeader(status)
 			_ = json.NewEncoder(w).Encode(map[string]string{"error": err.Error()})
@@ -95,9 +108,10 @@ func answer(mux *http.ServeMux, pattern, token string, v view) {
 	})
 }
 
-// Close stops the API and removes its address.
+// Close stops the API, waits for the requests under way, which read what is closed next, and removes its address.
 func (a *api) Close() error {
-	err := a.server.Close()
+	a.cancel()
+	err := a.server.Shutdown(context.Background()) // ends: WriteTimeout bounds a client that does not read
 	<-a.done
 	if rerr := os.Remove(a.file); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
 		err = errors.Join(err, rerr)
@@ -128,27 +142,44 @@ func requestAPI(ctx context.Context, method, dir, name string, q url.Values) (js
 		return nil, errNoAPI
 	}
 	req.Header.Set("Authorization", "Bearer "+e.Token)
-	resp, err := (&http.Client{Timeout: time.Minute}).Do(req)
+	resp, err := (&http.Client{Timeout: askTime}).Do(req)
 	if err != nil {
 		return nil, errNoAPI // left behind by a killed process
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil {
 		return nil, fmt.Errorf("ask the running node for %s: %w", name, err)
+	}
+	if len(body) > maxAnswer {
+		return nil, fmt.Errorf("ask the running node for %s: the answer is larger than %d MiB", name, maxAnswer>>20)
 	}
 	if resp.StatusCode == http.StatusOK {
 		return body, nil
 	}
 	var failure struct{ Error string }
-	if json.Unmarshal(body, &failure) != nil || failure.Error == "" {
+	spoken := json.Unmarshal(body, &failure) == nil && failure.Error != ""
+	switch {
+	case resp.StatusCode == http.StatusUnauthorized || !spoken && resp.StatusCode == http.StatusNotFound:
+		return nil, errNoAPI // somebody else took over the port of a killed process
+	case !spoken:
 		failure.Error = resp.Status
-	}
-	if resp.StatusCode == http.StatusNotFound {
-		return nil, fmt.Errorf("%s: %w", failure.Error, ErrNotFound)
+	case resp.StatusCode == http.StatusNotFound:
+		return nil, remote{failure.Error, ErrNotFound}
+	case resp.StatusCode == http.StatusBadRequest:
+		return nil, remote{failure.Error, ErrUsage}
 	}
 	return nil, fmt.Errorf("ask the running node for %s: %s", name, failure.Error)
 }
+
+// remote is an error as the running node worded it, of the kind that its status tells.
+type remote struct {
+	text string
+	kind error
+}
+
+func (e remote) Error() string { return e.text }
+func (e remote) Unwrap() error { return e.kind }
 
 // StopRunning asks the node that runs on a home to end: it finishes the round under way, checkpoints and settles.
 func StopRunning(ctx context.Context, dir string) error {
