@@ -18,6 +18,9 @@ import (
 // pullTime bounds the fetch of a model.
 const pullTime = 10 * time.Minute
 
+// modelSlack is how much more than the weights a model folder may hold, in bytes.
+const modelSlack = 8 << 20
+
 // pulled is a model folder that was fetched and read.
 type pulled struct {
 	cid   cid.Cid
@@ -51,7 +54,11 @@ func (r *requester) pull(ctx context.Context, c cid.Cid) (*pulled, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, pullTime)
 	defer cancel()
-	if err := r.fetch.Fetch(ctx, c, m.peers); err != nil {
+	params, err := r.rec.Model.Parameters()
+	if err != nil {
+		return nil, err
+	}
+	if err := r.fetch.FetchWithin(ctx, c, 4*params+modelSlack, m.peers); err != nil {
 		return nil, err
 	}
 	model, size, err := r.readModel(ctx, c)

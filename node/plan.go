@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/capacloud/capanode/gpu/detect"
 	"github.com/capacloud/capanode/trainer/engine"
@@ -37,7 +38,10 @@ func memoryNeeded(r job.Record) (int64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("%w: %w", ErrJob, err)
 	}
-	const copies = 4 + 4 // engine state and gradients; slow weights, momentum, update and decoded mates
+	const copies = 4 + 4                     // engine state and gradients; slow weights, momentum, update and decoded mates
+	if p.ActivationBytes > math.MaxInt64/8 { // so that three times as much, and the rest, cannot wrap around
+		return 0, fmt.Errorf("%w: a micro-batch needs %d GiB: %w", ErrJob, p.ActivationBytes>>30, engine.ErrMemory)
+	}
 	return p.Parameters*4*copies + 3*p.ActivationBytes, nil
 }
 

@@ -75,6 +75,9 @@ func (r runs) list() ([]Run, error) {
 	}
 	var all []Run
 	for _, e := range entries {
+		if !e.IsDir() {
+			continue
+		}
 		run, err := r.load(e.Name())
 		if errors.Is(err, ErrNotFound) {
 			continue // a folder whose record was not yet written
@@ -109,35 +112,56 @@ func (r runs) find(what string) (Run, error) {
 	if err != nil {
 		return Run{}, err
 	}
-	var hit []Run
 	for _, run := range all {
 		if run.ID == what {
 			return run, nil
 		}
-		if run.Name == what || len(what) >= 6 && strings.HasPrefix(run.ID, what) {
-			hit = append(hit, run)
+	}
+	var begin []Run
+	for _, run := range all {
+		if run.Name == what {
+			return run, nil // the newest of that name
+		}
+		if len(what) >= 6 && strings.HasPrefix(run.ID, what) {
+			begin = append(begin, run)
 		}
 	}
-	if len(hit) == 0 || what == "" {
+	switch len(begin) {
+	case 0:
 		return Run{}, fmt.Errorf("run %q: %w; `capanode job list` shows the runs of this home", what, ErrNotFound)
+	case 1:
+		return begin[0], nil
 	}
-	return hit[0], nil // the newest of that name
+	return Run{}, fmt.Errorf("%w: %d runs begin with %q, such as %s and %s: write more of the ID", ErrUsage, len(begin), what, begin[0].ID, begin[1].ID)
 }
 
-// metrics appends one JSON line to the run's metrics.jsonl, the truth that reports derive from. The line is written
-// whole; a torn last line after a crash is skipped by readers.
+// metrics appends one JSON line to the run's metrics.jsonl, the truth that reports derive from. Readers skip a line that a
+// crash tore; the next one starts on a line of its own.
 func (r runs) metrics(id string, event any) error {
 	b, err := json.Marshal(event)
 	if err != nil {
 		return fmt.Errorf("run %s: metrics: %w", id, err)
 	}
-	f, err := os.OpenFile(r.path(id, "metrics.jsonl"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	f, err := os.OpenFile(r.path(id, "metrics.jsonl"), os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600)
 	if err != nil {
 		return fmt.Errorf("run %s: metrics: %w", id, err)
 	}
-	_, err = f.Write(append(b, '\n'))
+	b = append(b, '\n')
+	last := []byte{'\n'}
+	if info, serr := f.Stat(); serr == nil && info.Size() > 0 {
+		_, err = f.ReadAt(last, info.Size()-1)
+	}
+	if last[0] != '\n' {
+		b = append([]byte{'\n'}, b...)
+	}
+	if err == nil {
+		_, err = f.Write(b)
+	}
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}
-	return err
+	if err != nil {
+		return fmt.Errorf("run %s: metrics: %w", id, err)
+	}
+	return nil
 }

@@ -186,7 +186,7 @@ func (t *task) train(ctx context.Context, source *data.Source) error {
 func (t *task) prefetch(ctx context.Context, m dataset.Manifest) {
 	var bytes uint64
 	for _, s := range m.Shards {
-		bytes += s.Bytes
+		bytes += s.Bytes // a checked manifest bounds both
 	}
 	if bytes > uint64(t.p.cfg.Quota/2) || len(m.Shards) == 0 {
 		return
@@ -195,7 +195,7 @@ func (t *task) prefetch(ctx context.Context, m dataset.Manifest) {
 	first := int(binary.BigEndian.Uint32(sum[:4])) % len(m.Shards)
 	for i := range m.Shards {
 		s := m.Shards[(first+i)%len(m.Shards)]
-		if err := t.p.fetch.Fetch(ctx, s.CID.Cid, t.blobs.near()); err != nil {
+		if err := t.p.fetch.FetchWithin(ctx, s.CID.Cid, int64(s.Bytes), t.blobs.near()); err != nil {
 			t.p.log.Info("prefetch", "shard", s.CID, "err", err) // it is asked for again when it is needed
 		}
 		if ctx.Err() != nil {

@@ -85,7 +85,13 @@ func (f *Fetcher) Stats() Stats { return f.down.stats() }
 // [ErrNoProviders], at the latest Options.Find after the last source disappeared, and also [storage.ErrCorrupt] if a
 // source was dropped for bad bytes.
 func (f *Fetcher) Fetch(ctx context.Context, c cid.Cid, from []peer.ID) error {
-	return f.fetch(ctx, c, from, 0)
+	return f.fetch(ctx, c, from, bound{folders: true})
+}
+
+// FetchWithin is Fetch for an object that a stranger names: one with more than limit bytes in all its files and blocks is
+// [storage.ErrTooLarge]. What is here already does not count.
+func (f *Fetcher) FetchWithin(ctx context.Context, c cid.Cid, limit int64, from []peer.ID) error {
+	return f.fetch(ctx, c, from, bound{folders: true, bytes: limit})
 }
 
 // ReadAll returns the content of a file or record of at most limit bytes, from the store if it is there, else fetched. A
@@ -96,14 +102,19 @@ func (f *Fetcher) ReadAll(ctx context.Context, c cid.Cid, limit int64, from []pe
 	if !errors.Is(err, storage.ErrNotFound) && !errors.Is(err, storage.ErrCorrupt) {
 		return b, err
 	}
-	if err := f.fetch(ctx, c, from, limit); err != nil {
+	if err := f.fetch(ctx, c, from, bound{bytes: limit}); err != nil {
 		return nil, err
 	}
 	return f.store.ReadAll(ctx, c, limit)
 }
 
-// fetch fetches an object of at most limit bytes; 0 means any size and also folders.
-func (f *Fetcher) fetch(ctx context.Context, c cid.Cid, from []peer.ID, limit int64) error {
+// bound says what a fetch takes.
+type bound struct {
+	folders bool
+	bytes   int64 // at most; 0 means any size
+}
+
+func (f *Fetcher) fetch(ctx context.Context, c cid.Cid, from []peer.ID, limit bound) error {
 	defer f.store.Hold(c)()
 	if c.Type() != cid.DagProtobuf {
 		if has, err := f.store.Has(ctx, c); has || err != nil {
@@ -119,9 +130,10 @@ func (f *Fetcher) fetch(ctx context.Context, c cid.Cid, from []peer.ID, limit in
 // tree is one object with everything below it.
 type tree struct {
 	s     *session
-	limit int64
+	limit bound
 
 	mu        sync.Mutex
+	bytes     int64 // of files and blocks that are missing, for the limit
 	seen      map[cid.Cid]bool
 	folders   []unixfs.Block // parents before their children
 	files     []unixfs.Block // roots of files that are missing
@@ -198,13 +210,13 @@ func (t *tree) visit(ctx context.Context, c cid.Cid) ([]cid.Cid, error) {
 		return nil, fmt.Errorf("transfer: fetch %s: nodes of more than %d bytes: %w", c, maxFolderNodes, storage.ErrTooLarge)
 	}
 	if n.Kind == unixfs.File {
-		if t.limit > 0 && n.FileSize > uint64(t.limit) {
-			return nil, fmt.Errorf("transfer: fetch %s: %d bytes, limit %d: %w", c, n.FileSize, t.limit, storage.ErrTooLarge)
+		if err := t.grow(c, n.FileSize); err != nil {
+			return nil, err
 		}
 		t.files = append(t.files, unixfs.Block{CID: c, Data: data})
 		return nil, nil
 	}
-	if t.limit > 0 {
+	if !t.limit.folders {
 		return nil, fmt.Errorf("transfer: read %s: it is a folder: %w", c, storage.ErrWrongKind)
 	}
 	t.folders = append(t.folders, unixfs.Block{CID: c, Data: data})
@@ -221,6 +233,18 @@ func (t *tree) visit(ctx context.Context, c cid.Cid) ([]cid.Cid, error) {
 	return below, nil
 }
 
+// grow counts the bytes of one more object against the limit; mu is held.
+func (t *tree) grow(c cid.Cid, bytes uint64) error {
+	if t.limit.bytes == 0 {
+		return nil
+	}
+	if bytes > uint64(t.limit.bytes-t.bytes) {
+		return fmt.Errorf("transfer: fetch %s: %d bytes after %d, limit %d: %w", c, bytes, t.bytes, t.limit.bytes, storage.ErrTooLarge)
+	}
+	t.bytes += int64(bytes)
+	return nil
+}
+
 // block fetches a raw block or a record.
 func (t *tree) block(ctx context.Context, c cid.Cid) error {
 	store := t.s.f.store
@@ -231,8 +255,11 @@ func (t *tree) block(ctx context.Context, c cid.Cid) error {
 	if err != nil {
 		return err
 	}
-	if t.limit > 0 && int64(len(data)) > t.limit {
-		return fmt.Errorf("transfer: fetch %s: %d bytes, limit %d: %w", c, len(data), t.limit, storage.ErrTooLarge)
+	t.mu.Lock()
+	err = t.grow(c, uint64(len(data)))
+	t.mu.Unlock()
+	if err != nil {
+		return err
 	}
 	_, err = store.PutBlock(ctx, c, data, storage.PutOptions{Class: storage.Cached})
 	return err

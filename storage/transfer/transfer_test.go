@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -176,6 +178,33 @@ func TestReadAllLimits(t *testing.T) {
 	if u := b.store.Usage(); u.Used+u.Reserved != 0 {
 		t.Fatalf("usage %+v after refusals", u)
 	}
+}
+
+// What a stranger names is fetched within a limit, which counts the whole folder before its files are asked for.
+func TestFetchWithin(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld(t)
+	a, b := w.node("a", storage.Options{}), w.node("b", storage.Options{})
+	dir := t.TempDir()
+	for i, size := range []int{2 * mib, 2*mib + 1, 10} {
+		if err := os.WriteFile(filepath.Join(dir, strconv.Itoa(i)), storetest.Bytes(uint64(i), size), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	folder, err := a.store.AddPath(ctx, dir, storage.PutOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	from := []peer.ID{a.ID()}
+	wantErr(t, b.fetch.FetchWithin(ctx, folder, 4*mib, from), storage.ErrTooLarge)
+	if got := b.fetch.Stats().Bytes; got > mib {
+		t.Errorf("%d bytes were fetched of a folder that is too large", got)
+	}
+	if err := b.fetch.FetchWithin(ctx, folder, 4*mib+11, from); err != nil {
+		t.Error(err)
+	}
+	block := a.put(t, storetest.Bytes(9, mib))
+	wantErr(t, b.fetch.FetchWithin(ctx, block, mib-1, from), storage.ErrTooLarge)
 }
 
 func TestQuotaStopsAFetch(t *testing.T) {

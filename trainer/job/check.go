@@ -78,7 +78,7 @@ func (f *File) checkRanges() error {
 		{"rounds.local_steps", float64(f.Rounds.LocalSteps), 1, 1e5},
 		{"rounds.outer_learning_rate", f.Rounds.OuterRate, 1e-6, 10},
 		{"rounds.outer_momentum", f.Rounds.Momentum, 0, 0.999},
-		{"market.peers", float64(f.Market.Peers), 1, 1024},
+		{"market.peers", float64(f.Market.Peers), 1, MaxPeers},
 		{"market.max_price", f.Market.MaxPrice, 0, 1e9},
 		{"market.budget", f.Market.Budget, 0, 1e9},
 		{"checkpoint.every", float64(f.Checkpoint.Every), 1, 1e6},

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"math/bits"
 
 	"github.com/ipfs/go-cid"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -11,6 +12,14 @@ import (
 	"github.com/capacloud/capanode/p2p/wire"
 	"github.com/capacloud/capanode/trainer/model"
 	"github.com/capacloud/capanode/trainer/tokenizer"
+)
+
+// Limits of a record. What a member allocates for a round before it computes is bounded by them.
+const (
+	MaxPeers          = 512     // members of a run, as in a roster
+	MaxStepTokens     = 1 << 24 // tokens of one optimiser step of one member: 128 MiB of inputs and targets
+	MaxRoundSequences = 1 << 22 // sequences of one round of one member: 64 MiB of sample positions
+	MaxTokens         = 1 << 62 // tokens of a run, all members together
 )
 
 // RecordVersion is the version of the canonical job record.
@@ -178,11 +187,18 @@ func (r Record) Check() error {
 		value, limit uint64
 	}{
 		{"rounds", r.Rounds, 1e6}, {"local_steps", r.LocalSteps, 1e5}, {"batch", r.Batch, 1 << 16},
-		{"micro_batch", r.MicroBatch, r.Batch}, {"peers", r.Peers, 1024}, {"checkpoint_every", r.CheckpointEvery, 1e6},
+		{"micro_batch", r.MicroBatch, r.Batch}, {"peers", r.Peers, MaxPeers}, {"checkpoint_every", r.CheckpointEvery, 1e6},
 	} {
 		if n.value < 1 || n.value > n.limit {
 			return fmt.Errorf("%w: %s is %d, allowed: 1 to %d", ErrRecord, n.name, n.value, n.limit)
 		}
+	}
+	if r.Batch*r.Context > MaxStepTokens || r.LocalSteps*r.Batch > MaxRoundSequences {
+		return fmt.Errorf("%w: a step of %d × %d tokens, a round of %d × %d sequences, allowed: %d and %d: lower train.batch, train.context or rounds.local_steps",
+			ErrRecord, r.Batch, r.Context, r.LocalSteps, r.Batch, uint64(MaxStepTokens), uint64(MaxRoundSequences))
+	}
+	if hi, total := bits.Mul64(r.tokensPerRound(), r.Rounds); hi > 0 || total > MaxTokens {
+		return fmt.Errorf("%w: %d rounds of %d tokens, allowed: %d in all", ErrRecord, r.Rounds, r.tokensPerRound(), uint64(MaxTokens))
 	}
 	if r.Batch%r.MicroBatch != 0 || r.Warmup > 1e7 {
 		return fmt.Errorf("%w: micro_batch %d must divide batch %d; warmup is %d", ErrRecord, r.MicroBatch, r.Batch, r.Warmup)

@@ -112,6 +112,13 @@ func TestHostileRecordsAreRefused(t *testing.T) {
 		"codec":       func(r *Record) { r.Codec = "zip" },
 		"rate":        func(r *Record) { r.LearningRate = -1 },
 		"version":     func(r *Record) { r.Version = 2 },
+		"peers":       func(r *Record) { r.Peers = MaxPeers + 1 },
+		"big step":    func(r *Record) { r.Batch, r.MicroBatch, r.Context, r.Model.Context = 1<<9, 1, 1<<16, 1<<16 },
+		"big round":   func(r *Record) { r.Batch, r.LocalSteps = 1<<8, 1e5 },
+		"big run": func(r *Record) {
+			r.Batch, r.LocalSteps, r.Context, r.Model.Context = 32, 1e5, 1<<19, 1<<19
+			r.Rounds, r.Peers = 1e6, MaxPeers
+		},
 	} {
 		r := bound(t)
 		change(&r)
