@@ -27,8 +27,9 @@ type Node interface {
 type Options struct {
 	Dir        string // where the databases are made and removed again; empty means the folder for temporary files
 	Repeat     int    // first leases, and gangs; 0 means 50
+	Cold       int    // first leases of new nodes; 0 means 20
 	Handshakes int    // 0 means 300
-	Offers     int    // in the book that is queried; 0 means 10,000
+	Offers     int    // in the book, besides the sellers'; 0 means 10,000
 	Queries    int    // 0 means 300
 	// Start makes a node that has joined the network of the given bootstrap addresses.
 	Start func(ctx context.Context, role p2p.Role, bootstrap []string) (Node, error)
@@ -40,9 +41,14 @@ type Figures struct {
 	// book is warm: the offers are in it.
 	FirstLeaseP50 float64 `json:"first_lease_ms_p50"`
 	FirstLeaseP95 float64 `json:"first_lease_ms_p95"`
-	// The same until three providers are leased, all or none.
+	// The same of a buyer that is new: it starts, joins through one bootstrap node and copies the book first.
+	ColdLeaseP50 float64 `json:"cold_lease_ms_p50"`
+	ColdLeaseP95 float64 `json:"cold_lease_ms_p95"`
+	// From the planner's start until three or eight providers are leased, all or none.
 	Gang3P50 float64 `json:"gang3_ms_p50"`
 	Gang3P95 float64 `json:"gang3_ms_p95"`
+	Gang8P50 float64 `json:"gang8_ms_p50"`
+	Gang8P95 float64 `json:"gang8_ms_p95"`
 	// One lease from quote to ACTIVE on both sides, every write of both journals synced.
 	HandshakeP50 float64 `json:"handshake_ms_p50"`
 	HandshakeP99 float64 `json:"handshake_ms_p99"`
@@ -72,12 +78,16 @@ func Run(ctx context.Context, o Options) (f Figures, err error) {
 	for _, n := range []struct {
 		given *int
 		or    int
-	}{{&o.Repeat, 50}, {&o.Handshakes, 300}, {&o.Offers, 10_000}, {&o.Queries, 300}} {
+	}{{&o.Repeat, 50}, {&o.Cold, 20}, {&o.Handshakes, 300}, {&o.Offers, 10_000}, {&o.Queries, 300}} {
 		if *n.given == 0 {
 			*n.given = n.or
 		}
 	}
-	if err := f.measureBook(ctx, o); err != nil {
+	offers, err := envelopes(o.Offers, time.Now())
+	if err != nil {
+		return f, fmt.Errorf("bench: make offers: %w", err)
+	}
+	if err := f.measureBook(ctx, offers, o.Queries); err != nil {
 		return f, fmt.Errorf("bench: book: %w", err)
 	}
 	dir, err := os.MkdirTemp(o.Dir, "capanode-bench-*")
@@ -85,7 +95,7 @@ func Run(ctx context.Context, o Options) (f Figures, err error) {
 		return f, fmt.Errorf("bench: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	m := &town{o: o, dir: dir}
+	m := &town{o: o, dir: dir, offers: offers}
 	defer func() { err = errors.Join(err, m.close()) }()
 	if err := m.build(ctx); err != nil {
 		return f, fmt.Errorf("bench: start a market: %w", err)

@@ -37,7 +37,7 @@ func start(ctx context.Context, role p2p.Role, bootstrap []string) (Node, error)
 }
 
 func TestRunMeasuresEverything(t *testing.T) {
-	f, err := Run(t.Context(), Options{Dir: t.TempDir(), Repeat: 3, Handshakes: 5, Offers: 300, Queries: 5, Start: start})
+	f, err := Run(t.Context(), Options{Dir: t.TempDir(), Repeat: 3, Cold: 2, Handshakes: 5, Offers: 300, Queries: 5, Start: start})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -52,12 +52,8 @@ func envelopes(n int, now time.Time) ([][]byte, error) {
 }
 
 // measureBook fills a book with offers and queries it, all on one core.
-func (f *Figures) measureBook(ctx context.Context, o Options) error {
+func (f *Figures) measureBook(ctx context.Context, envs [][]byte, queries int) (err error) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
-	envs, err := envelopes(o.Offers, time.Now())
-	if err != nil {
-		return err
-	}
 	for _, env := range envs {
 		f.OfferBytes += float64(len(env)) / float64(len(envs))
 	}
@@ -86,7 +82,7 @@ func (f *Figures) measureBook(ctx context.Context, o Options) error {
 		return err
 	}
 	found := 0
-	times, err := repeat(ctx, o.Queries, func() (time.Time, error) {
+	times, err := repeat(ctx, queries, func() (time.Time, error) {
 		found = b.Query(q).Matched
 		return time.Now(), nil
 	})
@@ -95,7 +91,7 @@ func (f *Figures) measureBook(ctx context.Context, o Options) error {
 	}
 	f.QueryP50, f.QueryP99 = percentile(times, 0.5), percentile(times, 0.99)
 	offers := b.Offers()
-	times, err = repeat(ctx, o.Queries, func() (time.Time, error) {
+	times, err = repeat(ctx, queries, func() (time.Time, error) {
 		if n := scan(offers); n != found {
 			return time.Time{}, fmt.Errorf("the query finds %d offers, a loop over them %d", found, n)
 		}

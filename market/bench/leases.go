@@ -22,20 +22,22 @@ import (
 )
 
 const (
-	sellers = 3
+	sellers = 8
 	slots   = 4 // of each seller: one is leased at a time, so that its offer never leaves the book
 	price   = credit.PerCredit / 10
-	// planned is a query such as the planner makes of a job.
-	planned = "vram>=64MiB price<=1"
+	// planned is a query such as the planner makes of a job. It matches the sellers and none of the generated offers.
+	planned = "vram>=64MiB (class=cpu) price<=1"
 
-	meet         = 20 * time.Second // for all offers to reach the buyer
+	meet         = time.Minute // for all offers to reach a node
 	echoProtocol = "/capanode/bench-echo/1.0.0"
 )
 
-// town is a whole market: a bootstrap node, sellers and a buyer, each with its own database.
+// town is a whole market: a bootstrap node whose book is full of offers, sellers and a buyer, each with its own database.
 type town struct {
 	o       Options
 	dir     string
+	offers  [][]byte // of providers that are not there, to fill the book with
+	boot    []string // addresses of the bootstrap node
 	buyer   *market.Buyer
 	node    Node // the buyer's
 	book    *market.Exchange
@@ -75,19 +77,57 @@ func (m *town) join(ctx context.Context, role p2p.Role, boot []string) (Node, *m
 	return node, db, book, nil
 }
 
-// build starts everyone and waits until the buyer knows all offers.
+// build starts everyone and waits until all know all offers.
 func (m *town) build(ctx context.Context) error {
-	boot, _, _, err := m.join(ctx, p2p.Bootstrap, nil)
+	boot, _, book, err := m.join(ctx, p2p.Bootstrap, nil)
 	if err != nil {
 		return err
 	}
-	for range sellers {
-		if err := m.sell(ctx, boot.Addrs()); err != nil {
+	m.boot = boot.Addrs()
+	for _, env := range m.offers {
+		if _, err := book.Book().Apply(env); err != nil {
 			return err
 		}
 	}
+	books := []*market.Exchange{book}
+	for range sellers {
+		book, err := m.sell(ctx)
+		if err != nil {
+			return err
+		}
+		books = append(books, book)
+	}
+	if err := m.buy(ctx); err != nil {
+		return err
+	}
+	for _, x := range append(books, m.book) {
+		if err := until(ctx, func() bool { return x.Book().Len() == len(m.offers)+sellers }); err != nil {
+			return fmt.Errorf("%d of %d offers in a book: %w", x.Book().Len(), len(m.offers)+sellers, err)
+		}
+	}
+	return nil
+}
+
+// until waits for a condition for at most [meet].
+func until(ctx context.Context, f func() bool) error {
+	ctx, cancel := context.WithTimeout(ctx, meet)
+	defer cancel()
+	ticker := time.NewTicker(10 * time.Millisecond)
+	defer ticker.Stop()
+	for !f() {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ticker.C:
+		}
+	}
+	return nil
+}
+
+// buy starts a buyer.
+func (m *town) buy(ctx context.Context) (err error) {
 	var db *market.DB
-	if m.node, db, m.book, err = m.join(ctx, p2p.Researcher, boot.Addrs()); err != nil {
+	if m.node, db, m.book, err = m.join(ctx, p2p.Researcher, m.boot); err != nil {
 		return err
 	}
 	m.buyer, err = market.NewBuyer(market.BuyerConfig{
@@ -98,25 +138,14 @@ func (m *town) build(ctx context.Context) error {
 	}
 	m.buyer.Start()
 	m.onClose(func() error { m.buyer.Close(); return nil })
-	ctx, cancel := context.WithTimeout(ctx, meet)
-	defer cancel()
-	ticker := time.NewTicker(10 * time.Millisecond)
-	defer ticker.Stop()
-	for m.book.Book().Len() < sellers {
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%d of %d offers reached the buyer: %w", m.book.Book().Len(), sellers, ctx.Err())
-		case <-ticker.C:
-		}
-	}
 	return nil
 }
 
 // sell starts one seller that announces its slots as they become free.
-func (m *town) sell(ctx context.Context, boot []string) error {
-	node, db, book, err := m.join(ctx, p2p.Provider, boot)
+func (m *town) sell(ctx context.Context) (*market.Exchange, error) {
+	node, db, book, err := m.join(ctx, p2p.Provider, m.boot)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	m.near = node
 	node.Handle(echoProtocol, p2p.Limits{}, func(_ context.Context, s p2p.Stream) {
@@ -134,11 +163,11 @@ func (m *town) sell(ctx context.Context, boot []string) error {
 		OnFree: func() { _ = advertise() }, // the first one below told whether it can
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	seller.Start()
 	m.onClose(func() error { seller.Close(); return nil })
-	return advertise()
+	return book, advertise()
 }
 
 // candidates does what the planner does before it leases.
@@ -180,6 +209,37 @@ func (m *town) gang(ctx context.Context, n int) func() (time.Time, error) {
 			return end, err
 		}
 		return end, m.release(ctx, leases)
+	}
+}
+
+// cold starts a buyer that knows one address, and leases one provider as soon as the copied book has one.
+func (m *town) cold(ctx context.Context) func() (time.Time, error) {
+	n := 0
+	return func() (end time.Time, err error) {
+		n++
+		c := &town{o: m.o, dir: filepath.Join(m.dir, fmt.Sprint("cold-", n)), boot: m.boot}
+		defer func() { err = errors.Join(err, c.close(), os.RemoveAll(c.dir)) }()
+		if err := os.Mkdir(c.dir, 0o700); err != nil {
+			return end, err
+		}
+		if err := c.buy(ctx); err != nil {
+			return end, err
+		}
+		var offers []offer.Offer
+		var failed error
+		err = until(ctx, func() bool {
+			offers, failed = c.candidates()
+			return failed != nil || len(offers) > 0
+		})
+		if err = errors.Join(err, failed); err != nil {
+			return end, err
+		}
+		leases, err := c.buyer.LeaseAll(ctx, offers, 1, c.ask())
+		end = time.Now()
+		if err != nil {
+			return end, err
+		}
+		return end, c.release(ctx, leases)
 	}
 }
 
@@ -233,7 +293,8 @@ func (f *Figures) measureLeases(ctx context.Context, m *town) (err error) {
 		p        float64
 	}{
 		{m.o.Repeat, m.gang(ctx, 1), &f.FirstLeaseP50, &f.FirstLeaseP95, 0.95},
-		{m.o.Repeat, m.gang(ctx, sellers), &f.Gang3P50, &f.Gang3P95, 0.95},
+		{m.o.Repeat, m.gang(ctx, 3), &f.Gang3P50, &f.Gang3P95, 0.95},
+		{m.o.Repeat, m.gang(ctx, sellers), &f.Gang8P50, &f.Gang8P95, 0.95},
 		{m.o.Handshakes, m.handshake(ctx, offers), &f.HandshakeP50, &f.HandshakeP99, 0.99},
 		{m.o.Handshakes, func() (time.Time, error) { return m.echo(ctx) }, &f.Baseline.RoundTrip, nil, 0},
 		{m.o.Handshakes, func() (time.Time, error) {
@@ -243,6 +304,7 @@ func (f *Figures) measureLeases(ctx context.Context, m *town) (err error) {
 			err := file.Sync()
 			return time.Now(), err
 		}, &f.Baseline.Sync, nil, 0},
+		{m.o.Cold, m.cold(ctx), &f.ColdLeaseP50, &f.ColdLeaseP95, 0.95},
 	} {
 		times, err := repeat(ctx, step.n, step.do)
 		if err != nil {

@@ -52,6 +52,7 @@ type Figures struct {
 	Tokens                   uint64  // that each of the two runs trained on
 	LossThree, LossOne       float64 // validation loss in nats per token
 	SecondsThree, SecondsOne float64
+	Up, Down                 float64 // bytes of updates that all three peers together sent and fetched
 }
 
 // Averaging runs the measurements.
@@ -69,21 +70,23 @@ func Averaging(ctx context.Context, o Options) (Figures, error) {
 	if o.Training == nil {
 		return f, nil
 	}
-	var err error
 	three, one := o.Training.Plan, o.Training.Plan
 	one.Rounds *= 3
 	one.Schedule.Warmup *= 3
 	one.Schedule.Total *= 3
-	if f.LossThree, f.Tokens, f.SecondsThree, err = o.Training.run(ctx, three, 3); err != nil {
+	many, err := o.Training.run(ctx, three, 3)
+	if err != nil {
 		return f, fmt.Errorf("bench: three peers: %w", err)
 	}
-	var tokens uint64
-	if f.LossOne, tokens, f.SecondsOne, err = o.Training.run(ctx, one, 1); err != nil {
+	single, err := o.Training.run(ctx, one, 1)
+	if err != nil {
 		return f, fmt.Errorf("bench: one peer: %w", err)
 	}
-	if tokens != f.Tokens {
-		return f, fmt.Errorf("bench: three peers committed %d tokens, one peer %d: an update was left out, the losses do not compare", f.Tokens, tokens)
+	if many.tokens != single.tokens {
+		return f, fmt.Errorf("bench: three peers committed %d tokens, one peer %d: an update was left out, the losses do not compare", many.tokens, single.tokens)
 	}
+	f.Tokens, f.Up, f.Down = many.tokens, many.up, many.down
+	f.LossThree, f.LossOne, f.SecondsThree, f.SecondsOne = many.loss, single.loss, many.seconds, single.seconds
 	return f, nil
 }
 
@@ -149,14 +152,21 @@ func fastest(ctx context.Context, o Options, f func() error) (float64, error) {
 	return best, nil
 }
 
-// run trains with so many peers over the in-memory network and returns validation loss, committed tokens and time.
-func (t *Training) run(ctx context.Context, plan worker.Plan, peers int) (loss float64, tokens uint64, seconds float64, err error) {
+// outcome is what one run gave.
+type outcome struct {
+	loss, seconds float64
+	tokens        uint64  // committed
+	up, down      float64 // bytes of all peers
+}
+
+// run trains with so many peers over the in-memory network.
+func (t *Training) run(ctx context.Context, plan worker.Plan, peers int) (out outcome, err error) {
 	net, run := memnet.New(), wire.RecordCID(fmt.Appendf(nil, "benchmark with %d peers", peers))
 	owner := net.Node("owner")
 	defer owner.Close()
 	watch, err := worker.Observe(worker.ObserveConfig{Run: run, Owner: owner.ID(), RoundTokens: plan.RoundTokens(), Net: owner})
 	if err != nil {
-		return 0, 0, 0, err
+		return out, err
 	}
 	defer watch.Close()
 	store := &store{data: map[cid.Cid][]byte{}}
@@ -168,7 +178,7 @@ func (t *Training) run(ctx context.Context, plan worker.Plan, peers int) (loss f
 		defer node.Close()
 		eng, err := t.Engine()
 		if err != nil {
-			return 0, 0, 0, err
+			return out, err
 		}
 		defer eng.Close()
 		members = append(members, node.ID())
@@ -177,7 +187,7 @@ func (t *Training) run(ctx context.Context, plan worker.Plan, peers int) (loss f
 		}
 	}
 	if err := watch.SetMembers(members); err != nil {
-		return 0, 0, 0, err
+		return out, err
 	}
 	began := time.Now()
 	var work sync.WaitGroup
@@ -185,20 +195,24 @@ func (t *Training) run(ctx context.Context, plan worker.Plan, peers int) (loss f
 		work.Go(func() { results[i], errs[i] = worker.Run(ctx, configs[i]) })
 	}
 	work.Wait()
-	seconds = time.Since(began).Seconds()
+	out.seconds = time.Since(began).Seconds()
 	if err := errors.Join(errs...); err != nil {
-		return 0, 0, 0, err
+		return out, err
 	}
 	eng, state := configs[0].Engine, results[0].State
 	copy(eng.State().Weights, state.Weights)
 	for _, b := range t.Validation {
 		l, err := eng.Evaluate(ctx, b)
 		if err != nil {
-			return 0, 0, 0, err
+			return out, err
 		}
-		loss += l / float64(len(t.Validation))
+		out.loss += l / float64(len(t.Validation))
 	}
-	return loss, state.Tokens, seconds, nil
+	for _, r := range results {
+		out.up, out.down = out.up+float64(r.Up), out.down+float64(r.Down)
+	}
+	out.tokens = state.Tokens
+	return out, nil
 }
 
 // store is a store that all peers of a measurement share.

@@ -67,6 +67,9 @@ func TestAveraging(t *testing.T) {
 		if f.Tokens != 3*3*6*8*16 {
 			t.Errorf("%d tokens", f.Tokens)
 		}
+		if f.Up <= 0 || f.Down < f.Up {
+			t.Errorf("%g bytes up, %g down: each peer fetches two updates for the one that it sends", f.Up, f.Down)
+		}
 		if !(f.LossOne > 0 && f.LossOne < 3) || !(f.LossThree > 0 && f.LossThree < 3.3) {
 			t.Errorf("losses %g with one peer and %g with three", f.LossOne, f.LossThree)
 		}
