@@ -49,7 +49,7 @@ type Figures struct {
 	Bits      float64 // int8, per parameter
 	Cores     int
 
-	Tokens                   uint64  // that each of the two runs trained on
+	TokensThree, TokensOne   uint64  // committed; on a busy machine the three may leave out an update that came late
 	LossThree, LossOne       float64 // validation loss in nats per token
 	SecondsThree, SecondsOne float64
 	Up, Down                 float64 // bytes of updates that all three peers together sent and fetched
@@ -82,10 +82,10 @@ func Averaging(ctx context.Context, o Options) (Figures, error) {
 	if err != nil {
 		return f, fmt.Errorf("bench: one peer: %w", err)
 	}
-	if many.tokens != single.tokens {
-		return f, fmt.Errorf("bench: three peers committed %d tokens, one peer %d: an update was left out, the losses do not compare", many.tokens, single.tokens)
+	if many.tokens < single.tokens-single.tokens/10 {
+		return f, fmt.Errorf("bench: three peers committed %d tokens, one peer %d: too many updates came late, the losses do not compare; repeat on a less busy machine", many.tokens, single.tokens)
 	}
-	f.Tokens, f.Up, f.Down = many.tokens, many.up, many.down
+	f.TokensThree, f.TokensOne, f.Up, f.Down = many.tokens, single.tokens, many.up, many.down
 	f.LossThree, f.LossOne, f.SecondsThree, f.SecondsOne = many.loss, single.loss, many.seconds, single.seconds
 	return f, nil
 }

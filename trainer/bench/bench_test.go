@@ -64,8 +64,8 @@ func TestAveraging(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if f.Tokens != 3*3*6*8*16 {
-			t.Errorf("%d tokens", f.Tokens)
+		if want := uint64(3 * 3 * 6 * 8 * 16); f.TokensThree != want || f.TokensOne != want {
+			t.Errorf("%d and %d tokens, want %d", f.TokensThree, f.TokensOne, want)
 		}
 		if f.Up <= 0 || f.Down < f.Up {
 			t.Errorf("%g bytes up, %g down: each peer fetches two updates for the one that it sends", f.Up, f.Down)
