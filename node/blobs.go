@@ -16,8 +16,8 @@ import (
 // it. It implements the trainer's consumer interfaces.
 type blobs struct {
 	store *storage.Store
-	fetch *transfer.Fetcher
-	near  func() []peer.ID // asked besides the caller's own list: who might have what the run needs
+	fetch *transfer.Fetcher // nil before the network is joined
+	near  func() []peer.ID  // asked besides the caller's own list: who might have what the run needs
 	class storage.Class
 }
 
@@ -36,6 +36,9 @@ func (b blobs) Get(ctx context.Context, c cid.Cid, from []peer.ID, limit int64) 
 	data, err := b.store.ReadAll(ctx, c, limit)
 	if err == nil || !errors.Is(err, storage.ErrNotFound) && !errors.Is(err, storage.ErrCorrupt) {
 		return data, err
+	}
+	if b.fetch == nil {
+		return nil, err // not on the network
 	}
 	return b.fetch.ReadAll(ctx, c, limit, slices.Concat(from, b.near()))
 }

@@ -25,8 +25,11 @@ const (
 func (r *requester) conduct(ctx context.Context) error {
 	began := time.Now()
 	r.heard = map[peer.ID]time.Time{}
-	r.claims, r.models = map[peer.ID]cid.Cid{}, map[cid.Cid]*pulled{}
-	r.log.State = RunTraining
+	r.models = map[cid.Cid]*pulled{}
+	if err := r.recall(); err != nil {
+		return err
+	}
+	r.log.State, r.log.Reason = RunTraining, ""
 	if err := r.runs.save(r.log); err != nil {
 		return err
 	}
@@ -42,8 +45,10 @@ func (r *requester) conduct(ctx context.Context) error {
 	if err := r.hire(ctx); err != nil {
 		return err
 	}
-	if err := r.observer.SetMembers(r.members()); err != nil {
-		return err
+	if len(r.gang.leases) > 0 {
+		if err := r.observer.SetMembers(r.members()); err != nil {
+			return err
+		}
 	}
 	why := r.follow(ctx)
 	if ctx.Err() != nil {
@@ -57,7 +62,7 @@ func (r *requester) follow(ctx context.Context) error {
 	ticker := time.NewTicker(conductTick)
 	defer ticker.Stop()
 	var deserted time.Time
-	for r.log.Round < r.rec.Rounds {
+	for r.log.Round < r.rec.Rounds && !r.trained() {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -99,7 +104,7 @@ func (r *requester) heed(ctx context.Context, news any) error {
 	case worker.Report:
 		return r.committed(n)
 	case tickSeen:
-		r.claims[n.provider] = n.checkpoint
+		r.claims[n.provider], r.heard[n.provider] = n.checkpoint, time.Now()
 	case receiptMade:
 		r.emit(ReceiptEvent{Type: "receipt", Run: r.run.String(), Lease: n.lease.ID.String(), Peer: n.lease.Terms.Provider.String(),
 			Nonce: n.receipt.Nonce, Tokens: n.receipt.Tokens, Units: n.receipt.Units, Amount: credits(n.receipt.Amount)})
@@ -119,7 +124,7 @@ func (r *requester) heed(ctx context.Context, news any) error {
 
 // committed takes in a committed round: first onto the disk, since receipts rest on it, then to whoever watches.
 func (r *requester) committed(report worker.Report) error {
-	if err := r.verified.add(report.Round, report.Total, report.Work); err != nil {
+	if err := r.verified.add(report); err != nil {
 		return err
 	}
 	now := time.Now()
@@ -128,7 +133,7 @@ func (r *requester) committed(report worker.Report) error {
 		took = report.Compute + report.Comm
 	}
 	r.lastRound = now
-	if report.Round+1 > r.log.Round {
+	if report.Round+1 >= r.log.Round {
 		r.log.Round, r.log.Tokens, r.log.Loss = report.Round+1, report.Total, report.Loss
 	}
 	spent := r.buyer.Spent(r.link())
@@ -160,6 +165,9 @@ func (r *requester) end(ctx context.Context, began time.Time, why error) error {
 		}
 	}
 	r.settle(ctx, why == nil)
+	if ctx.Err() != nil {
+		return context.Cause(ctx) // at once: the next process goes on from here
+	}
 	model, err := r.collect(ctx, why == nil)
 	why = errors.Join(why, err)
 	r.dismiss(ctx, lease.RequesterDone)
@@ -189,8 +197,8 @@ func (r *requester) end(ctx context.Context, began time.Time, why error) error {
 // settle waits until every member that is still there has been paid for all it did and, at the end of a run, has published
 // the final model.
 func (r *requester) settle(ctx context.Context, whole bool) {
-	deadline := time.NewTimer(settleWait)
-	defer deadline.Stop()
+	ctx, cancel := context.WithTimeout(ctx, settleWait)
+	defer cancel()
 	again := time.NewTicker(conductTick)
 	defer again.Stop()
 	stop := r.o.Stop
@@ -198,9 +206,9 @@ func (r *requester) settle(ctx context.Context, whole bool) {
 		select {
 		case <-again.C: // a silent member counts as gone in time
 		case <-ctx.Done():
-			return
-		case <-deadline.C:
-			r.emit(WarningEvent{Type: "warning", Run: r.run.String(), Warning: "some members did not settle in time"})
+			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				r.emit(WarningEvent{Type: "warning", Run: r.run.String(), Warning: "some members did not settle in time"})
+			}
 			return
 		case <-stop:
 			stop = nil // asked to end: that is what happens here
@@ -227,10 +235,12 @@ func (r *requester) settled(ctx context.Context, whole bool) bool {
 		return true
 	}
 	var same cid.Cid
+	waiting := false
 	for _, l := range r.gang.leases {
 		if r.gone(l.Terms.Provider) {
 			continue
 		}
+		waiting = true
 		newest, err := r.db.Newest(l)
 		if err != nil || newest == nil {
 			return false
@@ -245,12 +255,12 @@ func (r *requester) settled(ctx context.Context, whole bool) bool {
 			return false
 		}
 	}
-	return same.Defined() && r.isFinal(ctx, same)
+	return !waiting || same.Defined() && r.isFinal(ctx, same)
 }
 
 // goneAfter is how long a member may be silent before the end of a run no longer waits for it: long enough for one that
 // has left the rounds in good order to send its last tick.
-const goneAfter = 10 * time.Second
+const goneAfter = 15 * time.Second
 
 // gone tells whether a member has not been heard of for a while.
 func (r *requester) gone(id peer.ID) bool {

@@ -1,10 +1,15 @@
 package node
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/ipfs/go-cid"
@@ -13,6 +18,7 @@ import (
 	"github.com/capacloud/capanode/market/lease"
 	"github.com/capacloud/capanode/trainer/engine"
 	"github.com/capacloud/capanode/trainer/hf"
+	"github.com/capacloud/capanode/trainer/round"
 )
 
 // pullTime bounds the fetch of a model.
@@ -30,6 +36,53 @@ type pulled struct {
 	loss  float64   // held-out loss, once measured
 }
 
+// remember looks for what an earlier process that was killed near the end left: the final model in the store, and its
+// export, which is then not made again.
+func (r *requester) remember(ctx context.Context) error {
+	all, err := r.checkpoints(ctx)
+	if err != nil {
+		return err
+	}
+	for _, c := range all {
+		if c.Run == r.run.String() && c.Round >= r.rec.Rounds {
+			if r.final, err = parseCID(c.CID); err != nil {
+				return err
+			}
+		}
+	}
+	if r.foundRun == "" {
+		return nil
+	}
+	if r.exported = r.foundRun == r.run.String() && r.trained(); !r.exported {
+		return occupied(r.outDir)
+	}
+	return nil
+}
+
+// recall seeds the claims with what an earlier process knew: the models that receipts name, and the final one that it took in.
+func (r *requester) recall() error {
+	r.claims = map[peer.ID]cid.Cid{}
+	for id, all := range r.history {
+		var last int64
+		for _, l := range all {
+			newest, err := r.db.Newest(l)
+			if err != nil {
+				return err
+			}
+			if newest == nil || l.ActiveMs < last {
+				continue
+			}
+			if c, err := cid.Cast(newest.State); err == nil {
+				r.claims[id], last = c, l.ActiveMs
+			}
+		}
+	}
+	if r.trained() {
+		r.claims[r.id] = r.final
+	}
+	return nil
+}
+
 // isFinal tells whether a checkpoint is the model of the last round. It fetches the folder, once.
 func (r *requester) isFinal(ctx context.Context, c cid.Cid) bool {
 	m, err := r.pull(ctx, c)
@@ -37,18 +90,48 @@ func (r *requester) isFinal(ctx context.Context, c cid.Cid) bool {
 		r.Node.log.Warn("checkpoint", "cid", c, "err", err)
 		return false
 	}
-	p := m.model.Provenance
-	return p.Run == r.run.String() && p.Round >= r.rec.Rounds
+	return m.model.Provenance.Round >= r.rec.Rounds
 }
 
-// pull fetches a model folder from the members that claim it and reads it.
+// errForeign reports a model that is not the one that the run's members agreed on.
+var errForeign = errors.New("not the model that the members agreed on")
+
+// judge checks a model against the rounds as this node saw them: run, round, and the weights bit by bit. Of a round that it
+// did not see it knows nothing; there the members' votes decide.
+func (r *requester) judge(m hf.Model) error {
+	p := m.Provenance
+	if p.Run != r.run.String() || p.Round > r.rec.Rounds {
+		return fmt.Errorf("it says round %d of run %s: %w", p.Round, p.Run, errForeign)
+	}
+	agreed := r.verified.state(p.Round)
+	if agreed == "" {
+		return nil
+	}
+	var proof round.Proof
+	var err error
+	if proof.Head, err = round.ParseHash(p.Head); err == nil {
+		proof.Momentum, err = round.ParseHash(p.Momentum)
+	}
+	if err != nil {
+		return fmt.Errorf("it proves nothing: %w: %w", err, errForeign)
+	}
+	if got := proof.State(m.Weights).String(); got != agreed {
+		return fmt.Errorf("its weights belong to state %.8s, round %d ended in %.8s: %w", got, p.Round, agreed, errForeign)
+	}
+	return nil
+}
+
+// keepModels is how many models are kept in memory: a member that names another one with every tick must not fill it.
+const keepModels = 4
+
+// pull fetches a model folder from the members that claim it, reads and judges it.
 func (r *requester) pull(ctx context.Context, c cid.Cid) (*pulled, error) {
 	if m := r.models[c]; m != nil {
 		return m, nil
 	}
 	m := &pulled{cid: c}
 	for id, claimed := range r.claims {
-		if claimed == c {
+		if claimed == c && id != r.id {
 			m.peers = append(m.peers, id)
 		}
 	}
@@ -65,7 +148,13 @@ func (r *requester) pull(ctx context.Context, c cid.Cid) (*pulled, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := r.judge(model); err != nil {
+		return nil, fmt.Errorf("model %s: %w", c, err)
+	}
 	m.model, m.bytes = model, size
+	if len(r.models) >= keepModels {
+		clear(r.models)
+	}
 	r.models[c] = m
 	return m, nil
 }
@@ -105,43 +194,74 @@ func folderSize(dir string) (int64, error) {
 // collect pulls the model on which most members agree and pins it. At the end of a run it is measured on the held-out
 // text and exported; a run that ended early keeps the newest checkpoint, if there is one.
 func (r *requester) collect(ctx context.Context, whole bool) (*pulled, error) {
-	votes := map[cid.Cid]int{}
-	var best cid.Cid
-	for _, c := range r.claims {
-		votes[c]++
-		if n, top := votes[c], votes[best]; !best.Defined() || n > top || n == top && c.KeyString() < best.KeyString() {
-			best = c
-		}
-	}
-	if !best.Defined() {
-		if whole {
-			return nil, fmt.Errorf("%w: no member published the model of run %s; run the same command again to ask once more", ErrPartly, r.run)
-		}
-		return nil, nil
-	}
-	m, err := r.pull(ctx, best)
-	if err != nil {
-		return nil, fmt.Errorf("%w: fetch the model %s: %w", ErrPartly, best, err)
-	}
-	p := m.model.Provenance
-	if p.Run != r.run.String() || whole && p.Round < r.rec.Rounds {
-		return nil, fmt.Errorf("%w: the newest model is of round %d of run %s", ErrPartly, p.Round, p.Run)
-	}
-	if err := r.store.Pin(ctx, checkpointPin(r.run.String(), p.Round), best); err != nil {
+	m, votes, err := r.choose(ctx, whole)
+	if err != nil || m == nil {
 		return nil, err
 	}
-	r.announce(best)
-	r.emit(CheckpointEvent{Type: "checkpoint", Run: r.run.String(), Round: p.Round, Checkpoint: best.String(), Peers: votes[best], Bytes: m.bytes})
+	p := m.model.Provenance
+	if err := r.store.Pin(ctx, checkpointPin(r.run.String(), p.Round), m.cid); err != nil {
+		return nil, err
+	}
+	r.log.Checkpoint = m.cid.String() // from here on no member is needed any more
+	if err := r.runs.save(r.log); err != nil {
+		return nil, err
+	}
+	r.announce(m.cid)
+	r.emit(CheckpointEvent{Type: "checkpoint", Run: r.run.String(), Round: p.Round, Checkpoint: m.cid.String(), Peers: votes, Bytes: m.bytes})
 	if !whole {
 		return m, nil
+	}
+	if r.verified.state(p.Round) == "" {
+		r.emit(WarningEvent{Type: "warning", Run: r.run.String(),
+			Warning: fmt.Sprintf("the last round went by unseen; that this is its model rests on the word of %d members", votes)})
 	}
 	if err := r.measure(ctx, m); err != nil {
 		return nil, err
 	}
+	if r.exported {
+		return m, nil
+	}
 	if err := clearEmpty(r.log.Out); err != nil {
 		return nil, err
 	}
-	return m, r.store.Export(ctx, best, r.log.Out)
+	return m, r.store.Export(ctx, m.cid, r.log.Out)
+}
+
+// choose goes through the models that members name, the one named most often first, and returns the first good one of the
+// last round; of a run that ended early, the good one of the newest round, nil when there is none.
+func (r *requester) choose(ctx context.Context, whole bool) (best *pulled, votes int, err error) {
+	count := map[cid.Cid]int{}
+	for _, c := range r.claims {
+		count[c]++
+	}
+	ctx, cancel := context.WithTimeout(ctx, pullTime)
+	defer cancel()
+	var failed error
+	for _, c := range slices.SortedFunc(maps.Keys(count), func(a, b cid.Cid) int {
+		return cmp.Or(count[b]-count[a], strings.Compare(a.KeyString(), b.KeyString()))
+	}) {
+		m, err := r.pull(ctx, c)
+		if err != nil {
+			failed = errors.Join(failed, err)
+			r.emit(WarningEvent{Type: "warning", Run: r.run.String(), Warning: fmt.Sprintf("model named by %d members: %v", count[c], err)})
+			continue
+		}
+		if whole && m.model.Provenance.Round >= r.rec.Rounds {
+			return m, count[c], nil
+		}
+		if best == nil || m.model.Provenance.Round > best.model.Provenance.Round {
+			best, votes = m, count[c]
+		}
+	}
+	switch {
+	case !whole:
+		return best, votes, nil
+	case best != nil:
+		return nil, 0, fmt.Errorf("%w: the newest model is of round %d of %d; run the same command again", ErrPartly, best.model.Provenance.Round, r.rec.Rounds)
+	case failed != nil:
+		return nil, 0, fmt.Errorf("%w: no good model: %w", ErrPartly, failed)
+	}
+	return nil, 0, fmt.Errorf("%w: no member published the model of run %s; run the same command again to ask once more", ErrPartly, r.run)
 }
 
 // measure computes the model's loss on the held-out text.

@@ -159,7 +159,7 @@ func (r *requester) hire(ctx context.Context) error {
 	for _, l := range open {
 		r.took(l, true, "")
 	}
-	if len(open) > 0 {
+	if len(open) > 0 || r.trained() {
 		return nil
 	}
 	hired, err := r.buyer.LeaseAll(ctx, r.gang.candidates, int(r.rec.Peers), r.ask(r.guess))

@@ -27,7 +27,7 @@ const (
 )
 
 // plan resolves the job against the book, shows the plan, and says whether to start. A run whose leases are still open from
-// an earlier process needs no offers.
+// an earlier process needs no offers, nor does one whose model is here.
 func (r *requester) plan(ctx context.Context) (start bool, err error) {
 	r.planned = time.Now()
 	if err := r.openBuyer(); err != nil {
@@ -49,7 +49,7 @@ func (r *requester) plan(ctx context.Context) (start bool, err error) {
 		Rounds: r.rec.Rounds, LocalSteps: r.rec.LocalSteps, Peers: r.rec.Peers, Tokens: tokens, WorkUnits: units,
 		Budget: credits(r.budget()), Rejected: map[string]int{},
 	}
-	if open, err := r.openLeases(); err != nil || len(open) > 0 {
+	if open, err := r.openLeases(); err != nil || len(open) > 0 || r.trained() {
 		e.Resumed = true
 		r.emit(e)
 		return err == nil && !r.o.DryRun, err
@@ -71,6 +71,9 @@ func (r *requester) plan(ctx context.Context) (start bool, err error) {
 	r.gang.candidates = market.Candidates(r.id, found.Offers)
 	return !r.o.DryRun && (r.o.Confirm == nil || r.o.Confirm()), ctx.Err()
 }
+
+// trained tells whether an earlier process took in the model of the last round: nothing is left to lease for.
+func (r *requester) trained() bool { return r.final.Defined() }
 
 // tooFew says why a run cannot start with the offers that there are.
 func (r *requester) tooFew(ctx context.Context, e PlanEvent) error {

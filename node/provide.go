@@ -71,6 +71,8 @@ type provider struct {
 	seller *market.Seller
 	beacon offer.Beacon
 
+	offering sync.Mutex // orders offers
+
 	mu    sync.Mutex // orders events
 	quit  chan struct{}
 	tasks sync.Map // lease.ID → *task, while it works
@@ -183,6 +185,8 @@ func (p *provider) open() (err error) {
 
 // advertise announces the slots that are free now.
 func (p *provider) advertise() {
+	p.offering.Lock() // the newest count must go out last
+	defer p.offering.Unlock()
 	b := p.beacon
 	b.Free = uint16(p.seller.Free())
 	if err := p.exchange.Advertise(b); err != nil {

@@ -41,6 +41,11 @@ type Run struct {
 	Dataset    string    `json:"dataset,omitempty"`
 	Out        string    `json:"out,omitempty"`
 	Attempt    uint64    `json:"attempt"`
+
+	// Of a provider: the newest lease of the run, and the own work in it that was committed.
+	Lease     string `json:"lease,omitempty"`
+	OwnTokens uint64 `json:"own_tokens,omitempty"`
+	OwnRounds uint64 `json:"own_rounds,omitempty"`
 }
 
 // runs keeps the run folders of a home: runs/<run CID>/run.json and metrics.jsonl.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,6 +23,7 @@ import (
 	"github.com/capacloud/capanode/storage/dataset"
 	"github.com/capacloud/capanode/trainer/data"
 	"github.com/capacloud/capanode/trainer/engine"
+	"github.com/capacloud/capanode/trainer/hf"
 	"github.com/capacloud/capanode/trainer/job"
 	"github.com/capacloud/capanode/trainer/tokenizer"
 	"github.com/capacloud/capanode/trainer/worker"
@@ -64,6 +66,10 @@ type requester struct {
 	guess   float64   // seconds of training
 	memory  int64     // bytes that a member needs
 	outDir  string    // where the model goes, absolute
+
+	final    cid.Cid // model of the last round, when an earlier process took it in
+	foundRun string  // whose model is at outDir already
+	exported bool    // it is this run's final one
 
 	buyer    *market.Buyer
 	verified *workLog
@@ -117,11 +123,14 @@ func Train(ctx context.Context, o TrainOptions) (err error) {
 
 // pursue is the whole of a run, from the corpus to the model.
 func (r *requester) pursue(ctx context.Context) error {
-	if err := r.define(ctx); err != nil {
-		return err
+	steps := []func(context.Context) error{r.define, r.connect}
+	if r.file.Data.CID != "" { // the dataset may have to be fetched
+		slices.Reverse(steps)
 	}
-	if err := r.connect(ctx); err != nil {
-		return err
+	for _, step := range steps {
+		if err := step(ctx); err != nil {
+			return err
+		}
 	}
 	if start, err := r.plan(ctx); err != nil || !start {
 		return err
@@ -138,8 +147,7 @@ func (o TrainOptions) onLoopback() TrainOptions {
 	return o
 }
 
-// define reads the corpus and makes the run's record. Nothing touches the network yet, so a mistake in the job costs
-// nobody anything.
+// define reads the corpus and makes the run's record. Nothing is leased yet, so a mistake in the job costs nobody anything.
 func (r *requester) define(ctx context.Context) error {
 	if err := r.destination(); err != nil {
 		return err
@@ -159,6 +167,9 @@ func (r *requester) define(ctx context.Context) error {
 		return err
 	}
 	r.run = run
+	if err := r.remember(ctx); err != nil {
+		return err
+	}
 	if r.log.ID == "" {
 		r.log = Run{ID: run.String(), Name: r.rec.Name, Role: "requester", State: RunPlanned, Started: time.Now().UTC(), Attempt: r.rec.Attempt}
 	}
@@ -168,6 +179,9 @@ func (r *requester) define(ctx context.Context) error {
 	}
 	if r.data, err = openSource(ctx, r.bytes(), r.rec); err != nil {
 		return err
+	}
+	if _, err := r.data.Validation(ctx, 1, 1); err != nil { // found out now, not after the members are paid
+		return fmt.Errorf("%w: %w", ErrJob, err)
 	}
 	if r.data.Shards() < int(r.rec.Peers) {
 		return fmt.Errorf("%w: the dataset has %d shards, %d peers need one each: add text or lower market.peers", ErrJob, r.data.Shards(), r.rec.Peers)
@@ -253,6 +267,10 @@ func (r *requester) fits(ctx context.Context) error {
 		ErrJob, rec.Model.Family, what, need>>20, have>>20, engine.ErrMemory)
 }
 
+func occupied(out string) error {
+	return fmt.Errorf("%w: --out %s is not empty; choose another folder, nothing is overwritten", ErrUsage, out)
+}
+
 // destination checks early that the model will have a place to go.
 func (r *requester) destination() error {
 	if r.o.Out == "" {
@@ -264,7 +282,11 @@ func (r *requester) destination() error {
 	}
 	entries, err := os.ReadDir(out)
 	if err == nil && len(entries) > 0 {
-		return fmt.Errorf("%w: --out %s is not empty; choose another folder, nothing is overwritten", ErrUsage, out)
+		m, rerr := hf.Read(out)
+		if rerr != nil || m.Provenance.Run == "" {
+			return occupied(out)
+		}
+		r.foundRun = m.Provenance.Run
 	}
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("%w: --out %s: %w", ErrUsage, out, err)
@@ -288,7 +310,7 @@ func (r *requester) connect(ctx context.Context) error {
 	if err := r.join(ctx, role); err != nil {
 		return err
 	}
-	if r.o.Local > 0 && !r.o.DryRun {
+	if r.o.Local > 0 && !r.o.DryRun && !r.trained() {
 		dir, err := r.home.sub("local")
 		if err != nil {
 			return err
@@ -313,9 +335,14 @@ func (r *requester) connect(ctx context.Context) error {
 // localGrace is how long local providers may take to end.
 const localGrace = 20 * time.Second
 
-// bytes is the run's way to content: what is not here comes from the members.
+// bytes is the run's way to content: what is not here comes from whoever is connected, once the network is joined.
 func (r *requester) bytes() blobs {
-	return blobs{store: r.store, fetch: r.fetch, class: storage.Cached, near: func() []peer.ID { return nil }}
+	return blobs{store: r.store, fetch: r.fetch, class: storage.Cached, near: func() []peer.ID {
+		if r.net == nil {
+			return nil
+		}
+		return r.net.Connected()
+	}}
 }
 
 // openSource opens the run's dataset through a store.

@@ -19,6 +19,7 @@ import (
 	"github.com/capacloud/capanode/p2p/wire"
 	"github.com/capacloud/capanode/storage"
 	"github.com/capacloud/capanode/storage/dataset"
+	"github.com/capacloud/capanode/storage/transfer"
 	"github.com/capacloud/capanode/trainer/data"
 	"github.com/capacloud/capanode/trainer/engine"
 	"github.com/capacloud/capanode/trainer/engine/gomlx"
@@ -80,7 +81,7 @@ func (t *task) do(ctx context.Context) (lease.Reason, error) {
 	if t.work, err = t.p.seller.Done(t.lease.ID); err != nil {
 		return lease.BadWork, err
 	}
-	source, err := t.fetch(ctx)
+	source, err := t.reach(ctx)
 	if err != nil {
 		return closeReason(err), err
 	}
@@ -91,7 +92,14 @@ func (t *task) do(ctx context.Context) (lease.Reason, error) {
 	if why, asked := t.draining(); asked {
 		return why, err
 	}
-	// The run is over; the requester fetches the model and closes the lease. Bytes stay available meanwhile.
+	// The run is over; the requester fetches the model and closes the lease. Bytes stay available meanwhile. Ticks go on, so
+	// that a requester that was away for the end learns the model and pays for the last rounds when it comes back.
+	waiting, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var ticking sync.WaitGroup
+	defer ticking.Wait()
+	defer cancel()
+	ticking.Go(func() { t.tickOn(waiting) })
 	select {
 	case <-ctx.Done():
 	case <-t.drain:
@@ -100,6 +108,28 @@ func (t *task) do(ctx context.Context) (lease.Reason, error) {
 	case <-t.p.quit:
 	}
 	return lease.Shutdown, err
+}
+
+// reachTime is how long a provider looks for a job that nobody delivers.
+const reachTime = 2 * time.Minute
+
+// reach fetches the job, and tries again while nobody can be reached who has it: a requester that restarts is not there for
+// a moment.
+func (t *task) reach(ctx context.Context) (*data.Source, error) {
+	until := time.Now().Add(reachTime)
+	for wait := time.Second; ; wait = min(2*wait, 15*time.Second) {
+		source, err := t.fetch(ctx)
+		if err == nil || !errors.Is(err, transfer.ErrNoProviders) || time.Now().After(until) {
+			return source, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-t.drain:
+			return nil, err
+		case <-time.After(wait):
+		}
+	}
 }
 
 // closeReason tells the requester why its lease ends with an error: a job that is too large for this device is nobody's
@@ -135,9 +165,19 @@ func (t *task) fetch(ctx context.Context) (*data.Source, error) {
 	}
 	t.log = Run{ID: t.run.String(), Name: t.rec.Name, Role: "provider", State: RunTraining, Started: time.Now().UTC(),
 		Rounds: t.rec.Rounds, Dataset: t.rec.Dataset.String()}
-	if old, err := t.p.runs.load(t.log.ID); err == nil {
+	old, err := t.p.runs.load(t.log.ID)
+	switch {
+	case errors.Is(err, ErrNotFound):
+	case err != nil:
+		return nil, err
+	default:
 		t.log.Started = old.Started
+		if old.Lease == t.lease.ID.String() { // rounds that an earlier process counted and did not live to claim
+			t.log.Round = old.Round
+			t.work.Tokens, t.work.Rounds = max(t.work.Tokens, old.OwnTokens), max(t.work.Rounds, old.OwnRounds)
+		}
 	}
+	t.log.Lease, t.log.OwnTokens, t.log.OwnRounds = t.lease.ID.String(), t.work.Tokens, t.work.Rounds
 	return source, t.p.runs.save(t.log)
 }
 
@@ -221,15 +261,17 @@ func (t *task) draining() (lease.Reason, bool) {
 	return t.reason, t.reason != ""
 }
 
-// onRound counts the own share of a committed round.
+// onRound counts the own share of a committed round, durably: after a crash it is claimed by the next process. A round that
+// is committed again because a fork healed is not counted twice.
 func (t *task) onRound(r worker.Report) {
 	own := r.Work[t.p.id]
 	t.mu.Lock()
-	if own > 0 && !r.Replaces {
+	if own > 0 && r.Round >= t.log.Round {
 		t.work.Tokens += own
 		t.work.Rounds++
 	}
-	t.log.Round, t.log.Tokens, t.log.Loss = r.Round+1, r.Total, r.Loss
+	t.log.Round, t.log.Tokens, t.log.Loss = max(t.log.Round, r.Round+1), r.Total, r.Loss
+	t.log.OwnTokens, t.log.OwnRounds = t.work.Tokens, t.work.Rounds
 	log := t.log
 	t.mu.Unlock()
 	if err := t.p.runs.save(log); err != nil {
@@ -253,21 +295,36 @@ func (t *task) checkpoint(ctx context.Context, s *round.State) error {
 	return t.p.runs.save(log)
 }
 
+// creditLine is how many ticks in a row a provider works on without pay for new work, while the requester is there.
+const creditLine = 12
+
 // tickOn sends a tick at every interval of the lease.
 func (t *task) tickOn(ctx context.Context) {
 	ticker := time.NewTicker(time.Duration(t.lease.Terms.TickSeconds) * time.Second)
 	defer ticker.Stop()
+	var line tally
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-			if _, _, err := t.tick(ctx); errors.Is(err, meter.ErrBudget) {
-				t.p.log.Warn("the requester's budget is exhausted; leaving after this round", "lease", t.lease.ID.Short())
-				t.stop(lease.OverBudget)
-			}
+		}
+		claimed, paid, err := t.tick(ctx)
+		switch {
+		case errors.Is(err, meter.ErrBudget):
+			t.p.log.Warn("the requester's budget is exhausted; leaving after this round", "lease", t.lease.ID.Short())
+			t.stop(lease.OverBudget)
+		case ctx.Err() == nil && line.spent(claimed.Units, paid.Units, err) && t.heard():
+			t.p.log.Warn("the requester does not pay for new work; leaving after this round", "lease", t.lease.ID.Short())
+			t.stop(lease.Unpaid)
 		}
 	}
+}
+
+// heard tells whether the requester is there: its heartbeats come. While it is away the lease's own timers decide.
+func (t *task) heard() bool {
+	l, err := t.p.seller.Get(t.lease.ID)
+	return err == nil && l.Phase == lease.Active
 }
 
 // tick claims the work so far and takes the receipt. It returns what was claimed and what was paid for.
@@ -295,7 +352,7 @@ func (t *task) settle(ctx context.Context) error {
 		if err == nil && paid.Units >= claimed.Units {
 			return nil
 		}
-		if errors.Is(err, meter.ErrBudget) || errors.Is(err, lease.ErrTransition) || errors.Is(err, meter.ErrNotMeter) {
+		if errors.Is(err, meter.ErrBudget) || errors.Is(err, lease.ErrTransition) || errors.Is(err, lease.ErrUnknown) || errors.Is(err, meter.ErrNotMeter) {
 			return err
 		}
 		select {

@@ -13,6 +13,8 @@ import (
 	"sync"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/capacloud/capanode/trainer/worker"
 )
 
 // workLog counts what each member has committed, as the requester itself saw it. It is kept on disk, so that a requester
@@ -29,19 +31,21 @@ type workLog struct {
 	top     uint64            // rounds committed
 	total   uint64            // tokens committed in them
 	granted map[string]uint64 // tokens of unseen rounds that members claimed
+	states  map[uint64]string // agreed state after so many rounds, hex
 }
 
 // workLine is one line of the log: a committed round, or a grant for rounds that were not seen.
 type workLine struct {
 	Round   uint64            `json:"round"`
 	Total   uint64            `json:"total"`
+	State   string            `json:"state,omitempty"` // after the round, hex
 	Work    map[string]uint64 `json:"work,omitempty"`
 	Granted map[string]uint64 `json:"granted,omitempty"`
 }
 
 // openWorkLog reads the log at path, which need not exist. A torn last line is skipped.
 func openWorkLog(path string, perRound uint64) (*workLog, error) {
-	w := &workLog{path: path, cap: perRound, rounds: map[uint64]map[string]uint64{}, seen: map[string]uint64{}, granted: map[string]uint64{}}
+	w := &workLog{path: path, cap: perRound, rounds: map[uint64]map[string]uint64{}, seen: map[string]uint64{}, granted: map[string]uint64{}, states: map[uint64]string{}}
 	f, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return w, nil
@@ -81,15 +85,18 @@ func (w *workLog) put(l workLine) {
 			w.granted[id] -= min(w.granted[id], n)
 		}
 	}
+	if l.State != "" {
+		w.states[l.Round+1] = l.State
+	}
 	if l.Round+1 >= w.top {
 		w.top, w.total = l.Round+1, l.Total
 	}
 }
 
 // add records a committed round before anything is paid for it.
-func (w *workLog) add(round, total uint64, work map[peer.ID]uint64) error {
-	l := workLine{Round: round, Total: total, Work: map[string]uint64{}}
-	for id, n := range work {
+func (w *workLog) add(r worker.Report) error {
+	l := workLine{Round: r.Round, Total: r.Total, State: r.Next.String(), Work: map[string]uint64{}}
+	for id, n := range r.Work {
 		l.Work[id.String()] = n
 	}
 	w.mu.Lock()
@@ -149,6 +156,13 @@ func (w *workLog) verified(id peer.ID, claimed uint64) (uint64, error) {
 		w.put(l)
 	}
 	return seen + min(claimed-seen, share, w.granted[name]), nil
+}
+
+// state returns the agreed state after so many rounds, empty when that was not seen.
+func (w *workLog) state(rounds uint64) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.states[rounds]
 }
 
 // saturated is a × b, or the largest number when that does not fit.

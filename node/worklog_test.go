@@ -10,6 +10,9 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	"pgregory.net/rapid"
+
+	"github.com/capacloud/capanode/trainer/round"
+	"github.com/capacloud/capanode/trainer/worker"
 )
 
 type work = map[peer.ID]uint64
@@ -23,8 +26,8 @@ func openLog(t interface{ Fatal(...any) }, path string) *workLog {
 	return w
 }
 
-func mustAdd(t interface{ Fatal(...any) }, w *workLog, round, total uint64, done work) {
-	if err := w.add(round, total, done); err != nil {
+func mustAdd(t interface{ Fatal(...any) }, w *workLog, number, total uint64, done work) {
+	if err := w.add(worker.Report{Round: number, Total: total, Work: done, Next: round.Hash{byte(number + 1)}}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -102,6 +105,9 @@ func TestWorkLogSurvivesATornLine(t *testing.T) {
 		}
 		w := openLog(t, path)
 		mustAdd(t, w, 1, 200, work{a: 100})
+		if got, want := openLog(t, path).state(2), (round.Hash{2}).String(); got != want {
+			t.Fatalf("torn after %d bytes: state %s, want %s", cut, got, want)
+		}
 		if got := mustVerify(t, openLog(t, path), a, 1000); got != 200 {
 			t.Fatalf("torn after %d bytes: verified %d, want 200", cut, got)
 		}
@@ -132,7 +138,7 @@ func TestWorkLogNeverPaysMoreThanCommitted(t *testing.T) {
 		path := filepath.Join(dir, fmt.Sprint(n))
 		w := openLog(t, path)
 		paid := work{}
-		var round, total uint64
+		var number, total uint64
 		for range rapid.IntRange(1, 30).Draw(t, "events") {
 			switch rapid.IntRange(0, 3).Draw(t, "event") {
 			case 0: // a round commits, seen or not
@@ -144,9 +150,9 @@ func TestWorkLogNeverPaysMoreThanCommitted(t *testing.T) {
 					}
 				}
 				if rapid.Bool().Draw(t, "seen") {
-					mustAdd(t, w, round, total, done)
+					mustAdd(t, w, number, total, done)
 				}
-				round++
+				number++
 			case 1:
 				w = openLog(t, path)
 			default:

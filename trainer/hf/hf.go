@@ -65,8 +65,12 @@ type Provenance struct {
 	Dataset string  `json:"dataset"` // CID of the dataset manifest
 	Round   uint64  `json:"round"`   // rounds committed
 	Tokens  uint64  `json:"tokens"`  // tokens of all peers in the committed rounds
-	State   string  `json:"state"`   // hash of the weights as the rounds name it, hex
+	State   string  `json:"state"`   // hash of the replicated state whose weights these are, as the rounds name it, hex
 	Loss    float64 `json:"loss"`    // agreed held-out loss in nats per token; 0 means not measured
+
+	// Hashes of the state's other parts, hex: with them the weights prove that they belong to the state. Empty when unknown.
+	Head     string `json:"state_head,omitempty"`
+	Momentum string `json:"state_momentum,omitempty"`
 }
 
 // ProvenanceVersion is the version of capanode.json.

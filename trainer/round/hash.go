@@ -13,6 +13,15 @@ type Hash [32]byte
 // String returns the hash in hexadecimal.
 func (h Hash) String() string { return hex.EncodeToString(h[:]) }
 
+// ParseHash reads a hash in hexadecimal.
+func ParseHash(text string) (h Hash, err error) {
+	b, err := hex.DecodeString(text)
+	if err != nil {
+		return h, fmt.Errorf("round: hash %.80q: %w", text, ErrRecord)
+	}
+	return h, h.UnmarshalBinary(b)
+}
+
 // Short returns the first eight hexadecimal digits, for logs.
 func (h Hash) Short() string { return hex.EncodeToString(h[:4]) }
 

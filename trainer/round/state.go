@@ -63,8 +63,8 @@ func (s Shape) header() []byte {
 	return binary.LittleEndian.AppendUint64(b, uint64(s.Params))
 }
 
-// WriteTo writes the state's bytes: shape header, round, tokens, history, cursors, weights, momentum; all little-endian.
-func (s *State) WriteTo(w io.Writer) (int64, error) {
+// head is the part of the bytes before the two arrays: shape, counters, history and cursors.
+func (s *State) head() []byte {
 	b := s.Shape().header()
 	b = binary.LittleEndian.AppendUint64(b, s.Round)
 	b = binary.LittleEndian.AppendUint64(b, s.Tokens)
@@ -72,7 +72,12 @@ func (s *State) WriteTo(w io.Writer) (int64, error) {
 	for _, c := range s.Cursors {
 		b = binary.LittleEndian.AppendUint64(b, c)
 	}
-	n, err := w.Write(b)
+	return b
+}
+
+// WriteTo writes the state's bytes: shape header, round, tokens, history, cursors, weights, momentum; all little-endian.
+func (s *State) WriteTo(w io.Writer) (int64, error) {
+	n, err := w.Write(s.head())
 	total := int64(n)
 	for _, array := range [][]float32{s.Weights, s.Momentum} {
 		if err != nil {
@@ -96,10 +101,35 @@ func (s *State) Bytes() []byte {
 	return b.Bytes()
 }
 
-// Hash returns the SHA-256 of the state's bytes.
-func (s *State) Hash() Hash {
+// Hash identifies the state: the SHA-256 of the hashes of its three parts, so that a [Proof] ties a model's weights to it.
+func (s *State) Hash() Hash { return s.Proof().State(s.Weights) }
+
+// Proof returns what shows that the state's weights belong to its hash.
+func (s *State) Proof() Proof { return Proof{Hash(sha256.Sum256(s.head())), hashFloats(s.Momentum)} }
+
+// Proof is the hashes of a state's parts other than the weights. Whoever knows the hash of a state and has a model can
+// check with it that the model is that state's, bit for bit, without fetching the state.
+type Proof struct {
+	Head     Hash // of the bytes before the weights
+	Momentum Hash // of the outer momentum
+}
+
+// State returns the hash of the state that has these weights:
+//
+//	SHA-256("capanode-state/1" ‖ 0 ‖ Head ‖ SHA-256(weights) ‖ Momentum)
+func (p Proof) State(weights []float32) Hash {
+	middle := hashFloats(weights)
 	h := sha256.New()
-	_, _ = s.WriteTo(h) // a hash takes every write
+	h.Write([]byte("capanode-state/1\x00"))
+	h.Write(p.Head[:])
+	h.Write(middle[:])
+	h.Write(p.Momentum[:])
+	return Hash(h.Sum(nil))
+}
+
+func hashFloats(x []float32) Hash {
+	h := sha256.New()
+	_, _ = WriteFloats(h, x) // a hash takes every write
 	return Hash(h.Sum(nil))
 }
 

@@ -1,12 +1,14 @@
 package round
 
 import (
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"math"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -67,6 +69,39 @@ func TestDecodeStateRefuses(t *testing.T) {
 	} {
 		if _, err := DecodeState(c.raw, c.shape); !errors.Is(err, ErrState) {
 			t.Errorf("%s: %v, want ErrState", name, err)
+		}
+	}
+}
+
+// A proof ties weights to a state, and nothing else of the state can change under it.
+func TestProof(t *testing.T) {
+	s := testState(t)
+	raw, n := s.Bytes(), len(s.Weights)
+	parts := [][]byte{raw[:len(raw)-8*n], raw[len(raw)-8*n : len(raw)-4*n], raw[len(raw)-4*n:]}
+	all := []byte("capanode-state/1\x00")
+	for _, p := range parts {
+		sum := sha256.Sum256(p)
+		all = append(all, sum[:]...)
+	}
+	if want := Hash(sha256.Sum256(all)); s.Hash() != want || s.Proof().State(s.Weights) != want {
+		t.Errorf("hash %s, by the proof %s, want %s", s.Hash(), s.Proof().State(s.Weights), want)
+	}
+	if back, err := ParseHash(s.Hash().String()); err != nil || back != s.Hash() {
+		t.Errorf("parsed %s, %v", back, err)
+	}
+	for i := range raw[len(raw)-8*n:] {
+		for _, bit := range []byte{1, 0x80} {
+			changed := slices.Clone(raw)
+			changed[len(raw)-8*n+i] ^= bit
+			other, err := DecodeState(changed, s.Shape())
+			if err == nil && (other.Hash() == s.Hash() || s.Proof().State(other.Weights) == s.Hash() && i < 4*n) {
+				t.Fatalf("bit %x of byte %d changes nothing", bit, i)
+			}
+		}
+	}
+	for _, bad := range []string{"", "zz", s.Hash().String()[2:], s.Hash().String() + "00"} {
+		if _, err := ParseHash(bad); !errors.Is(err, ErrRecord) {
+			t.Errorf("parsed %q: %v", bad, err)
 		}
 	}
 }

@@ -350,7 +350,7 @@ func (w *worker) fetchState(ctx context.Context, donor peer.ID, donors []peer.ID
 	if err != nil {
 		return nil, 0, fmt.Errorf("worker: state of %s: %w", donor, err)
 	}
-	if sha256.Sum256(raw) != res.State || state.Round != res.Round || state.Tokens != res.Tokens || state.Round > w.cfg.Plan.Rounds {
+	if state.Hash() != res.State || state.Round != res.Round || state.Tokens != res.Tokens || state.Round > w.cfg.Plan.Rounds {
 		return nil, 0, fmt.Errorf("worker: state of %s is not the one it announced: %w", donor, round.ErrState)
 	}
 	return state, uint64(len(raw)), nil
