@@ -124,20 +124,29 @@ func (s *Source) Batch(ctx context.Context, windows []round.Window) (engine.Batc
 }
 
 // Validation returns batches of the given rows from the held-out shards, at most most windows in all, always the same
-// ones. Every batch has the same shape, so that the mean of their losses is the mean over their tokens: a remainder is left
+// ones, spread evenly over all that is held out. Every batch has the same shape, so that the mean of their losses is the mean over their tokens: a remainder is left
 // out, and a dataset with fewer windows than rows gives one smaller batch. Without any window it is [ErrNoValidation].
 func (s *Source) Validation(ctx context.Context, rows, most int) ([]engine.Batch, error) {
 	if rows < 1 || most < 1 {
 		return nil, fmt.Errorf("data: %w: %d rows, %d windows", ErrOptions, rows, most)
 	}
-	var windows []round.Window
+	var total uint64
 	for _, index := range s.val {
-		for w := range s.windows(index) {
-			if len(windows) == most {
+		total += s.windows(index)
+	}
+	n := min(uint64(most), total)
+	var windows []round.Window
+	before, k := uint64(0), uint64(0) // windows of earlier shards, windows chosen
+	for _, index := range s.val {
+		have := s.windows(index)
+		for ; k < n; k++ {
+			at := k * total / n
+			if at >= before+have {
 				break
 			}
-			windows = append(windows, round.Window{Shard: index, Index: w})
+			windows = append(windows, round.Window{Shard: index, Index: at - before})
 		}
+		before += have
 	}
 	if len(windows) == 0 {
 		return nil, fmt.Errorf("data: dataset %s: %w: build it with a larger held-out share", s.manifest.Name, ErrNoValidation)
