@@ -21,7 +21,7 @@ import (
 // Ask is what a requester wants from every provider of a run.
 type Ask struct {
 	Run         wire.Link     // CID of the job record
-	MaxSeconds  uint32        // longest time held
+	MaxSeconds  uint32        // longest time held; an offer of less is leased for that
 	TickSeconds uint32        // time between two meter ticks
 	Budget      credit.Micro  // cap of each single lease; [Buyer.SetBudget] caps the run
 	MaxPrice    credit.Micro  // highest price per hour; 0 takes the offer's price
@@ -156,7 +156,7 @@ func (b *Buyer) quote(ctx context.Context, o offer.Offer, ask Ask) (*handshake, 
 	bid := lease.Terms{
 		Version: lease.Version, Run: ask.Run, Requester: b.cfg.Net.ID(), Provider: o.Peer, Nonce: rand.Uint64(),
 		Price: limit(o.Beacon.Price, ask.MaxPrice), WorkRate: limit(o.Beacon.Rate, ask.MaxRate),
-		MaxSeconds: ask.MaxSeconds, Budget: ask.Budget, TickSeconds: ask.TickSeconds,
+		MaxSeconds: limit(ask.MaxSeconds, o.Beacon.MaxLease), Budget: ask.Budget, TickSeconds: ask.TickSeconds,
 		StartByMs: b.reg.now().Add(within).UnixMilli(),
 	}
 	if err := bid.Validate(); err != nil {
@@ -177,8 +177,8 @@ func (b *Buyer) quote(ctx context.Context, o offer.Offer, ask Ask) (*handshake, 
 	return h, nil
 }
 
-// limit is the price to bid: the offer's own, but no more than the highest wanted.
-func limit(offered, highest credit.Micro) credit.Micro {
+// limit is what to bid: what is offered, but no more than the highest wanted; 0 is no limit.
+func limit[T ~uint32 | ~uint64](offered, highest T) T {
 	if highest == 0 {
 		return offered
 	}

@@ -77,6 +77,9 @@ func (r *requester) follow(ctx context.Context) error {
 				return err
 			}
 			r.silent(ctx)
+			if err := r.refill(ctx, now); err != nil {
+				return err
+			}
 			if len(r.gang.leases) > 0 {
 				deserted = time.Time{}
 				continue
@@ -86,12 +89,6 @@ func (r *requester) follow(ctx context.Context) error {
 			}
 			if now.Sub(deserted) > desertWait {
 				return fmt.Errorf("%w: no member is left and none could be leased; run the same command again to continue", ErrTryLater)
-			}
-			r.replace(ctx, "")
-			if len(r.gang.leases) > 0 {
-				if err := r.observer.SetMembers(r.members()); err != nil {
-					return err
-				}
 			}
 		}
 	}

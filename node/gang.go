@@ -21,9 +21,10 @@ import (
 type gang struct {
 	candidates []offer.Offer
 	leases     map[lease.ID]lease.Lease
-	lost       int           // members that went and are not yet replaced
-	replaced   int           // members that were
-	first      time.Duration // from the planner's start to the first ACTIVE lease
+	left       map[peer.ID]time.Time // who went, and when
+	retry      time.Time             // when to look for somebody again
+	replaced   int                   // members that were
+	first      time.Duration         // from the planner's start to the first ACTIVE lease
 }
 
 // What the market's callbacks tell the conductor.
@@ -151,7 +152,7 @@ func (r *requester) leasesOf(id peer.ID) []lease.Lease {
 
 // hire leases the slots that the run needs, or takes up those that an earlier process left open.
 func (r *requester) hire(ctx context.Context) error {
-	r.gang.leases = map[lease.ID]lease.Lease{}
+	r.gang.leases, r.gang.left = map[lease.ID]lease.Lease{}, map[peer.ID]time.Time{}
 	open, err := r.openLeases()
 	if err != nil {
 		return err
@@ -222,7 +223,9 @@ func (r *requester) left(ctx context.Context, l lease.Lease) error {
 		return nil
 	}
 	delete(r.gang.leases, l.ID)
-	r.gang.lost++
+	if l.Reason != lease.TimeUp { // the same provider is welcome to a next lease
+		r.gang.left[l.Terms.Provider] = time.Now()
+	}
 	r.emit(r.leaseEvent(l))
 	r.replace(ctx, l.Terms.Provider)
 	if len(r.gang.leases) == 0 {
@@ -231,25 +234,47 @@ func (r *requester) left(ctx context.Context, l lease.Lease) error {
 	return r.observer.SetMembers(r.members())
 }
 
+const (
+	// returnAfter is how long a provider whose lease closed is passed over.
+	returnAfter = time.Minute
+	// maxTries bounds how many providers are asked at once: nothing else is heeded meanwhile.
+	maxTries = 3
+	// refillEvery is how often a place that is empty is offered again.
+	refillEvery = 5 * time.Second
+)
+
+// refill looks now and then for members in the places that nobody could be leased for at the time. For the last round
+// alone, the members that there are suffice.
+func (r *requester) refill(ctx context.Context, now time.Time) error {
+	before := len(r.gang.leases)
+	late := before > 0 && r.log.Round+2 > r.rec.Rounds
+	if before >= int(r.rec.Peers) || now.Before(r.gang.retry) || late {
+		return nil
+	}
+	r.replace(ctx, "")
+	r.gang.retry = time.Now().Add(refillEvery)
+	if len(r.gang.leases) == before {
+		return nil
+	}
+	return r.observer.SetMembers(r.members())
+}
+
 // replace leases one slot from somebody who is not a member, if the book has one.
 func (r *requester) replace(ctx context.Context, gone peer.ID) {
-	q, err := r.query(r.memory)
-	if err != nil {
-		return
-	}
-	busy := r.members()
-	for _, o := range market.Candidates(r.id, r.exchange.Book().Query(q).Offers) {
-		if o.Peer == gone || slices.Contains(busy, o.Peer) {
-			continue
-		}
+	spare := r.idle()
+	for _, o := range spare[:min(maxTries, len(spare))] {
 		l, err := r.buyer.Lease(ctx, o, r.ask(r.guess))
 		if err != nil {
+			r.gang.left[o.Peer] = time.Now()
 			r.Node.log.Info("replacement", "peer", o.Peer, "err", err)
 			continue
 		}
-		r.gang.lost--
+		replaces := ""
+		if gone != "" {
+			replaces = gone.String()
+		}
 		r.gang.replaced++
-		r.took(l, false, gone.String())
+		r.took(l, false, replaces)
 		return
 	}
 }
@@ -291,13 +316,18 @@ const (
 
 // spare tells whether the book has somebody who could take the place of a member.
 func (r *requester) spare(gone peer.ID) bool {
+	return slices.ContainsFunc(r.idle(), func(o offer.Offer) bool { return o.Peer != gone })
+}
+
+// idle lists the offers of those who are no members and have not just left or refused.
+func (r *requester) idle() []offer.Offer {
 	q, err := r.query(r.memory)
 	if err != nil {
-		return false
+		return nil
 	}
 	busy := r.members()
-	return slices.ContainsFunc(market.Candidates(r.id, r.exchange.Book().Query(q).Offers), func(o offer.Offer) bool {
-		return o.Peer != gone && !slices.Contains(busy, o.Peer)
+	return slices.DeleteFunc(market.Candidates(r.id, r.exchange.Book().Query(q).Offers), func(o offer.Offer) bool {
+		return slices.Contains(busy, o.Peer) || time.Since(r.gang.left[o.Peer]) < returnAfter
 	})
 }
 

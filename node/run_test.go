@@ -71,22 +71,61 @@ func await[T any](t *testing.T, e *events, match func(T) bool) T {
 		select {
 		case <-e.new:
 		case <-late:
-			t.Fatalf("no such %T within a minute", *new(T))
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			t.Fatalf("no such %T within a minute: %+v", *new(T), e.all[max(0, len(e.all)-8):])
 		}
 	}
 }
 
-// running is a command in the background that is stopped with the test.
-func running(t *testing.T, f func(stop <-chan struct{}) error) {
+// running starts a command in the background. It ends when the result is called, at the latest with the test.
+func running(t *testing.T, f func(stop <-chan struct{}) error) (end func()) {
 	t.Helper()
 	stop, done := make(chan struct{}), make(chan error, 1)
 	go func() { done <- f(stop) }()
-	t.Cleanup(func() {
+	end = sync.OnceFunc(func() {
 		close(stop)
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
 	})
+	t.Cleanup(end)
+	return end
+}
+
+// testMarket is a meeting point and its providers inside this process.
+type testMarket struct {
+	t   *testing.T
+	ctx context.Context
+	cfg Config // of whoever joins
+}
+
+type testProvider struct {
+	*events
+	home string
+	id   string
+	end  func()
+}
+
+func newMarket(ctx context.Context, t *testing.T) *testMarket {
+	t.Helper()
+	meeting, home := newEvents(), t.TempDir()
+	running(t, func(stop <-chan struct{}) error {
+		return Bootstrap(ctx, BootstrapOptions{Home: home, Config: localConfig(t), Stop: stop, Emit: meeting.emit})
+	})
+	return &testMarket{t, ctx, localConfig(t, await(t, meeting, func(e BootstrapEvent) bool { return e.State == "ready" }).Join)}
+}
+
+// provider starts a provider with one slot and waits until it is ready.
+func (m *testMarket) provider() *testProvider {
+	m.t.Helper()
+	p := &testProvider{events: newEvents(), home: m.t.TempDir()}
+	p.end = running(m.t, func(stop <-chan struct{}) error {
+		return Provide(m.ctx, ProvideOptions{Home: p.home, Config: m.cfg, Stop: stop, Emit: p.emit, Device: "cpu", Threads: 1,
+			Price: 100_000, WorkRate: 1000, MaxLease: time.Hour})
+	})
+	p.id = await(m.t, p.events, func(e ProviderEvent) bool { return e.State == "ready" }).Peer
+	return p
 }
 
 func testJob(t *testing.T, rounds int) string {
@@ -115,23 +154,10 @@ func testJob(t *testing.T, rounds int) string {
 func TestRunAndItsEndAgain(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	t.Cleanup(cancel) // after the commands have been stopped
-	meeting := newEvents()
-	running(t, func(stop <-chan struct{}) error {
-		return Bootstrap(ctx, BootstrapOptions{Home: t.TempDir(), Config: localConfig(t), Stop: stop, Emit: meeting.emit})
-	})
-	cfg := localConfig(t, await(t, meeting, func(e BootstrapEvent) bool { return e.State == "ready" }).Join)
-	var homes []string
-	for range 2 {
-		home, said := t.TempDir(), newEvents()
-		homes = append(homes, home)
-		running(t, func(stop <-chan struct{}) error {
-			return Provide(ctx, ProvideOptions{Home: home, Config: cfg, Stop: stop, Emit: said.emit, Device: "cpu", Threads: 1,
-				Price: 100_000, WorkRate: 1000, MaxLease: time.Hour})
-		})
-		await(t, said, func(e ProviderEvent) bool { return e.State == "ready" })
-	}
+	m := newMarket(ctx, t)
+	homes := []string{m.provider().home, m.provider().home}
 	home, out := t.TempDir(), filepath.Join(t.TempDir(), "model")
-	o := TrainOptions{JobPath: testJob(t, 3), Home: home, Config: cfg, Out: out}
+	o := TrainOptions{JobPath: testJob(t, 3), Home: home, Config: m.cfg, Out: out}
 	said := newEvents()
 	o.Emit = said.emit
 	if err := Train(ctx, o); err != nil {
@@ -149,7 +175,7 @@ func TestRunAndItsEndAgain(t *testing.T) {
 	if got := of[CheckpointEvent](said); len(got) != 1 || got[0].Peers != 2 {
 		t.Errorf("checkpoints %+v, want one that both members named", got)
 	}
-	checkBooks(t, cfg, home, homes)
+	checkBooks(t, m.cfg, home, homes)
 	if err := Train(ctx, o); !errors.Is(err, ErrUsage) || !strings.Contains(err.Error(), "not empty") {
 		t.Errorf("a second run over the first one's model: %v", err)
 	}
@@ -187,6 +213,31 @@ func TestRunAndItsEndAgain(t *testing.T) {
 	}
 	if _, err := hf.Read(out); err != nil {
 		t.Error(err)
+	}
+}
+
+// The place of a member that left while nobody was there to take it is filled when somebody comes.
+func TestEmptyPlaceIsFilledLater(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	t.Cleanup(cancel) // after the commands have been stopped
+	m := newMarket(ctx, t)
+	first, second := m.provider(), m.provider()
+	o := TrainOptions{JobPath: testJob(t, 100_000), Home: t.TempDir(), Config: m.cfg, Out: filepath.Join(t.TempDir(), "model")}
+	said, stop, done := newEvents(), make(chan struct{}), make(chan error, 1)
+	o.Emit, o.Stop = said.emit, stop
+	go func() { done <- Train(ctx, o) }()
+	await(t, said, func(e RoundEvent) bool { return e.Round >= 2 && e.Peers == 2 })
+	second.end()
+	await(t, said, func(e LeaseEvent) bool { return e.Peer == second.id && e.State == "closed" })
+	third := m.provider()
+	await(t, said, func(e LeaseEvent) bool { return e.Peer == third.id && e.State == "active" })
+	await(t, third.events, func(e ProviderEvent) bool { return e.State == "round" && e.Tokens > 0 })
+	close(stop)
+	if err := <-done; !errors.Is(err, ErrInterrupted) {
+		t.Errorf("a run that was asked to stop: %v", err)
+	}
+	for _, p := range []*testProvider{first, third} {
+		await(t, p.events, func(e ProviderEvent) bool { return e.State == "closed" })
 	}
 }
 

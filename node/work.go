@@ -70,7 +70,8 @@ func (p *provider) work(ctx context.Context, l lease.Lease) {
 		p.log.Error("work", "lease", l.ID.Short(), "err", err)
 	}
 	p.emit(ProviderEvent{State: "done", Lease: l.ID.Short(), Run: t.run.String(), Detail: detail})
-	if err := p.seller.CloseLease(ctx, l.ID, reason); err != nil {
+	// The lease's context ends with the close, and the requester is to be told of it.
+	if err := p.seller.CloseLease(context.WithoutCancel(ctx), l.ID, reason); err != nil {
 		p.log.Debug("close", "lease", l.ID.Short(), "err", err)
 	}
 }

@@ -258,21 +258,18 @@ func (g agreement) support(live []mate) []peer.ID {
 	return all
 }
 
-// electorate lists the members whose word about a round counts: who announced any commit of it, and who was heard of
-// within the settle time and has not left. Right after the roster was named it is all members, because not all may have
-// shown up. Being silent for a moment must not hand the majority to somebody else.
+// electorate lists the members whose word about a round counts: who announced any commit of it, and, of those who have not
+// left, who was heard of within the settle time. Right after the roster was named that is also who was never heard of: not
+// all may have shown up. Being silent for a moment must not hand the majority to somebody else.
 func (b *board) electorate(number uint64, named time.Time) []peer.ID {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := time.Now()
-	if now.Sub(named) < settleTime {
-		return b.roster.Members
-	}
 	var ids []peer.ID
 	for _, id := range b.roster.Members {
 		w := b.members[id]
 		if w == nil {
-			continue
+			w = &member{beatAt: named}
 		}
 		announced := slices.ContainsFunc(w.commits, func(c round.Commit) bool { return c.Round == number })
 		if announced || now.Sub(w.beatAt) < settleTime && w.beat.Phase != round.PhaseLeaving {
