@@ -107,8 +107,10 @@ func TestAskKeepsTheKindOfAnError(t *testing.T) {
 func TestStaleAddressIsNoRunningNode(t *testing.T) {
 	home, _ := startAPI(t, nil)
 	for name, h := range map[string]http.HandlerFunc{
-		"another node":    func(w http.ResponseWriter, _ *http.Request) { http.Error(w, `{"error":"not allowed"}`, 401) },
-		"another program": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "404 page not found", 404) },
+		"another node": func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, `{"error":"not allowed"}`, http.StatusUnauthorized)
+		},
+		"another program": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "404 page not found", http.StatusNotFound) },
 	} {
 		s := httptest.NewServer(h)
 		b, err := json.Marshal(endpoint{strings.TrimPrefix(s.URL, "http://"), "old"})

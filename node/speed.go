@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/capacloud/capanode/gpu"
+	"github.com/capacloud/capanode/market/lease"
 	"github.com/capacloud/capanode/trainer/engine"
 	"github.com/capacloud/capanode/trainer/engine/gomlx"
 	"github.com/capacloud/capanode/trainer/model"
@@ -104,7 +105,11 @@ func (p *provider) governor() gpu.Governor {
 	return gpu.NewGovernor(gpu.Rules{Pause: p.o.MaxTemp, Schedule: p.o.Schedule})
 }
 
-// govern takes the slots off the market while the owner's rules say so, and asks for leased ones back.
+// reclaimNotice is how long a leased slot may go on after the owner's rules have taken the device back: time to end a
+// round and settle.
+const reclaimNotice = time.Minute
+
+// govern takes the slots off the market while the owner's rules say so, and takes leased ones back.
 func (p *provider) govern(ctx context.Context, g gpu.Governor) gpu.Governor {
 	t, err := p.device.Telemetry(ctx)
 	if err != nil {
@@ -120,9 +125,30 @@ func (p *provider) govern(ctx context.Context, g gpu.Governor) gpu.Governor {
 	if paused {
 		p.seller.SetOpen(0)
 		p.emit(ProviderEvent{State: "paused", Detail: reason})
+		why := lease.Thermal
+		if !p.o.Schedule.Open(t.Time) {
+			why = lease.Schedule
+		}
+		p.reclaim(ctx, why)
 	} else {
 		p.seller.SetOpen(p.o.Slots)
 		p.emit(ProviderEvent{State: "ready", Slots: p.o.Slots, Free: p.seller.Free()})
 	}
 	return g
+}
+
+// reclaim gives the holders of all leases notice.
+func (p *provider) reclaim(ctx context.Context, why lease.Reason) {
+	all, err := p.seller.Leases()
+	if err != nil {
+		p.log.Warn("reclaim", "err", err)
+	}
+	for _, l := range all {
+		if !l.Live() {
+			continue
+		}
+		if err := p.seller.Reclaim(ctx, l.ID, why, reclaimNotice); err != nil {
+			p.log.Debug("reclaim", "lease", l.ID.Short(), "err", err) // it drains already, or its holder is away
+		}
+	}
 }

@@ -83,6 +83,9 @@ func (t *task) do(ctx context.Context) (lease.Reason, error) {
 		return lease.BadWork, err
 	}
 	source, err := t.reach(ctx)
+	if why, asked := t.draining(); asked && err != nil {
+		return why, err
+	}
 	if err != nil {
 		return closeReason(err), err
 	}
@@ -133,11 +136,14 @@ func (t *task) reach(ctx context.Context) (*data.Source, error) {
 	}
 }
 
-// closeReason tells the requester why its lease ends with an error: a job that is too large for this device is nobody's
-// bad work.
+// closeReason tells the requester why its lease ends with an error: a job that is too large for this device, or that
+// nobody delivers, is nobody's bad work.
 func closeReason(err error) lease.Reason {
-	if errors.Is(err, ErrJob) || errors.Is(err, engine.ErrMemory) {
+	switch {
+	case errors.Is(err, ErrJob) || errors.Is(err, engine.ErrMemory):
 		return lease.Capacity
+	case errors.Is(err, transfer.ErrNoProviders):
+		return lease.Unresponsive
 	}
 	return lease.BadWork
 }
