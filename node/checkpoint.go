@@ -48,7 +48,7 @@ func publishModel(ctx context.Context, n *Node, r job.Record, run cid.Cid, s *ro
 	if err != nil {
 		return cid.Undef, err
 	}
-	dir := filepath.Join(parent, "checkpoint-"+strconv.FormatUint(s.Round, 10))
+	dir := filepath.Join(parent, publishDirs+strconv.FormatUint(s.Round, 10))
 	if err := os.RemoveAll(dir); err != nil { // of an earlier process
 		return cid.Undef, err
 	}

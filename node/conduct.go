@@ -246,7 +246,7 @@ func (r *requester) settled(ctx context.Context, whole bool) bool {
 		if err != nil || same.Defined() && c != same {
 			return false
 		}
-		same = c
+		same, r.claims[l.Terms.Provider] = c, c // the news of it may be on its way
 		due, err := r.payable(l, newest.Tokens)
 		if err != nil || newest.Units < due {
 			return false

@@ -161,7 +161,7 @@ func (r *requester) pull(ctx context.Context, c cid.Cid) (*pulled, error) {
 
 // readModel reads a model folder out of the store.
 func (n *Node) readModel(ctx context.Context, c cid.Cid) (hf.Model, int64, error) {
-	tmp, err := os.MkdirTemp(n.home.Path("runs"), ".model-")
+	tmp, err := os.MkdirTemp(n.home.Path("runs"), readingDir)
 	if err != nil {
 		return hf.Model{}, 0, err
 	}

@@ -85,6 +85,9 @@ func (n *Node) open(ctx context.Context, dir string) (err error) {
 		}
 	}
 	n.runs = runs{dirs["runs"]}
+	if err := n.runs.sweep(); err != nil {
+		return err
+	}
 	if n.store, err = storage.Open(ctx, dirs["store"], storage.Options{Quota: n.cfg.Quota, Logger: n.log}); err != nil {
 		return err
 	}

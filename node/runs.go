@@ -53,6 +53,39 @@ type runs struct{ dir string }
 
 func (r runs) path(id, name string) string { return filepath.Join(r.dir, id, name) }
 
+// Folders that hold a copy of a model for a moment: one that is read, and one that is published.
+const (
+	readingDir  = ".model-"
+	publishDirs = "checkpoint-"
+)
+
+// sweep removes the copies of models that a process that was killed left behind. Nobody else uses the home now.
+func (r runs) sweep() error {
+	err := removeBelow(r.dir, readingDir)
+	entries, rerr := os.ReadDir(r.dir)
+	err = errors.Join(err, rerr)
+	for _, e := range entries {
+		if e.IsDir() {
+			err = errors.Join(err, removeBelow(filepath.Join(r.dir, e.Name()), publishDirs))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("runs: %w", err)
+	}
+	return nil
+}
+
+// removeBelow removes what has a name with the prefix in a folder.
+func removeBelow(dir, prefix string) error {
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), prefix) {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
+		}
+	}
+	return err
+}
+
 // save writes a run's record durably.
 func (r runs) save(run Run) error {
 	run.Updated = time.Now().UTC().Truncate(time.Millisecond)

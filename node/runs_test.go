@@ -84,3 +84,23 @@ func TestMetricsAfterATornLine(t *testing.T) {
 		t.Errorf("events %q", got)
 	}
 }
+
+func TestSweepRemovesHalfCopies(t *testing.T) {
+	r := runs{t.TempDir()}
+	if err := r.save(Run{ID: "a"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{".model-1", "a/checkpoint-5", "a/snapshots"} {
+		if err := os.MkdirAll(filepath.Join(r.dir, dir, "deep"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.sweep(); err != nil {
+		t.Fatal(err)
+	}
+	for dir, stays := range map[string]bool{".model-1": false, "a/checkpoint-5": false, "a/snapshots": true, "a/run.json": true} {
+		if _, err := os.Stat(filepath.Join(r.dir, dir)); (err == nil) != stays {
+			t.Errorf("%s: %v", dir, err)
+		}
+	}
+}
