@@ -161,11 +161,14 @@ func (r *requester) end(ctx context.Context, began time.Time, why error) error {
 			}
 		}
 	}
-	r.settle(ctx, why == nil)
+	complete := why == nil
+	if broke := r.settle(ctx, complete); complete {
+		why = broke
+	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx) // at once: the next process goes on from here
 	}
-	model, err := r.collect(ctx, why == nil)
+	model, err := r.collect(ctx, complete)
 	why = errors.Join(why, err)
 	r.dismiss(ctx, lease.RequesterDone)
 	done := DoneEvent{Type: "done", Run: r.run.String(), FinalLoss: r.log.Loss, Tokens: r.log.Tokens, Rounds: r.log.Round,
@@ -192,8 +195,8 @@ func (r *requester) end(ctx context.Context, began time.Time, why error) error {
 }
 
 // settle waits until every member that is still there has been paid for all it did and, at the end of a run, has published
-// the final model.
-func (r *requester) settle(ctx context.Context, whole bool) {
+// the final model. The error is [ErrBudget] when the money ended before the work was paid.
+func (r *requester) settle(ctx context.Context, whole bool) (broke error) {
 	ctx, cancel := context.WithTimeout(ctx, settleWait)
 	defer cancel()
 	again := time.NewTicker(conductTick)
@@ -206,10 +209,13 @@ func (r *requester) settle(ctx context.Context, whole bool) {
 			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 				r.emit(WarningEvent{Type: "warning", Run: r.run.String(), Warning: "some members did not settle in time"})
 			}
-			return
+			return broke
 		case <-stop:
 			stop = nil // asked to end: that is what happens here
 		case news := <-r.news:
+			if refused, ok := news.(tickRefused); ok && isBudget(refused.err) {
+				broke = ErrBudget
+			}
 			if closed, ok := news.(leaseClosed); ok { // a member that drained and left
 				delete(r.gang.leases, closed.lease.ID)
 				r.emit(r.leaseEvent(closed.lease))
@@ -218,6 +224,7 @@ func (r *requester) settle(ctx context.Context, whole bool) {
 			}
 		}
 	}
+	return broke
 }
 
 // settled tells whether nothing is left to wait for: at the end of a run, when every lease's newest receipt carries the
