@@ -34,7 +34,7 @@ func memoryNeeded(r job.Record) (int64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("%w: %w", ErrJob, err)
 	}
-	p, err := engine.NewPlan(program, int(r.MicroBatch), int(r.Context))
+	p, err := engine.NewPlan(program, engine.Shape{Rows: int(r.MicroBatch), Context: int(r.Context)})
 	if err != nil {
 		return 0, fmt.Errorf("%w: %w", ErrJob, err)
 	}

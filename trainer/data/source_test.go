@@ -3,6 +3,7 @@ package data
 import (
 	"context"
 	"errors"
+	"github.com/capacloud/capanode/trainer/engine"
 	"slices"
 	"testing"
 
@@ -67,7 +68,7 @@ func TestWindowsCoverEachShardOnce(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := b.Check(257, n, true); err != nil {
+		if err := b.Check(engine.Program{Vocab: 257, Context: n}, engine.Needs{Inputs: true, Targets: n}, true); err != nil {
 			t.Fatal(err)
 		}
 		if end := int(windows) * n; !slices.Equal(b.Inputs, ids[:end]) || !slices.Equal(b.Targets, ids[1:end+1]) {

@@ -23,11 +23,14 @@ var ErrHung = errors.New("engine step hung")
 // Ignore as a target excludes that position from the loss.
 const Ignore int32 = -1
 
-// Batch is one micro-batch of token sequences.
+// Batch is one micro-batch. A language model reads Inputs and Targets alone; [Needs] says what others read.
 type Batch struct {
-	Rows, Context int     // shape of Inputs and Targets: [Rows, Context]
-	Inputs        []int32 // token IDs, row-major
-	Targets       []int32 // next tokens, row-major; [Ignore] where no loss is wanted
+	Rows, Context int       // sequences, and tokens or feature lines of each
+	Inputs        []int32   // token IDs [Rows, Context], row-major
+	Features      []float32 // continuous inputs: [Rows, Context, width], or images [Rows, Channels, Height, Width]
+	Lengths       []int32   // real tokens of each row, 1 to Context; nil means all
+	Picks         []int32   // lines that Gather keeps [Rows, picks], ascending within a row
+	Targets       []int32   // [Rows, lines of the loss]: next tokens or classes; [Ignore] where no loss is wanted
 }
 
 // Step holds the hyper-parameters of one optimiser step (AdamW, decoupled weight decay).

@@ -178,7 +178,7 @@ func TestUpdateRefuses(t *testing.T) {
 // twoLayers is a program whose costs are easily counted by hand.
 func twoLayers(g Graph) Value {
 	x := g.Embedding(g.Param("embed"))
-	x = g.Attention(x, x, x, 4)
+	x = g.Attention(x, x, x, 4, Causal)
 	return g.Linear(x, g.Param("head"))
 }
 
@@ -196,7 +196,7 @@ func TestPlanCounts(t *testing.T) {
 	if want := int64(3 * (2*8*10 + 4*6*8)); err != nil || flops != want {
 		t.Errorf("%d operations per token, error %v, want %d", flops, err, want)
 	}
-	plan, err := NewPlan(p, 2, 6)
+	plan, err := NewPlan(p, Shape{Rows: 2, Context: 6})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -218,19 +218,19 @@ func TestPlanRefusesShapesThatDoNotFit(t *testing.T) {
 		"parameter as input":  func(g Graph) Value { return g.Linear(g.Param("head"), g.Param("head")) },
 		"input as parameter":  func(g Graph) Value { return g.Linear(embed(g), embed(g)) },
 		"widths differ":       func(g Graph) Value { return g.Add(embed(g), g.Linear(embed(g), g.Param("head"))) },
-		"heads do not divide": func(g Graph) Value { return g.Attention(embed(g), embed(g), embed(g), 3) },
+		"heads do not divide": func(g Graph) Value { return g.Attention(embed(g), embed(g), embed(g), 3, Causal) },
 		"odd rotary":          func(g Graph) Value { return g.Rotary(embed(g), 1, 10) },
 		"theta NaN":           func(g Graph) Value { return g.Rotary(embed(g), 2, math.NaN()) },
 		"logits too narrow":   embed,
 		"no value":            func(Graph) Value { return 0 },
 		"foreign value":       func(Graph) Value { return 99 },
 	} {
-		if _, err := NewPlan(program(logits), 1, 4); !errors.Is(err, ErrShape) {
+		if _, err := NewPlan(program(logits), Shape{Rows: 1, Context: 4}); !errors.Is(err, ErrShape) {
 			t.Errorf("%s: error %v, want ErrShape", name, err)
 		}
 	}
 	for _, shape := range [][2]int{{0, 1}, {1, 0}, {1, 17}, {-1, 4}, {math.MaxInt, 16}} {
-		if _, err := NewPlan(program(twoLayers), shape[0], shape[1]); !errors.Is(err, ErrShape) {
+		if _, err := NewPlan(program(twoLayers), Shape{Rows: shape[0], Context: shape[1]}); !errors.Is(err, ErrShape) {
 			t.Errorf("%d rows × %d: error %v, want ErrShape", shape[0], shape[1], err)
 		}
 	}

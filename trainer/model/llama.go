@@ -69,11 +69,12 @@ func (s Spec) llamaLogits(g engine.Graph) engine.Value {
 	for l := range s.Layers {
 		weight := func(part string) engine.Value { return g.Param(layerName(l, part)) }
 
+		x = g.Layer(x)
 		h := g.RMSNorm(x, weight("input_layernorm"), s.NormEps)
 		q := g.Rotary(g.Linear(h, weight("self_attn.q_proj")), head, s.RopeTheta)
 		k := g.Rotary(g.Linear(h, weight("self_attn.k_proj")), head, s.RopeTheta)
 		v := g.Linear(h, weight("self_attn.v_proj"))
-		x = g.Add(x, g.Linear(g.Attention(q, k, v, head), weight("self_attn.o_proj")))
+		x = g.Add(x, g.Linear(g.Attention(q, k, v, head, engine.Causal), weight("self_attn.o_proj")))
 
 		h = g.RMSNorm(x, weight("post_attention_layernorm"), s.NormEps)
 		gated := g.SwiGLU(g.Linear(h, weight("mlp.gate_proj")), g.Linear(h, weight("mlp.up_proj")))

@@ -136,7 +136,7 @@ func FuzzSpec(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		plan, err := engine.NewPlan(p, 1, s.Context)
+		plan, err := engine.NewPlan(p, engine.Shape{Rows: 1, Context: s.Context})
 		if errors.Is(err, engine.ErrShape) {
 			return // counts beyond 2^63 at the full context
 		}

@@ -17,8 +17,10 @@ func Forward(p engine.Program, weights []float64, b engine.Batch) (logits []floa
 	}
 	o := &oracle{batch: b, params: map[string]matrix{}}
 	for _, q := range params {
-		m := matrix{width: q.Shape[len(q.Shape)-1], data: weights[q.Offset : q.Offset+q.Size()]}
-		o.params[q.Name] = m
+		o.params[q.Name] = matrix{width: q.Size() / q.Shape[0], data: weights[q.Offset : q.Offset+q.Size()]}
+		if len(q.Shape) == 1 {
+			o.params[q.Name] = matrix{width: q.Size(), data: weights[q.Offset : q.Offset+q.Size()]}
+		}
 	}
 	logits = o.values[p.Logits(o)-1].data
 	loss = o.values[p.Loss(o)-1].data[0]
@@ -47,10 +49,13 @@ func (o *oracle) add(m matrix) engine.Value {
 
 func (o *oracle) get(v engine.Value) matrix { return o.values[v-1] }
 
-// result allocates [tokens, width] and fills it row by row.
-func (o *oracle) result(width int, fill func(token int, row []float64)) engine.Value {
-	m := matrix{width, make([]float64, len(o.batch.Inputs)*width)}
-	for i := range o.batch.Inputs {
+// lines returns the number of lines of a matrix.
+func (m matrix) lines() int { return len(m.data) / m.width }
+
+// result allocates [lines, width] and fills it line by line.
+func (o *oracle) result(lines, width int, fill func(line int, row []float64)) engine.Value {
+	m := matrix{width, make([]float64, lines*width)}
+	for i := range lines {
 		fill(i, m.row(i))
 	}
 	return o.add(m)
@@ -70,13 +75,13 @@ func (o *oracle) Param(name string) engine.Value { return o.add(o.params[name]) 
 // Embedding implements [engine.Graph].
 func (o *oracle) Embedding(table engine.Value) engine.Value {
 	w := o.get(table)
-	return o.result(w.width, func(t int, row []float64) { copy(row, w.row(int(o.batch.Inputs[t]))) })
+	return o.result(len(o.batch.Inputs), w.width, func(t int, row []float64) { copy(row, w.row(int(o.batch.Inputs[t]))) })
 }
 
 // Linear implements [engine.Graph].
 func (o *oracle) Linear(x, weight engine.Value) engine.Value {
 	a, w := o.get(x), o.get(weight)
-	return o.result(len(w.data)/w.width, func(t int, row []float64) {
+	return o.result(a.lines(), w.lines(), func(t int, row []float64) {
 		for i := range row {
 			row[i] = dot(a.row(t), w.row(i))
 		}
@@ -86,7 +91,7 @@ func (o *oracle) Linear(x, weight engine.Value) engine.Value {
 // RMSNorm implements [engine.Graph].
 func (o *oracle) RMSNorm(x, weight engine.Value, eps float64) engine.Value {
 	a, w := o.get(x), o.get(weight)
-	return o.result(a.width, func(t int, row []float64) {
+	return o.result(a.lines(), a.width, func(t int, row []float64) {
 		in := a.row(t)
 		rms := math.Sqrt(dot(in, in)/float64(len(in)) + eps)
 		for i := range row {
@@ -98,8 +103,9 @@ func (o *oracle) RMSNorm(x, weight engine.Value, eps float64) engine.Value {
 // Rotary implements [engine.Graph].
 func (o *oracle) Rotary(x engine.Value, head int, theta float64) engine.Value {
 	a := o.get(x)
-	return o.result(a.width, func(t int, row []float64) {
-		position := float64(t % o.batch.Context)
+	each := a.lines() / o.batch.Rows
+	return o.result(a.lines(), a.width, func(t int, row []float64) {
+		position := float64(t % each)
 		in := a.row(t)
 		for start := 0; start < a.width; start += head {
 			for i := range head / 2 {
@@ -113,14 +119,14 @@ func (o *oracle) Rotary(x engine.Value, head int, theta float64) engine.Value {
 }
 
 // Attention implements [engine.Graph].
-func (o *oracle) Attention(q, k, v engine.Value, head int) engine.Value {
+func (o *oracle) Attention(q, k, v engine.Value, head int, mask engine.Mask) engine.Value {
 	a, b, c := o.get(q), o.get(k), o.get(v)
-	group := a.width / b.width
-	return o.result(a.width, func(t int, row []float64) {
-		first := t - t%o.batch.Context // of this token's row
+	group, each := a.width/b.width, a.lines()/o.batch.Rows
+	return o.result(a.lines(), a.width, func(t int, row []float64) {
+		first := t - t%each // of this line's row
 		for h := range a.width / head {
 			at := h / group * head
-			weights := make([]float64, t-first+1)
+			weights := make([]float64, o.seen(t, each, mask))
 			for i := range weights {
 				weights[i] = dot(a.row(t)[h*head:(h+1)*head], b.row(first + i)[at:at+head]) / math.Sqrt(float64(head))
 			}
@@ -132,6 +138,17 @@ func (o *oracle) Attention(q, k, v engine.Value, head int) engine.Value {
 			}
 		}
 	})
+}
+
+// seen returns how many lines of its row the mask lets a line see, where a row has each lines.
+func (o *oracle) seen(line, each int, mask engine.Mask) int {
+	switch {
+	case mask == engine.Causal:
+		return line%each + 1
+	case mask == engine.Padded && o.batch.Lengths != nil:
+		return int(o.batch.Lengths[line/each])
+	}
+	return each
 }
 
 func logSumExp(x []float64) float64 {
@@ -149,7 +166,7 @@ func logSumExp(x []float64) float64 {
 // SwiGLU implements [engine.Graph].
 func (o *oracle) SwiGLU(gate, up engine.Value) engine.Value {
 	a, b := o.get(gate), o.get(up)
-	return o.result(a.width, func(t int, row []float64) {
+	return o.result(a.lines(), a.width, func(t int, row []float64) {
 		for i, x := range a.row(t) {
 			row[i] = x / (1 + math.Exp(-x)) * b.row(t)[i]
 		}
@@ -159,7 +176,7 @@ func (o *oracle) SwiGLU(gate, up engine.Value) engine.Value {
 // Add implements [engine.Graph].
 func (o *oracle) Add(x, y engine.Value) engine.Value {
 	a, b := o.get(x), o.get(y)
-	return o.result(a.width, func(t int, row []float64) {
+	return o.result(a.lines(), a.width, func(t int, row []float64) {
 		for i := range row {
 			row[i] = a.row(t)[i] + b.row(t)[i]
 		}

@@ -27,6 +27,16 @@ func Suite(t *testing.T, build Build) {
 // width of the programs' residual stream: odd sizes find mistakes that powers of two hide.
 type sizes struct{ vocab, width, head, keyHeads, heads, inner, context int }
 
+func newSizes(rng *rand.Rand) sizes {
+	s := sizes{
+		vocab: 2 + rng.IntN(30), head: 2 * (1 + rng.IntN(5)), keyHeads: 1 + rng.IntN(3),
+		inner: 1 + rng.IntN(40), context: 1 + rng.IntN(20),
+	}
+	s.heads = s.keyHeads * (1 + rng.IntN(3))
+	s.width = s.heads * s.head
+	return s
+}
+
 // wrap makes a program of one operation between an embedding and an output layer.
 func wrap(name string, s sizes, params []engine.Param, op func(g engine.Graph, x engine.Value) engine.Value) engine.Program {
 	std := engine.Init{Std: 0.5}
@@ -44,12 +54,7 @@ func wrap(name string, s sizes, params []engine.Param, op func(g engine.Graph, x
 
 // Programs returns one program per operation, each small, of the sizes that the random source picks.
 func Programs(rng *rand.Rand) []engine.Program {
-	s := sizes{
-		vocab: 2 + rng.IntN(30), head: 2 * (1 + rng.IntN(5)), keyHeads: 1 + rng.IntN(3),
-		inner: 1 + rng.IntN(40), context: 1 + rng.IntN(20),
-	}
-	s.heads = s.keyHeads * (1 + rng.IntN(3))
-	s.width = s.heads * s.head
+	s := newSizes(rng)
 	matrix := func(name string, out, in int) engine.Param {
 		return engine.Param{Name: name, Shape: []int{out, in}, Init: engine.Init{Std: 0.5}}
 	}
@@ -65,7 +70,7 @@ func Programs(rng *rand.Rand) []engine.Program {
 		wrap("rotary", s, nil, func(g engine.Graph, x engine.Value) engine.Value { return g.Rotary(x, s.head, 100) }),
 		wrap("attention", s, []engine.Param{matrix("q", s.width, s.width), matrix("k", kv, s.width), matrix("v", kv, s.width)},
 			func(g engine.Graph, x engine.Value) engine.Value {
-				return g.Attention(g.Linear(x, g.Param("q")), g.Linear(x, g.Param("k")), g.Linear(x, g.Param("v")), s.head)
+				return g.Attention(g.Linear(x, g.Param("q")), g.Linear(x, g.Param("k")), g.Linear(x, g.Param("v")), s.head, engine.Causal)
 			}),
 		wrap("swiglu", s, []engine.Param{matrix("gate", s.inner, s.width), matrix("up", s.inner, s.width), matrix("down", s.width, s.inner)},
 			func(g engine.Graph, x engine.Value) engine.Value {

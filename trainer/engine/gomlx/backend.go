@@ -152,7 +152,7 @@ func (e *executor) graph(s shape, lanes int) (compute.Executable, error) {
 	if exec, ok := e.graphs.byShape[s]; ok {
 		return exec, nil
 	}
-	plan, err := engine.NewPlan(e.program, s.rows, s.context)
+	plan, err := engine.NewPlan(e.program, engine.Shape{Rows: s.rows, Context: s.context})
 	if err != nil {
 		return nil, err
 	}
@@ -161,7 +161,7 @@ func (e *executor) graph(s shape, lanes int) (compute.Executable, error) {
 	if s.kind == training {
 		bytes += (int64(lanes) + workers) * 4 * plan.Parameters
 	}
-	if err := checkMemory(plan, bytes, e.opts.MemoryLimit); err != nil {
+	if err := plan.CheckMemory(bytes, e.opts.MemoryLimit); err != nil {
 		return nil, fmt.Errorf("%d rows × %d tokens: %w", s.rows, s.context, err)
 	}
 	exec, err := compile(e.backend, e.program, e.state.Params, s)

@@ -12,7 +12,6 @@ import (
 	"log/slog"
 	"math"
 	"runtime"
-	"strings"
 	"time"
 
 	"github.com/gomlx/compute"
@@ -36,6 +35,7 @@ const DefaultWatchdog = 10 * time.Minute
 // executor implements [engine.Engine].
 type executor struct {
 	program engine.Program
+	needs   map[engine.Shape]engine.Needs // of the batch shapes seen
 	opts    Options
 	backend compute.Backend
 	state   *engine.State
@@ -59,11 +59,11 @@ func New(program engine.Program, opts Options) (engine.Engine, error) {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
-	plan, err := engine.NewPlan(program, 1, 1) // one token, so that what does not fit is the parameters
+	plan, err := engine.NewPlan(program, engine.Shape{Rows: 1, Context: 1, Picks: 1}) // one token, so that what does not fit is the parameters
 	if err != nil {
 		return nil, fmt.Errorf("gomlx: program %q: %w", program.Name, err)
 	}
-	if err := checkMemory(plan, fixedBytes(plan.Parameters), opts.MemoryLimit); err != nil {
+	if err := plan.CheckMemory(fixedBytes(plan.Parameters), opts.MemoryLimit); err != nil {
 		return nil, fmt.Errorf("gomlx: program %q: %w", program.Name, err)
 	}
 	backend, err := newBackend()
@@ -74,7 +74,7 @@ func New(program engine.Program, opts Options) (engine.Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("gomlx: program %q: %w", program.Name, err)
 	}
-	e := &executor{program: program, opts: opts, backend: backend, state: state}
+	e := &executor{program: program, needs: map[engine.Shape]engine.Needs{}, opts: opts, backend: backend, state: state}
 	e.grads = make([]float32, len(state.Weights))
 	if e.weights, e.views, err = e.buffers(); err != nil {
 		return nil, err
@@ -153,7 +153,7 @@ func (e *executor) accumulate(ctx context.Context, batches []engine.Batch, k kin
 		return 0, 0, e.broken
 	}
 	for i, b := range batches {
-		if err := b.Check(e.program.Vocab, e.program.Context, true); err != nil {
+		if err := e.check(b, true); err != nil {
 			return 0, 0, fmt.Errorf("batch %d: %w", i, err)
 		}
 		targets += int64(b.TargetCount())
@@ -186,12 +186,30 @@ func (e *executor) accumulate(ctx context.Context, batches []engine.Batch, k kin
 	return sum, targets, nil
 }
 
+// check refuses a batch that the program cannot take.
+func (e *executor) check(b engine.Batch, withTargets bool) error {
+	shape := b.Shape()
+	needs, ok := e.needs[shape]
+	if !ok {
+		plan, err := engine.NewPlan(e.program, shape)
+		if err != nil {
+			return fmt.Errorf("%w: %w", engine.ErrBatch, err)
+		}
+		if len(e.needs) >= maxGraphs {
+			clear(e.needs)
+		}
+		needs = plan.Needs
+		e.needs[shape] = needs
+	}
+	return b.Check(e.program, needs, withTargets)
+}
+
 // Logits implements [engine.Engine].
 func (e *executor) Logits(ctx context.Context, batch engine.Batch) ([]float32, error) {
 	if e.broken != nil {
 		return nil, e.broken
 	}
-	if err := batch.Check(e.program.Vocab, e.program.Context, false); err != nil {
+	if err := e.check(batch, false); err != nil {
 		return nil, fmt.Errorf("gomlx: logits: %w", err)
 	}
 	jobs, lanes, err := e.plan([]engine.Batch{batch}, inference)
@@ -211,16 +229,3 @@ func (e *executor) Logits(ctx context.Context, batch engine.Batch) ([]float32, e
 
 // fixedBytes is what an executor holds whatever the batch: weights, both moments, the gradient and the graphs' copy.
 func fixedBytes(parameters int64) int64 { return 5 * 4 * parameters }
-
-// checkMemory returns an error wrapping [engine.ErrMemory], naming the largest tensors, when bytes exceed the limit.
-func checkMemory(plan engine.Plan, bytes, limit int64) error {
-	if limit <= 0 || bytes <= limit {
-		return nil
-	}
-	var largest []string
-	for _, t := range plan.Tensors[:min(3, len(plan.Tensors))] {
-		largest = append(largest, fmt.Sprintf("%s %.1f MB", t.Name, float64(t.Bytes)/1e6))
-	}
-	return fmt.Errorf("needs %.1f MB, the limit is %.1f MB; largest are %s: %w",
-		float64(bytes)/1e6, float64(limit)/1e6, strings.Join(largest, ", "), engine.ErrMemory)
-}

@@ -258,7 +258,10 @@ func (t *tape) angles(name string, width, head int, theta float64, f func(float6
 // Attention implements [engine.Graph]. Query heads that share a key head are stacked below each other, so that all
 // products run over one batch of rows × key heads and keys are never repeated. Keys and values are kept transposed:
 // then each product with an output of context × context, the large ones, has the layout of the faster kernel.
-func (t *tape) Attention(q, k, v engine.Value, head int) engine.Value {
+func (t *tape) Attention(q, k, v engine.Value, head int, mask engine.Mask) engine.Value {
+	if mask != engine.Causal {
+		return t.missing("attention without a causal mask")
+	}
 	keyHeads := t.node(k).Shape().Dim(1) / head
 	group := t.node(q).Shape().Dim(1) / head / keyHeads
 	batch, lines := t.rows*keyHeads, group*t.context
