@@ -1,0 +1,70 @@
+package kernel
+
+// PackedSize returns how many floats either pack of a [rows, cols] matrix needs: as [Set.PackTransposed] when the
+// rows become the columns of B, or as [Set.Pack] when they stay the steps over k.
+func PackedSize(rows, cols int) int {
+	return max((rows+panel-1)/panel*panel*cols, (cols+panel-1)/panel*panel*rows)
+}
+
+// PackTransposed lays the matrix w of shape [out, in] out as the panels of its transpose, B of shape [in, out]:
+// dst[o/16*16*in+i*16+o%16] = w[o*in+i], so that BStep is 16 and BPanel is 16*in. Missing columns of the last panel are
+// zero.
+func (s Set) PackTransposed(dst, w []float32, out, in int) {
+	if in <= 0 {
+		return
+	}
+	for o := 0; o < out; o += panel {
+		d := dst[o*in:][:panel*in]
+		rows := min(panel, out-o)
+		if rows < panel {
+			clear(d)
+		}
+		s.Transpose(d, panel, w[o*in:], in, rows, in)
+	}
+}
+
+// Pack lays the matrix w of shape [out, in] out as the panels of B of the same shape: dst[i/16*16*out+o*16+i%16] =
+// w[o*in+i], so that BStep is 16 and BPanel is 16*out. Missing columns of the last panel are zero.
+func (s Set) Pack(dst, w []float32, out, in int) {
+	for i := 0; i < in; i += panel {
+		d := dst[i*out:][:panel*out]
+		if in-i >= panel {
+			for o := range out {
+				*(*[panel]float32)(d[o*panel:]) = *(*[panel]float32)(w[o*in+i:])
+			}
+			continue
+		}
+		clear(d)
+		for o := range out {
+			copy(d[o*panel:], w[o*in+i:o*in+in])
+		}
+	}
+}
+
+// Transpose writes the transpose of src, a matrix of that many rows and columns: dst[c*dstRow+r] = src[r*srcRow+c].
+// dst must not overlap src.
+func (s Set) Transpose(dst []float32, dstRow int, src []float32, srcRow, rows, cols int) {
+	if rows <= 0 || cols <= 0 {
+		return
+	}
+	_ = dst[(cols-1)*dstRow+rows-1]
+	_ = src[(rows-1)*srcRow+cols-1]
+	transposePortable(dst, dstRow, src, srcRow, rows, cols)
+}
+
+// tile is the side of the squares in which the portable path transposes: both sides of one stay in the first-level cache.
+const tile = 16
+
+func transposePortable(dst []float32, dstRow int, src []float32, srcRow, rows, cols int) {
+	for r0 := 0; r0 < rows; r0 += tile {
+		r1 := min(r0+tile, rows)
+		for c0 := 0; c0 < cols; c0 += tile {
+			c1 := min(c0+tile, cols)
+			for r := r0; r < r1; r++ {
+				for c, x := range src[r*srcRow+c0 : r*srcRow+c1] {
+					dst[(c0+c)*dstRow+r] = x
+				}
+			}
+		}
+	}
+}
