@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math"
 	"sync"
+
+	"github.com/capacloud/capanode/trainer/engine/native/kernel"
 )
 
 // ErrStep reports hyper-parameters outside their range.
@@ -41,85 +43,85 @@ func (s Step) Check() error {
 	return nil
 }
 
-// Update takes one AdamW step (Loshchilov and Hutter, 2019) with the gradient grads/tokens, clipped to the step's
-// global norm, and returns that norm before clipping. grads has the layout of Weights and is left unchanged. A norm
-// that is not finite is [ErrNumerics], and then nothing has changed.
+// Coefficients returns the scalars of the t-th AdamW step (Loshchilov and Hutter, 2019), counted from one, for a gradient
+// that is a sum over that many targets and whose mean has that norm; decay is what the step leaves of a weight that
+// decays. A norm that is not finite is [ErrNumerics].
+func (s Step) Coefficients(norm float64, targets int64, t uint64) (k kernel.Coefficients, decay float32, err error) {
+	if !(norm <= maxGradient) {
+		return k, 0, fmt.Errorf("gradient norm %g, at most %g: %w", norm, maxGradient, ErrNumerics)
+	}
+	scale := 1 / float64(targets)
+	if s.ClipNorm > 0 && norm > s.ClipNorm {
+		scale = scale * (s.ClipNorm / norm)
+	}
+	return kernel.Coefficients{
+		Scale: float32(scale),
+		Beta1: float32(s.Beta1), Rest1: float32(1 - s.Beta1),
+		Beta2: float32(s.Beta2), Rest2: float32(1 - s.Beta2),
+		Rate:    float32(s.LearningRate / (1 - power(s.Beta1, t))),
+		Unbias2: float32(1 / (1 - power(s.Beta2, t))),
+		Epsilon: float32(s.Epsilon),
+	}, float32(1 - float64(s.LearningRate*s.WeightDecay)), nil
+}
+
+// UpdateRanges returns the number of ranges that an update cuts that many elements into.
+func UpdateRanges(elements int) int { return (elements + updateChunk - 1) / updateChunk }
+
+// UpdateRange returns the i-th range.
+func UpdateRange(i, elements int) (low, high int) {
+	return i * updateChunk, min((i+1)*updateChunk, elements)
+}
+
+// Update takes one AdamW step with the gradient grads/targets, clipped to the step's global norm, and returns that norm
+// before clipping. grads has the layout of Weights and is left unchanged. A norm that is not finite is [ErrNumerics], and
+// then nothing has changed.
 //
-// The result does not depend on the number of workers nor, given equal inputs, on the machine: every product is rounded
-// to float32 by a conversion, which forbids fused multiply-adds, and sums run in one fixed order.
-func (s *State) Update(grads []float32, tokens int64, step Step, workers int) (norm float64, err error) {
+// The result does not depend on the number of workers nor, given equal inputs, on the machine.
+func (s *State) Update(grads []float32, targets int64, step Step, workers int) (norm float64, err error) {
 	if err := step.Check(); err != nil {
 		return 0, err
 	}
-	if len(grads) != len(s.Weights) || tokens < 1 {
-		return 0, fmt.Errorf("%d gradients for %d weights, %d tokens: %w", len(grads), len(s.Weights), tokens, ErrShape)
+	if len(grads) != len(s.Weights) || targets < 1 {
+		return 0, fmt.Errorf("%d gradients for %d weights, %d targets: %w", len(grads), len(s.Weights), targets, ErrShape)
 	}
-	norm = gradientNorm(grads, workers) / float64(tokens)
-	if !(norm <= maxGradient) {
-		return norm, fmt.Errorf("gradient norm %g, at most %g: %w", norm, maxGradient, ErrNumerics)
+	set, err := kernel.Select()
+	if err != nil {
+		return 0, err
 	}
-	scale := 1 / float64(tokens)
-	if step.ClipNorm > 0 && norm > step.ClipNorm {
-		scale = scale * (step.ClipNorm / norm)
+	norm = gradientNorm(set, grads, workers) / float64(targets)
+	k, decay, err := step.Coefficients(norm, targets, s.Steps+1)
+	if err != nil {
+		return norm, err
 	}
-	t := s.Steps + 1
-	k := coefficients{
-		scale: float32(scale),
-		beta1: float32(step.Beta1), rest1: float32(1 - step.Beta1),
-		beta2: float32(step.Beta2), rest2: float32(1 - step.Beta2),
-		rate:    float32(step.LearningRate / (1 - power(step.Beta1, t))),
-		unbias2: float32(1 / (1 - power(step.Beta2, t))),
-		epsilon: float32(step.Epsilon),
+	type span struct {
+		low, high int
+		keep      float32
 	}
-	decay := float32(1 - float64(step.LearningRate*step.WeightDecay))
-	var tasks []func()
+	var spans []span
 	for _, p := range s.Params {
 		keep := float32(1)
 		if p.Decay {
 			keep = decay
 		}
-		for at, end := p.Offset, p.Offset+p.Size(); at < end; at += updateChunk {
-			from, to := at, min(at+updateChunk, end)
-			tasks = append(tasks, func() { k.apply(s.Weights[from:to], s.M[from:to], s.V[from:to], grads[from:to], keep) })
+		for i := range UpdateRanges(p.Size()) {
+			low, high := UpdateRange(i, p.Size())
+			spans = append(spans, span{p.Offset + low, p.Offset + high, keep})
 		}
 	}
-	parallel(workers, len(tasks), func(i int) { tasks[i]() })
-	s.Steps = t
+	parallel(workers, len(spans), func(i int) {
+		low, high := spans[i].low, spans[i].high
+		set.AdamW(s.Weights[low:high], s.M[low:high], s.V[low:high], grads[low:high], k, spans[i].keep)
+	})
+	s.Steps++
 	return norm, nil
 }
 
-// coefficients are the scalars of one AdamW step.
-type coefficients struct {
-	scale                      float32 // multiplies the raw gradient: 1/tokens and clipping
-	beta1, rest1, beta2, rest2 float32
-	rate                       float32 // learning rate over the first bias correction
-	unbias2                    float32 // the second bias correction, inverted
-	epsilon                    float32
-}
-
-func (k coefficients) apply(w, m, v, grads []float32, keep float32) {
-	w, m, v = w[:len(grads)], m[:len(grads)], v[:len(grads)]
-	for i, g := range grads {
-		g = float32(g * k.scale)
-		m1 := float32(k.beta1*m[i]) + float32(k.rest1*g)
-		v1 := float32(k.beta2*v[i]) + float32(k.rest2*float32(g*g))
-		root := float32(math.Sqrt(float64(float32(v1 * k.unbias2))))
-		move := float32(k.rate*m1) / (root + k.epsilon)
-		m[i], v[i] = m1, v1
-		w[i] = float32(w[i]*keep) - move
-	}
-}
-
-// gradientNorm returns the Euclidean norm: squares summed in float64 inside fixed chunks, chunks in order.
-func gradientNorm(grads []float32, workers int) float64 {
-	chunks := (len(grads) + updateChunk - 1) / updateChunk
-	sums := make([]float64, chunks)
-	parallel(workers, chunks, func(i int) {
-		sum := 0.0
-		for _, g := range grads[i*updateChunk : min((i+1)*updateChunk, len(grads))] {
-			sum += float64(float64(g) * float64(g))
-		}
-		sums[i] = sum
+// gradientNorm returns the Euclidean norm: squares summed inside fixed ranges, ranges in order.
+func gradientNorm(set kernel.Set, grads []float32, workers int) float64 {
+	sums := make([]float64, UpdateRanges(len(grads)))
+	parallel(workers, len(sums), func(i int) {
+		low, high := UpdateRange(i, len(grads))
+		sums[i] = set.SumSquares64(grads[low:high])
 	})
 	total := 0.0
 	for _, s := range sums {

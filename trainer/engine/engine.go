@@ -57,6 +57,25 @@ type Engine interface {
 	Close() error
 }
 
+// Decoder continues one sequence token by token, keeping the keys and values of what it has seen. It shares its engine's
+// memory and must not run beside it. Weights that change under it are not noticed.
+type Decoder interface {
+	// Next appends tokens to the sequence and returns the logits [Vocab] of what follows the last of them, valid until
+	// the next call. They have the bits that Engine.Logits gives for the whole sequence. A sequence longer than the
+	// model's context is [ErrBatch].
+	Next(ctx context.Context, tokens []int32) ([]float32, error)
+	// Len returns the length of the sequence.
+	Len() int
+	// Reset begins a new sequence with the weights as they are now.
+	Reset()
+}
+
+// Decoding is an [Engine] that has decoders. ErrShape is returned for a model that looks ahead.
+type Decoding interface {
+	Engine
+	Decoder() (Decoder, error)
+}
+
 // State is all that training changes: flat float32 views in canonical order.
 type State struct {
 	Params  []Param   // sorted by Name; Param.Offset points into the slices below

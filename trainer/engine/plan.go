@@ -23,6 +23,12 @@ type Tensor struct {
 	Bytes int64
 }
 
+// Sort orders the plan's tensors by size, the largest first, and returns the plan.
+func (p Plan) Sort() Plan {
+	slices.SortStableFunc(p.Tensors, func(a, b Tensor) int { return cmp.Compare(b.Bytes, a.Bytes) })
+	return p
+}
+
 // CheckMemory returns an error wrapping [ErrMemory], naming the largest tensors, when bytes exceed a limit above 0.
 func (p Plan) CheckMemory(bytes, limit int64) error {
 	if limit <= 0 || bytes <= limit {
@@ -64,6 +70,5 @@ func NewPlan(p Program, batch Shape) (Plan, error) {
 	if t.err != nil {
 		return Plan{}, t.err
 	}
-	slices.SortStableFunc(t.plan.Tensors, func(a, b Tensor) int { return cmp.Compare(b.Bytes, a.Bytes) })
-	return t.plan, nil
+	return t.plan.Sort(), nil
 }

@@ -56,7 +56,11 @@ func Operations(rng *rand.Rand) []operation {
 	}, func(g engine.Graph, x engine.Value) engine.Value {
 		return engine.LowRank(g, x, g.Param("frozen"), g.Param("down"), g.Param("up"), 0.7)
 	})
-	for name, mask := range map[string]engine.Mask{"full": engine.Full, "padded": engine.Padded} {
+	for _, kind := range []struct {
+		name string
+		mask engine.Mask
+	}{{"full", engine.Full}, {"padded", engine.Padded}} {
+		name, mask := kind.name, kind.mask
 		onTokens(name+" attention", func(b *builder) {
 			b.param("q", s.width, s.width)
 			b.param("k", s.keyHeads*s.head, s.width)

@@ -109,11 +109,27 @@ func RandomBatch(rng *rand.Rand, rows, context, vocab int) engine.Batch {
 var plainStep = engine.Step{LearningRate: 1e-3, Beta2: 0.99, Epsilon: 1e-8}
 
 func testOperations(t *testing.T, build Build) {
-	for seed := range uint64(3) {
+	for seed := range uint64(6) {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		for _, p := range Programs(rng) {
 			t.Run(fmt.Sprintf("%s seed %d", p.Name, seed), func(t *testing.T) {
 				CheckProgram(t, build, p, RandomBatch(rng, 1+rng.IntN(4), 1+rng.IntN(p.Context), p.Vocab))
+			})
+		}
+	}
+}
+
+// OperationSuite holds an executor to the operations beyond those of a Llama, on random shapes.
+func OperationSuite(t *testing.T, build Build) {
+	for seed := range uint64(12) {
+		rng := rand.New(rand.NewPCG(seed, 2))
+		for _, o := range Operations(rng) {
+			t.Run(fmt.Sprintf("%s seed %d", o.program.Name, seed), func(t *testing.T) {
+				b, err := BatchFor(rng, o.program, o.shape)
+				if err != nil {
+					t.Fatal(err)
+				}
+				CheckProgram(t, build, o.program, b)
 			})
 		}
 	}

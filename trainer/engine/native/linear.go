@@ -1,0 +1,153 @@
+package native
+
+import (
+	"slices"
+
+	"github.com/capacloud/capanode/trainer/engine"
+	"github.com/capacloud/capanode/trainer/engine/native/kernel"
+)
+
+// weights are the parameters of an executor and the copies of its matrices that products read: panels of 16 columns.
+type weights struct {
+	flat     []float32
+	forward  []*pack     // for x·Wᵀ
+	backward []*pack     // for dy·W
+	phases   [2][]*phase // that lay out the first, and both
+}
+
+// pack is one matrix laid out in panels.
+type pack struct {
+	offset, out, in int // in the flat weights, [out, in]
+	panels          []float32
+}
+
+// newWeights returns the weights of an executor, none of them packed.
+func newWeights(flat []float32) *weights { return &weights{flat: flat} }
+
+// packed returns the pack of a parameter that products of one kind read, asking for it if it is new.
+func (c *compiler) packed(kind func(w *weights) *[]*pack, n *node) *pack {
+	list := kind(c.weights)
+	p := c.params[n.param]
+	for _, have := range *list {
+		if have.offset == p.Offset {
+			return have
+		}
+	}
+	out, in := c.shapeOf(n)
+	have := &pack{offset: p.Offset, out: out, in: in}
+	*list = append(*list, have)
+	return have
+}
+
+func forward(w *weights) *[]*pack  { return &w.forward }
+func backward(w *weights) *[]*pack { return &w.backward }
+
+// clone returns weights that more packs can be asked of without changing these.
+func (w *weights) clone() *weights {
+	return &weights{flat: w.flat, forward: slices.Clip(w.forward), backward: slices.Clip(w.backward)}
+}
+
+// size returns the elements of all packs.
+func (w *weights) size() int64 {
+	n := int64(0)
+	for _, list := range [][]*pack{w.forward, w.backward} {
+		for _, p := range list {
+			n += int64(kernel.PackedSize(p.out, p.in)) + slack
+		}
+	}
+	return n
+}
+
+// adopt takes over the packs of a clone and allocates those that are new.
+func (w *weights) adopt(more *weights) {
+	*w = *more
+	for _, list := range [][]*pack{w.forward, w.backward} {
+		for _, p := range list {
+			if p.panels == nil {
+				p.panels = make([]float32, kernel.PackedSize(p.out, p.in)+slack)
+			}
+		}
+	}
+	w.phases = [2][]*phase{{w.pack(false)}, {w.pack(true)}}
+}
+
+// packRows is how many lines of a matrix one task lays out, whole panels of them.
+const packRows = 64
+
+// packing returns the phase that brings all packs up to date with the weights, with training set also those that only
+// the backward pass reads.
+func (w *weights) packing(training bool) []*phase {
+	if training {
+		return w.phases[1]
+	}
+	return w.phases[0]
+}
+
+func (w *weights) pack(training bool) *phase {
+	ph := &phase{}
+	for _, p := range w.forward {
+		ph.add((p.out+packRows-1)/packRows, func(k *worker, task int) {
+			low, high := task*packRows, min((task+1)*packRows, p.out)
+			from := p.offset + low*p.in
+			k.PackTransposed(p.panels[low*p.in:], w.flat[from:from+(high-low)*p.in], high-low, p.in)
+		})
+	}
+	if training {
+		for _, p := range w.backward {
+			ph.add(1, func(k *worker, _ int) {
+				k.Pack(p.panels, w.flat[p.offset:p.offset+p.out*p.in], p.out, p.in)
+			})
+		}
+	}
+	return ph
+}
+
+// Tiles of a weight gradient that one task sums up over all lines: [tileOut, tileIn].
+const tileOut, tileIn = 64, 192
+
+// Linear implements [engine.Graph].
+func (b *builder) Linear(x, weight engine.Value) engine.Value {
+	c, in := b.c, b.node(x)
+	out, width := c.shapeOf(b.node(weight))
+	n := b.add("linear", in.lines, out, x, weight)
+	n.forward = func(n *node) {
+		from, to, p := in.out, n.result(), c.packed(forward, n.in[1])
+		c.perLine(n.lines, func(w *worker, low, high int) {
+			w.multiply(kernel.Product{M: high - low, N: out, K: width,
+				A: from.data[low*from.ld:], ARow: from.ld, AStep: 1,
+				B: p.panels, BStep: 16, BPanel: 16 * width,
+				C: to.data[low*to.ld:], CRow: to.ld})
+		}, from, to)
+	}
+	n.backward = func(n *node) { n.linearBackward() }
+	return b.value()
+}
+
+func (n *node) linearBackward() {
+	c, in, dy, x := n.c, n.in[0], n.grad, n.in[0].out
+	out, width := c.shapeOf(n.in[1])
+	across := (width + tileIn - 1) / tileIn
+	c.later(deferred{params: []int{n.in[1].param}, reads: []*tensor{dy, x}, tasks: (out + tileOut - 1) / tileOut * across,
+		run: func(w *worker, task int) {
+			o, i := task/across*tileOut, task%across*tileIn
+			w.multiply(kernel.Product{M: min(tileOut, out-o), N: min(tileIn, width-i), K: n.lines,
+				A: dy.data[o:], ARow: 1, AStep: dy.ld,
+				B: x.data[i:], BStep: x.ld, BPanel: 16,
+				C: n.in[1].sums()[o*width+i:], CRow: width, Add: true})
+		}})
+	if !in.wants {
+		return
+	}
+	s, p := in.flow(), c.packed(backward, n.in[1])
+	c.perLine(n.lines, func(w *worker, low, high int) {
+		if s.old != nil && s.old != s.dst {
+			for i := low; i < high; i++ {
+				copy(s.dst.line(i), s.old.line(i))
+			}
+		}
+		w.multiply(kernel.Product{M: high - low, N: width, K: out,
+			A: dy.data[low*dy.ld:], ARow: dy.ld, AStep: 1,
+			B: p.panels, BStep: 16, BPanel: 16 * out,
+			C: s.dst.data[low*s.dst.ld:], CRow: s.dst.ld, Add: s.old != nil})
+	}, dy, s.dst, s.old)
+}

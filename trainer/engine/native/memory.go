@@ -1,0 +1,41 @@
+package native
+
+import (
+	"fmt"
+
+	"github.com/capacloud/capanode/trainer/engine"
+)
+
+// memory is what an executor holds, in elements of four bytes.
+type memory struct {
+	parameters int64 // of the model
+	packs      int64
+	arena      int
+	scratch    int // of one worker
+	workers    int
+}
+
+// stateBytes is what the parameters take: weights, both moments and the gradient.
+func stateBytes(parameters int64) int64 { return 4 * 4 * parameters }
+
+func (m memory) bytes() int64 {
+	return stateBytes(m.parameters) + 4*(m.packs+int64(m.arena)+int64(m.scratch)*int64(m.workers))
+}
+
+// Memory returns the bytes that an executor with these options holds once it has trained a batch of that shape: the state,
+// the laid out weights, the arena and the scratch of its threads. It allocates none of them. Errors wrap
+// [engine.ErrShape].
+func Memory(p engine.Program, shape engine.Shape, opts Options) (int64, error) {
+	params, total, err := engine.Layout(p.Params)
+	if err != nil {
+		return 0, fmt.Errorf("native: program %q: %w", p.Name, err)
+	}
+	opts = opts.defaults()
+	w := newWeights(nil)
+	g, err := compile(p, params, shape, training, w, opts)
+	if err != nil {
+		return 0, fmt.Errorf("native: program %q: %w", p.Name, err)
+	}
+	need := memory{parameters: int64(total), packs: w.size(), arena: g.arena, scratch: g.scratch, workers: opts.Parallelism}
+	return need.bytes(), nil
+}
