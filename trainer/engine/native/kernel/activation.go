@@ -8,13 +8,27 @@ import "math"
 func (s Set) Rotary(dst, x, cos, sin []float32) {
 	h := len(cos)
 	dst, x, sin = dst[:2*h], x[:2*h], sin[:h]
-	rotaryPortable(dst, x, cos, sin)
+	switch s.path {
+	case AVX512:
+		rotaryAVX512(dst[:h], dst[h:], x[:h], x[h:], cos, sin)
+	case AVX2:
+		rotaryAVX2(dst[:h], dst[h:], x[:h], x[h:], cos, sin)
+	default:
+		rotaryPortable(dst, x, cos, sin)
+	}
 }
 
 // SwiGLU sets dst = (g*s)*up with g = gate and s = 1/(1+exp(-g)).
 func (s Set) SwiGLU(dst, gate, up []float32) {
 	gate, up = gate[:len(dst)], up[:len(dst)]
-	swigluPortable(dst, gate, up)
+	switch s.path {
+	case AVX512:
+		swigluAVX512(dst, gate, up)
+	case AVX2:
+		swigluAVX2(dst, gate, up)
+	default:
+		swigluPortable(dst, gate, up)
+	}
 }
 
 // SwiGLUBackward computes the gradients of [Set.SwiGLU] from that of its output, dy: with s as there and silu = g*s,
@@ -22,7 +36,14 @@ func (s Set) SwiGLU(dst, gate, up []float32) {
 func (s Set) SwiGLUBackward(dgate, dup, gate, up, dy []float32) {
 	n := len(dgate)
 	dup, gate, up, dy = dup[:n], gate[:n], up[:n], dy[:n]
-	swigluBackwardPortable(dgate, dup, gate, up, dy)
+	switch s.path {
+	case AVX512:
+		swigluBackwardAVX512(dgate, dup, gate, up, dy)
+	case AVX2:
+		swigluBackwardAVX2(dgate, dup, gate, up, dy)
+	default:
+		swigluBackwardPortable(dgate, dup, gate, up, dy)
+	}
 }
 
 // GELU sets dst = x*Φ(x) with the normal distribution Φ(x) = ½·(1+erf(x/√2)), computed as
@@ -32,13 +53,27 @@ func (s Set) SwiGLUBackward(dgate, dup, gate, up, dy []float32) {
 // with a fixed polynomial q, so that erf is within 3·10⁻⁷. It is NaN for -Inf.
 func (s Set) GELU(dst, x []float32) {
 	x = x[:len(dst)]
-	geluPortable(dst, x)
+	switch s.path {
+	case AVX512:
+		geluAVX512(dst, x)
+	case AVX2:
+		geluAVX2(dst, x)
+	default:
+		geluPortable(dst, x)
+	}
 }
 
 // GELUBackward sets dx = dy*fma(x, u*(1/√2π), Φ), with u and Φ of [Set.GELU].
 func (s Set) GELUBackward(dx, x, dy []float32) {
 	x, dy = x[:len(dx)], dy[:len(dx)]
-	geluBackwardPortable(dx, x, dy)
+	switch s.path {
+	case AVX512:
+		geluBackwardAVX512(dx, x, dy)
+	case AVX2:
+		geluBackwardAVX2(dx, x, dy)
+	default:
+		geluBackwardPortable(dx, x, dy)
+	}
 }
 
 // GELUTanh sets dst = x*s, GPT-2's approximation ½·x·(1+tanh(√(2/π)·(x+0.044715·x³))) written with
@@ -46,14 +81,28 @@ func (s Set) GELUBackward(dx, x, dy []float32) {
 //	v = x*x; z = x*fma(v, 2·√(2/π)·0.044715, 2·√(2/π)); s = 1/(1+exp(-z)) = ½·(1+tanh(z/2))
 func (s Set) GELUTanh(dst, x []float32) {
 	x = x[:len(dst)]
-	geluTanhPortable(dst, x)
+	switch s.path {
+	case AVX512:
+		geluTanhAVX512(dst, x)
+	case AVX2:
+		geluTanhAVX2(dst, x)
+	default:
+		geluTanhPortable(dst, x)
+	}
 }
 
 // GELUTanhBackward sets dx = dy*fma(y-y*s, d, s), with v and s of [Set.GELUTanh], y = x*s and
 // d = fma(v, 6·√(2/π)·0.044715, 2·√(2/π)). It is NaN where |x| is above 10¹⁹.
 func (s Set) GELUTanhBackward(dx, x, dy []float32) {
 	x, dy = x[:len(dx)], dy[:len(dx)]
-	geluTanhBackwardPortable(dx, x, dy)
+	switch s.path {
+	case AVX512:
+		geluTanhBackwardAVX512(dx, x, dy)
+	case AVX2:
+		geluTanhBackwardAVX2(dx, x, dy)
+	default:
+		geluTanhBackwardPortable(dx, x, dy)
+	}
 }
 
 const (

@@ -17,7 +17,14 @@ type Coefficients struct {
 //	w = w*keep - (Rate*m)/(√(v*Unbias2)+Epsilon)
 func (s Set) AdamW(w, m, v, g []float32, k Coefficients, keep float32) {
 	m, v, g = m[:len(w)], v[:len(w)], g[:len(w)]
-	adamwPortable(w, m, v, g, k, keep)
+	switch s.path {
+	case AVX512:
+		adamwAVX512(w, m, v, g, k.Scale, k.Beta1, k.Rest1, k.Beta2, k.Rest2, k.Rate, k.Unbias2, k.Epsilon, keep)
+	case AVX2:
+		adamwAVX2(w, m, v, g, k.Scale, k.Beta1, k.Rest1, k.Beta2, k.Rest2, k.Rate, k.Unbias2, k.Epsilon, keep)
+	default:
+		adamwPortable(w, m, v, g, k, keep)
+	}
 }
 
 func adamwPortable(w, m, v, g []float32, k Coefficients, keep float32) {

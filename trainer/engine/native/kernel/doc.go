@@ -19,6 +19,8 @@
 // be the very slice of an input, but must not overlap one otherwise.
 package kernel
 
+//go:generate go run ./gen
+
 // Version names the order of roundings. Two builds with the same version compute the same bits; any change of an order
 // or of a polynomial is a new version.
 const Version = 1

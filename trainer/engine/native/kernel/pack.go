@@ -49,8 +49,27 @@ func (s Set) Transpose(dst []float32, dstRow int, src []float32, srcRow, rows, c
 	}
 	_ = dst[(cols-1)*dstRow+rows-1]
 	_ = src[(rows-1)*srcRow+cols-1]
-	transposePortable(dst, dstRow, src, srcRow, rows, cols)
+	if s.path == Portable || rows < 8 || cols < 8 {
+		transposePortable(dst, dstRow, src, srcRow, rows, cols)
+		return
+	}
+	wholeRows, wholeCols := rows&^7, cols&^7
+	for c := 0; c < wholeCols; c += transposeColumns {
+		for r := 0; r < wholeRows; r += 8 {
+			transpose8AVX2(&dst[c*dstRow+r], dstRow, &src[r*srcRow+c], srcRow, min(transposeColumns, wholeCols-c))
+		}
+	}
+	if wholeCols < cols {
+		transposePortable(dst[wholeCols*dstRow:], dstRow, src[wholeCols:], srcRow, wholeRows, cols-wholeCols)
+	}
+	if wholeRows < rows {
+		transposePortable(dst[wholeRows:], dstRow, src[wholeRows*srcRow:], srcRow, rows-wholeRows, cols)
+	}
 }
+
+// transposeColumns is how many columns the assembly transposes at a time, so that the lines of dst that one stripe of 8
+// rows writes in part are still in the cache for the next stripe.
+const transposeColumns = 64
 
 // tile is the side of the squares in which the portable path transposes: both sides of one stay in the first-level cache.
 const tile = 16

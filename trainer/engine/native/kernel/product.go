@@ -45,7 +45,12 @@ func (s Set) Multiply(p *Product) {
 	_ = p.A[(p.M-1)*p.ARow+(p.K-1)*p.AStep]
 	_ = p.B[(p.N-1)/panel*p.BPanel+(p.K-1)*p.BStep+panel-1]
 	_ = p.C[(p.M-1)*p.CRow+p.N-1]
-	multiplyPortable(p)
+	switch s.path {
+	case AVX512, AVX2:
+		s.multiplyTiles(p)
+	default:
+		multiplyPortable(p)
+	}
 }
 
 // blockPortable is the number of steps over k for which the portable path keeps a panel of B in the first-level cache.

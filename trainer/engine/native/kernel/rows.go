@@ -5,41 +5,87 @@ import "math"
 // Add sets dst = a+b.
 func (s Set) Add(dst, a, b []float32) {
 	a, b = a[:len(dst)], b[:len(dst)]
-	addPortable(dst, a, b)
+	switch s.path {
+	case AVX512:
+		addAVX512(dst, a, b)
+	case AVX2:
+		addAVX2(dst, a, b)
+	default:
+		addPortable(dst, a, b)
+	}
 }
 
 // AddScaled sets dst = fma(x, scale, dst).
 func (s Set) AddScaled(dst, x []float32, scale float32) {
 	x = x[:len(dst)]
-	addScaledPortable(dst, x, scale)
+	switch s.path {
+	case AVX512:
+		addScaledAVX512(dst, x, scale)
+	case AVX2:
+		addScaledAVX2(dst, x, scale)
+	default:
+		addScaledPortable(dst, x, scale)
+	}
 }
 
 // Scale sets dst = x*scale.
 func (s Set) Scale(dst, x []float32, scale float32) {
 	x = x[:len(dst)]
-	scalePortable(dst, x, scale)
+	switch s.path {
+	case AVX512:
+		scaleAVX512(dst, x, scale)
+	case AVX2:
+		scaleAVX2(dst, x, scale)
+	default:
+		scalePortable(dst, x, scale)
+	}
 }
 
 // Mul sets dst = a*b.
 func (s Set) Mul(dst, a, b []float32) {
 	a, b = a[:len(dst)], b[:len(dst)]
-	mulPortable(dst, a, b)
+	switch s.path {
+	case AVX512:
+		mulAVX512(dst, a, b)
+	case AVX2:
+		mulAVX2(dst, a, b)
+	default:
+		mulPortable(dst, a, b)
+	}
 }
 
 // Sum returns the row sum of x.
 func (s Set) Sum(x []float32) float32 {
+	switch s.path {
+	case AVX512:
+		return sumAVX512(x)
+	case AVX2:
+		return sumAVX2(x)
+	}
 	return sumPortable(x)
 }
 
 // Dot returns the row sum of a·b: lane = fma(a, b, lane).
 func (s Set) Dot(a, b []float32) float32 {
 	b = b[:len(a)]
+	switch s.path {
+	case AVX512:
+		return dotAVX512(a, b)
+	case AVX2:
+		return dotAVX2(a, b)
+	}
 	return dotPortable(a, b)
 }
 
 // DotMul returns the row sum of a·b·c: lane = fma(a*b, c, lane).
 func (s Set) DotMul(a, b, c []float32) float32 {
 	b, c = b[:len(a)], c[:len(a)]
+	switch s.path {
+	case AVX512:
+		return dotMulAVX512(a, b, c)
+	case AVX2:
+		return dotMulAVX2(a, b, c)
+	}
 	return dotMulPortable(a, b, c)
 }
 
@@ -47,16 +93,34 @@ func (s Set) DotMul(a, b, c []float32) float32 {
 // of a row sum, starting from -Inf, with max(a, b) = a > b ? a : b where b is what the lane holds, which decides between
 // +0 and -0.
 func (s Set) Max(x []float32) float32 {
+	switch s.path {
+	case AVX512:
+		return maxAVX512(x)
+	case AVX2:
+		return maxAVX2(x)
+	}
 	return maxPortable(x)
 }
 
 // SumSquaredDiff returns the row sum of (x-mean)²: d = x-mean, lane = fma(d, d, lane).
 func (s Set) SumSquaredDiff(x []float32, mean float32) float32 {
+	switch s.path {
+	case AVX512:
+		return sumSquaredDiffAVX512(x, mean)
+	case AVX2:
+		return sumSquaredDiffAVX2(x, mean)
+	}
 	return sumSquaredDiffPortable(x, mean)
 }
 
 // SumSquares64 returns the sum of the squares of x in float64: 16 lanes and a tree as in a row sum, each square exact.
 func (s Set) SumSquares64(x []float32) float64 {
+	switch s.path {
+	case AVX512:
+		return sumSquares64AVX512(x)
+	case AVX2:
+		return sumSquares64AVX2(x)
+	}
 	return sumSquares64Portable(x)
 }
 
