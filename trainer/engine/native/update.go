@@ -57,7 +57,7 @@ func (u *update) run(ctx context.Context, e *executor, targets int64, step engin
 	}
 	u.coefficients, u.decay = k, decay
 	// Cancelled half-way, some parameters would have moved and others not.
-	if err := e.run(context.WithoutCancel(ctx), u.apply); err != nil {
+	if err := e.run(context.Background(), u.apply); err != nil {
 		return fmt.Errorf("update: %w", err)
 	}
 	u.state.Steps++
