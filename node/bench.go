@@ -11,7 +11,7 @@ import (
 
 	"github.com/capacloud/capanode/gpu/cpu"
 	enginebench "github.com/capacloud/capanode/trainer/engine/bench"
-	"github.com/capacloud/capanode/trainer/engine/gomlx"
+	"github.com/capacloud/capanode/trainer/engine/native"
 )
 
 // BenchReport is what a benchmark found, in the form that the documentation quotes.
@@ -83,7 +83,7 @@ func Benches() []Bench {
 func (b Bench) Run(ctx context.Context) (BenchReport, error) {
 	start := time.Now()
 	r := BenchReport{Bench: b.Name, Figures: map[string]float64{}, Baseline: map[string]float64{}, Missing: []string{}, Date: start.UTC().Format(time.DateOnly)}
-	r.Machine = Machine{Processor: "unknown", Cores: runtime.NumCPU(), OS: runtime.GOOS, Arch: runtime.GOARCH, Go: runtime.Version(), Numerics: gomlx.Numerics()}
+	r.Machine = Machine{Processor: "unknown", Cores: runtime.NumCPU(), OS: runtime.GOOS, Arch: runtime.GOARCH, Go: runtime.Version(), Numerics: native.Numerics()}
 	if b, err := os.ReadFile("/proc/loadavg"); err == nil {
 		_, _ = fmt.Sscan(string(b), &r.Machine.Load) // 0 says that it is unknown
 	}

@@ -24,7 +24,7 @@ import (
 	trainerbench "github.com/capacloud/capanode/trainer/bench"
 	"github.com/capacloud/capanode/trainer/data"
 	"github.com/capacloud/capanode/trainer/engine"
-	"github.com/capacloud/capanode/trainer/engine/gomlx"
+	"github.com/capacloud/capanode/trainer/engine/native"
 	"github.com/capacloud/capanode/trainer/job"
 	"github.com/capacloud/capanode/trainer/tokenizer"
 )
@@ -199,7 +199,7 @@ func benchTraining(ctx context.Context, store *storage.Store, paths []string) (*
 	}
 	threads := max(1, runtime.NumCPU()/file.Market.Peers)
 	return &trainerbench.Training{
-		Plan: workerPlan(rec), Data: source, Validation: validation, Numerics: gomlx.Numerics(),
+		Plan: workerPlan(rec), Data: source, Validation: validation, Numerics: native.Numerics(),
 		Engine: func() (engine.Engine, error) { return buildEngine(rec, 0, threads) },
 	}, nil
 }

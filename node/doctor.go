@@ -16,7 +16,8 @@ import (
 
 	"github.com/capacloud/capanode/gpu/detect"
 	"github.com/capacloud/capanode/p2p"
-	"github.com/capacloud/capanode/trainer/engine/gomlx"
+	"github.com/capacloud/capanode/trainer/engine/native"
+	"github.com/capacloud/capanode/trainer/engine/native/kernel"
 )
 
 // Verdict is the outcome of one check.
@@ -113,9 +114,9 @@ func checkEngine(ctx context.Context) Check {
 		}
 	}
 	rate := float64(steps*benchRows*benchContext) / time.Since(start).Seconds()
-	c := Check{Check: "engine", Verdict: OK, Finding: fmt.Sprintf("%s on %d cores, %.0f tokens/s training a model of 1 M parameters", gomlx.Numerics(), runtime.NumCPU(), rate)}
-	if gomlx.SlowKernels() {
-		c.Verdict, c.Next = Warn, "slow kernels: build with GOEXPERIMENT=simd (`make build` does) on an amd64 machine"
+	c := Check{Check: "engine", Verdict: OK, Finding: fmt.Sprintf("%s, kernels %s, %d cores: %.0f tokens/s training a model of 1 M parameters", native.Numerics(), kernel.Best(), runtime.NumCPU(), rate)}
+	if kernel.Best() == kernel.Portable {
+		c.Verdict, c.Next = Warn, "this processor has no AVX2: training works, slowly; results are the same"
 	}
 	return c
 }

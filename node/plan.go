@@ -4,11 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 
 	"github.com/capacloud/capanode/gpu/detect"
 	"github.com/capacloud/capanode/trainer/engine"
-	"github.com/capacloud/capanode/trainer/engine/gomlx"
+	"github.com/capacloud/capanode/trainer/engine/native"
 	"github.com/capacloud/capanode/trainer/hf"
 	"github.com/capacloud/capanode/trainer/job"
 	"github.com/capacloud/capanode/trainer/outer"
@@ -27,26 +26,34 @@ func workerPlan(r job.Record) worker.Plan {
 	}
 }
 
-// memoryNeeded estimates the bytes that one member needs: weights, gradients, two moments, the outer state and codec
-// buffers, and the activations of one micro-batch.
+// memoryNeeded returns the bytes that one member needs: what the executor holds while it trains a micro-batch, the outer
+// state, and the buffers of the averaging.
 func memoryNeeded(r job.Record) (int64, error) {
 	program, err := r.Model.Program()
 	if err != nil {
 		return 0, fmt.Errorf("%w: %w", ErrJob, err)
 	}
-	p, err := engine.NewPlan(program, engine.Shape{Rows: int(r.MicroBatch), Context: int(r.Context)})
+	shape := engine.Shape{Rows: int(r.MicroBatch), Context: int(r.Context)}
+	p, err := engine.NewPlan(program, shape)
 	if err != nil {
 		return 0, fmt.Errorf("%w: %w", ErrJob, err)
 	}
-	const copies = 4 + 4                     // engine state and gradients; slow weights, momentum, update and decoded mates
-	if p.ActivationBytes > math.MaxInt64/8 { // so that three times as much, and the rest, cannot wrap around
+	if p.ActivationBytes > maxActivations {
 		return 0, fmt.Errorf("%w: a micro-batch needs %d GiB: %w", ErrJob, p.ActivationBytes>>30, engine.ErrMemory)
 	}
-	return p.Parameters*4*copies + 3*p.ActivationBytes, nil
+	train, err := native.Memory(program, shape, native.Options{})
+	if err != nil {
+		return 0, fmt.Errorf("%w: %w", ErrJob, err)
+	}
+	const copies = 4 // slow weights, momentum, update and decoded mates
+	return train + p.Parameters*4*copies, nil
 }
 
+// maxActivations bounds what is planned in detail; no machine holds as much.
+const maxActivations = 1 << 50
+
 // finishedBytes is what one parameter of a finished model takes while it is measured: its weight as it was read, and the
-// engine's weight, gradient, two moments and accumulator.
+// engine's weight, gradient, two moments and the laid out copy.
 const finishedBytes = 4 + 20
 
 // machineMemory is this machine's memory in bytes, or what its control group allows.
@@ -81,7 +88,7 @@ func buildEngine(r job.Record, memory int64, threads int) (engine.Engine, error)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrJob, err)
 	}
-	return gomlx.New(program, gomlx.Options{Seed: r.Seed, MemoryLimit: memory, Parallelism: threads})
+	return native.New(program, native.Options{Seed: r.Seed, MemoryLimit: memory, Parallelism: threads})
 }
 
 // modelEngine makes an executor that holds a finished model.
@@ -90,7 +97,7 @@ func modelEngine(m hf.Model, threads int) (engine.Engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	eng, err := gomlx.New(program, gomlx.Options{Parallelism: threads})
+	eng, err := native.New(program, native.Options{Parallelism: threads})
 	if err != nil {
 		return nil, err
 	}

@@ -10,7 +10,7 @@ import (
 	"github.com/capacloud/capanode/gpu"
 	"github.com/capacloud/capanode/market/lease"
 	"github.com/capacloud/capanode/trainer/engine"
-	"github.com/capacloud/capanode/trainer/engine/gomlx"
+	"github.com/capacloud/capanode/trainer/engine/native"
 	"github.com/capacloud/capanode/trainer/model"
 )
 
@@ -44,7 +44,7 @@ func newTrainingWork(threads int) (*trainingWork, error) {
 	if err != nil {
 		return nil, err
 	}
-	eng, err := gomlx.New(program, gomlx.Options{Seed: 1, Parallelism: threads})
+	eng, err := native.New(program, native.Options{Seed: 1, Parallelism: threads})
 	if err != nil {
 		return nil, err
 	}
@@ -73,7 +73,7 @@ const speedLife = 24 * time.Hour
 func (p *provider) speed(ctx context.Context) (uint64, error) {
 	path := p.home.Path("speed.json")
 	now := time.Now()
-	want := measured{Device: p.device.Info().ID, Numerics: gomlx.Numerics(), Threads: p.o.Threads}
+	want := measured{Device: p.device.Info().ID, Numerics: native.Numerics(), Threads: p.o.Threads}
 	if b, err := os.ReadFile(path); err == nil {
 		var m measured
 		if json.Unmarshal(b, &m) == nil && m.Device == want.Device && m.Numerics == want.Numerics && m.Threads == want.Threads && now.Sub(m.At) < speedLife && m.MFLOPS > 0 {

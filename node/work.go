@@ -22,7 +22,7 @@ import (
 	"github.com/capacloud/capanode/storage/transfer"
 	"github.com/capacloud/capanode/trainer/data"
 	"github.com/capacloud/capanode/trainer/engine"
-	"github.com/capacloud/capanode/trainer/engine/gomlx"
+	"github.com/capacloud/capanode/trainer/engine/native"
 	"github.com/capacloud/capanode/trainer/job"
 	"github.com/capacloud/capanode/trainer/round"
 	"github.com/capacloud/capanode/trainer/worker"
@@ -212,7 +212,7 @@ func (t *task) train(ctx context.Context, source *data.Source) error {
 	})
 	t.p.emit(ProviderEvent{State: "working", Lease: t.lease.ID.Short(), Run: t.run.String()})
 	res, err := worker.Run(ctx, worker.Config{
-		Run: t.run, Owner: t.lease.Terms.Requester, Plan: workerPlan(t.rec), Engine: eng, Numerics: gomlx.Numerics(),
+		Run: t.run, Owner: t.lease.Terms.Requester, Plan: workerPlan(t.rec), Engine: eng, Numerics: native.Numerics(),
 		Net: t.p.net, Blobs: t.blobs, Data: source, SnapshotDir: dir, States: t.p.states, Drain: t.drain, Log: t.p.log,
 		Hooks: worker.Hooks{
 			OnRound:      t.onRound,

@@ -9,7 +9,7 @@ import (
 
 	"github.com/capacloud/capanode/trainer/bench"
 	"github.com/capacloud/capanode/trainer/engine"
-	"github.com/capacloud/capanode/trainer/engine/gomlx"
+	"github.com/capacloud/capanode/trainer/engine/native"
 	"github.com/capacloud/capanode/trainer/model"
 	"github.com/capacloud/capanode/trainer/outer"
 	"github.com/capacloud/capanode/trainer/round"
@@ -57,9 +57,9 @@ func TestAveraging(t *testing.T) {
 				if err != nil {
 					return nil, err
 				}
-				return gomlx.New(program, gomlx.Options{Seed: 5, Parallelism: 1})
+				return native.New(program, native.Options{Seed: 5, Parallelism: 1})
 			},
-			Numerics: gomlx.Numerics(), Data: steps{}, Validation: []engine.Batch{validation},
+			Numerics: native.Numerics(), Data: steps{}, Validation: []engine.Batch{validation},
 		}})
 		if err != nil {
 			t.Fatal(err)

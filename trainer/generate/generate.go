@@ -55,32 +55,29 @@ func (o Options) check(prompt []int32) error {
 }
 
 // Generate continues the prompt and calls emit with each token as soon as it is drawn. It returns when Max tokens are
-// out, at a stop token, when the context ends, or with the first error of the model or of emit.
+// out, at a stop token, or with the first error of the model or of emit.
 //
-// The model always sees one row of full context, padded at the right where causal attention cannot look, so that an
-// executor compiles one shape.
+// A model that is an [engine.Decoding] computes each token once; when its context is full, it forgets the older half.
+// Others compute the whole window for every token.
 func Generate(ctx context.Context, m Model, prompt []int32, opts Options, emit func(token int32) error) error {
 	if err := opts.check(prompt); err != nil {
 		return fmt.Errorf("generate: %w", err)
 	}
+	next, err := reader(m, opts)
+	if err != nil {
+		return fmt.Errorf("generate: %w", err)
+	}
 	rng := rand.New(rand.NewPCG(opts.Seed, 0))
-	window := slices.Clone(prompt[max(0, len(prompt)-opts.Context):])
-	padded := make([]int32, opts.Context)
+	fresh := prompt
 	for range opts.Max {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("generate: %w", err)
 		}
-		clear(padded[copy(padded, window):])
-		logits, err := m.Logits(ctx, engine.Batch{Rows: 1, Context: opts.Context, Inputs: padded})
+		logits, err := next(ctx, fresh)
 		if err != nil {
 			return fmt.Errorf("generate: %w", err)
 		}
-		if len(logits) != opts.Context*opts.Vocab {
-			return fmt.Errorf("generate: the model gave %d logits, wanted %d × %d: %w",
-				len(logits), opts.Context, opts.Vocab, ErrOptions)
-		}
-		last := len(window) - 1
-		token, err := Sample(logits[last*opts.Vocab:(last+1)*opts.Vocab], opts, rng)
+		token, err := Sample(logits, opts, rng)
 		if err != nil {
 			return fmt.Errorf("generate: %w", err)
 		}
@@ -90,12 +87,74 @@ func Generate(ctx context.Context, m Model, prompt []int32, opts Options, emit f
 		if err := emit(token); err != nil {
 			return fmt.Errorf("generate: %w", err)
 		}
-		if len(window) == opts.Context {
-			window = append(window[:0], window[1:]...)
-		}
-		window = append(window, token)
+		fresh = []int32{token}
 	}
 	return nil
+}
+
+// reader returns a function that appends tokens to the text and gives the logits of what follows.
+func reader(m Model, opts Options) (func(ctx context.Context, fresh []int32) ([]float32, error), error) {
+	d, ok := m.(engine.Decoding)
+	if !ok {
+		w := &window{model: m, opts: opts, padded: make([]int32, opts.Context)}
+		return w.next, nil
+	}
+	decoder, err := d.Decoder()
+	if err != nil {
+		return nil, err
+	}
+	c := &cached{decoder: decoder, context: opts.Context}
+	return func(ctx context.Context, fresh []int32) ([]float32, error) {
+		logits, err := c.next(ctx, fresh)
+		if err == nil && len(logits) != opts.Vocab {
+			err = fmt.Errorf("the model gave %d logits, wanted %d: %w", len(logits), opts.Vocab, ErrOptions)
+		}
+		return logits, err
+	}, nil
+}
+
+// cached reads a text through a decoder.
+type cached struct {
+	decoder engine.Decoder
+	context int
+	text    []int32 // what the decoder has seen
+}
+
+func (c *cached) next(ctx context.Context, fresh []int32) ([]float32, error) {
+	if len(c.text)+len(fresh) > c.context {
+		all := slices.Concat(c.text, fresh)
+		fresh = all[len(all)-max(1, c.context/2):]
+		c.text = c.text[:0]
+		c.decoder.Reset()
+	}
+	c.text = append(c.text, fresh...)
+	return c.decoder.Next(ctx, fresh)
+}
+
+// window reads a text through the logits of its last part. The model always sees one row of full context, padded at the
+// right where causal attention cannot look, so that an executor compiles one shape.
+type window struct {
+	model  Model
+	opts   Options
+	text   []int32
+	padded []int32
+}
+
+func (w *window) next(ctx context.Context, fresh []int32) ([]float32, error) {
+	w.text = append(w.text, fresh...)
+	if over := len(w.text) - w.opts.Context; over > 0 {
+		w.text = append(w.text[:0], w.text[over:]...)
+	}
+	clear(w.padded[copy(w.padded, w.text):])
+	logits, err := w.model.Logits(ctx, engine.Batch{Rows: 1, Context: w.opts.Context, Inputs: w.padded})
+	if err != nil {
+		return nil, err
+	}
+	if len(logits) != w.opts.Context*w.opts.Vocab {
+		return nil, fmt.Errorf("the model gave %d logits, wanted %d × %d: %w", len(logits), w.opts.Context, w.opts.Vocab, ErrOptions)
+	}
+	last := len(w.text) - 1
+	return logits[last*w.opts.Vocab : (last+1)*w.opts.Vocab], nil
 }
 
 // candidate is a token with its unnormalised probability.

@@ -9,7 +9,7 @@ import (
 	"testing"
 
 	"github.com/capacloud/capanode/trainer/engine"
-	"github.com/capacloud/capanode/trainer/engine/gomlx"
+	"github.com/capacloud/capanode/trainer/engine/native"
 	"github.com/capacloud/capanode/trainer/model"
 )
 
@@ -129,7 +129,7 @@ func TestEngineGeneratesTheSameTwice(t *testing.T) {
 	opts := Options{Vocab: spec.Vocab, Context: spec.Context, Max: 20, Temperature: 1, TopK: 50, Seed: 3}
 	var first []int32
 	for _, parallelism := range []int{1, 2} {
-		e, err := gomlx.New(p, gomlx.Options{Seed: 1, Parallelism: parallelism})
+		e, err := native.New(p, native.Options{Seed: 1, Parallelism: parallelism})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -142,8 +142,17 @@ func TestEngineGeneratesTheSameTwice(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	plain, err := native.New(p, native.Options{Seed: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer plain.Close()
+	opts.Max = spec.Context - 3 // the window forgets a token at a time, the decoder half of them
+	if got := collect(t, struct{ Model }{plain}, []int32{10, 20, 30}, opts); !slices.Equal(got, first[:opts.Max]) {
+		t.Errorf("without a decoder %v, with one %v", got, first)
+	}
 	opts.Seed = 4
-	e, err := gomlx.New(p, gomlx.Options{Seed: 1})
+	e, err := native.New(p, native.Options{Seed: 1})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"github.com/capacloud/capanode/trainer/engine"
-	"github.com/capacloud/capanode/trainer/engine/gomlx"
+	"github.com/capacloud/capanode/trainer/engine/native"
 	"github.com/capacloud/capanode/trainer/model"
 	"github.com/capacloud/capanode/trainer/round"
 	"github.com/capacloud/capanode/trainer/worker"
@@ -61,13 +61,13 @@ func llamaRun(t *testing.T) string {
 			if err != nil {
 				t.Fatal(err)
 			}
-			eng, err := gomlx.New(program, gomlx.Options{Seed: 11, Parallelism: 1})
+			eng, err := native.New(program, native.Options{Seed: 11, Parallelism: 1})
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer eng.Close()
 			cfg := s.config(name)
-			cfg.Engine, cfg.Numerics = eng, gomlx.Numerics()
+			cfg.Engine, cfg.Numerics = eng, native.Numerics()
 			all = append(all, start(ctx, cfg))
 		}
 		ends := s.finish(all...)
@@ -96,7 +96,7 @@ func TestGoldenLlama(t *testing.T) {
 	if second := llamaRun(t); second != first {
 		t.Errorf("two runs differ:\n%s\n%s", first, second)
 	}
-	class := strings.ReplaceAll(gomlx.Numerics(), "/", "-")
+	class := strings.ReplaceAll(native.Numerics(), "/", "-")
 	path := filepath.Join("testdata", "llama-"+class+".txt")
 	if *update {
 		if err := os.MkdirAll("testdata", 0o755); err != nil {
@@ -108,7 +108,7 @@ func TestGoldenLlama(t *testing.T) {
 	}
 	want, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		t.Skipf("no golden file for numerics class %s: run with -update on such a machine to record one", gomlx.Numerics())
+		t.Skipf("no golden file for numerics class %s: run with -update on such a machine to record one", native.Numerics())
 	}
 	if err != nil {
 		t.Fatal(err)
