@@ -3215,60 +3215,64 @@ done:
 	VZEROUPPER
 	RET
 
-// func tile1x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, FMA3
-TEXT ·tile1x1AVX2(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
-	MOVQ   cRow+56(FP), AX
-	SHLQ   $0x02, AX
-	MOVQ   a+0(FP), AX
-	MOVQ   c+48(FP), CX
-	MOVB   add+72(FP), DL
-	TESTB  DL, DL
+// func tile1x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, FMA3, MMX+
+TEXT ·tile1x1AVX2(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
+	MOVQ   cRow+56(FP), CX
+	SHLQ   $0x02, CX
+	MOVB   add+88(FP), CL
+	TESTB  CL, CL
 	JNZ    old
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	JMP    begin
 
 old:
-	VMOVUPS (CX), Y0
-	VMOVUPS 32(CX), Y1
+	VMOVUPS (AX), Y0
+	VMOVUPS 32(AX), Y1
 
 begin:
-	MOVQ aStep+16(FP), DX
-	SHLQ $0x02, DX
-	MOVQ b+24(FP), BX
-	MOVQ bStep+32(FP), SI
-	SHLQ $0x02, SI
-	MOVQ steps+64(FP), DI
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	MOVQ ahead+64(FP), CX
+	MOVQ aheadBytes+72(FP), DX
+	MOVQ aStep+16(FP), BX
+	SHLQ $0x02, BX
+	MOVQ b+24(FP), SI
+	MOVQ bStep+32(FP), DI
+	SHLQ $0x02, DI
+	MOVQ steps+80(FP), R8
 
 loop:
-	VMOVUPS      (BX), Y2
-	VMOVUPS      32(BX), Y3
+	PREFETCHT1   (CX)
+	VMOVUPS      (SI), Y2
+	VMOVUPS      32(SI), Y3
 	VBROADCASTSS (AX), Y4
 	VFMADD231PS  Y2, Y4, Y0
 	VFMADD231PS  Y3, Y4, Y1
-	ADDQ         DX, AX
-	ADDQ         SI, BX
-	DECQ         DI
+	ADDQ         BX, AX
+	ADDQ         DI, SI
+	ADDQ         DX, CX
+	DECQ         R8
 	JNZ          loop
-	VMOVUPS      Y0, (CX)
-	VMOVUPS      Y1, 32(CX)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	VMOVUPS      Y0, (AX)
+	VMOVUPS      Y1, 32(AX)
 	VZEROUPPER
 	RET
 
-// func tile2x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, FMA3
-TEXT ·tile2x1AVX2(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile2x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, FMA3, MMX+
+TEXT ·tile2x1AVX2(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	MOVQ   c+48(FP), BX
-	MOVB   add+72(FP), SI
-	TESTB  SI, SI
+	MOVB   add+88(FP), DL
+	TESTB  DL, DL
 	JNZ    old
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -3277,50 +3281,57 @@ TEXT ·tile2x1AVX2(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (BX), Y0
-	VMOVUPS 32(BX), Y1
-	VMOVUPS (BX)(CX*1), Y2
-	VMOVUPS 32(BX)(CX*1), Y3
+	VMOVUPS (AX), Y0
+	VMOVUPS 32(AX), Y1
+	VMOVUPS (AX)(CX*1), Y2
+	VMOVUPS 32(AX)(CX*1), Y3
 
 begin:
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	MOVQ ahead+64(FP), DX
+	MOVQ aheadBytes+72(FP), BX
 	MOVQ aStep+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ b+24(FP), DI
 	MOVQ bStep+32(FP), R8
 	SHLQ $0x02, R8
-	MOVQ steps+64(FP), R9
+	MOVQ steps+80(FP), R9
 
 loop:
+	PREFETCHT1   (DX)
 	VMOVUPS      (DI), Y4
 	VMOVUPS      32(DI), Y5
-	VBROADCASTSS (DX), Y6
+	VBROADCASTSS (AX), Y6
 	VFMADD231PS  Y4, Y6, Y0
 	VFMADD231PS  Y5, Y6, Y1
-	VBROADCASTSS (DX)(AX*1), Y6
+	VBROADCASTSS (AX)(CX*1), Y6
 	VFMADD231PS  Y4, Y6, Y2
 	VFMADD231PS  Y5, Y6, Y3
-	ADDQ         SI, DX
+	ADDQ         SI, AX
 	ADDQ         R8, DI
+	ADDQ         BX, DX
 	DECQ         R9
 	JNZ          loop
-	VMOVUPS      Y0, (BX)
-	VMOVUPS      Y1, 32(BX)
-	VMOVUPS      Y2, (BX)(CX*1)
-	VMOVUPS      Y3, 32(BX)(CX*1)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	VMOVUPS      Y0, (AX)
+	VMOVUPS      Y1, 32(AX)
+	VMOVUPS      Y2, (AX)(CX*1)
+	VMOVUPS      Y3, 32(AX)(CX*1)
 	VZEROUPPER
 	RET
 
-// func tile3x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, FMA3
-TEXT ·tile3x1AVX2(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile3x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, FMA3, MMX+
+TEXT ·tile3x1AVX2(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	MOVQ   c+48(FP), BX
-	MOVB   add+72(FP), SI
-	TESTB  SI, SI
+	MOVB   add+88(FP), DL
+	TESTB  DL, DL
 	JNZ    old
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -3331,61 +3342,66 @@ TEXT ·tile3x1AVX2(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (BX), Y0
-	VMOVUPS 32(BX), Y1
-	VMOVUPS (BX)(CX*1), Y2
-	VMOVUPS 32(BX)(CX*1), Y3
-	VMOVUPS (BX)(CX*2), Y4
-	VMOVUPS 32(BX)(CX*2), Y5
+	VMOVUPS (AX), Y0
+	VMOVUPS 32(AX), Y1
+	VMOVUPS (AX)(CX*1), Y2
+	VMOVUPS 32(AX)(CX*1), Y3
+	VMOVUPS (AX)(CX*2), Y4
+	VMOVUPS 32(AX)(CX*2), Y5
 
 begin:
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	MOVQ ahead+64(FP), DX
+	MOVQ aheadBytes+72(FP), BX
 	MOVQ aStep+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ b+24(FP), DI
 	MOVQ bStep+32(FP), R8
 	SHLQ $0x02, R8
-	MOVQ steps+64(FP), R9
+	MOVQ steps+80(FP), R9
 
 loop:
+	PREFETCHT1   (DX)
 	VMOVUPS      (DI), Y6
 	VMOVUPS      32(DI), Y7
-	VBROADCASTSS (DX), Y8
+	VBROADCASTSS (AX), Y8
 	VFMADD231PS  Y6, Y8, Y0
 	VFMADD231PS  Y7, Y8, Y1
-	VBROADCASTSS (DX)(AX*1), Y8
+	VBROADCASTSS (AX)(CX*1), Y8
 	VFMADD231PS  Y6, Y8, Y2
 	VFMADD231PS  Y7, Y8, Y3
-	VBROADCASTSS (DX)(AX*2), Y8
+	VBROADCASTSS (AX)(CX*2), Y8
 	VFMADD231PS  Y6, Y8, Y4
 	VFMADD231PS  Y7, Y8, Y5
-	ADDQ         SI, DX
+	ADDQ         SI, AX
 	ADDQ         R8, DI
+	ADDQ         BX, DX
 	DECQ         R9
 	JNZ          loop
-	VMOVUPS      Y0, (BX)
-	VMOVUPS      Y1, 32(BX)
-	VMOVUPS      Y2, (BX)(CX*1)
-	VMOVUPS      Y3, 32(BX)(CX*1)
-	VMOVUPS      Y4, (BX)(CX*2)
-	VMOVUPS      Y5, 32(BX)(CX*2)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	VMOVUPS      Y0, (AX)
+	VMOVUPS      Y1, 32(AX)
+	VMOVUPS      Y2, (AX)(CX*1)
+	VMOVUPS      Y3, 32(AX)(CX*1)
+	VMOVUPS      Y4, (AX)(CX*2)
+	VMOVUPS      Y5, 32(AX)(CX*2)
 	VZEROUPPER
 	RET
 
-// func tile4x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, FMA3
-TEXT ·tile4x1AVX2(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile4x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, FMA3, MMX+
+TEXT ·tile4x1AVX2(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	MOVQ   c+48(FP), SI
-	LEAQ   (SI)(CX*2), DI
-	ADDQ   CX, DI
-	MOVB   add+72(FP), R8
-	TESTB  R8, R8
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	MOVB   add+88(FP), BL
+	TESTB  BL, BL
 	JNZ    old
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -3398,69 +3414,78 @@ TEXT ·tile4x1AVX2(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (SI), Y0
-	VMOVUPS 32(SI), Y1
-	VMOVUPS (SI)(CX*1), Y2
-	VMOVUPS 32(SI)(CX*1), Y3
-	VMOVUPS (SI)(CX*2), Y4
-	VMOVUPS 32(SI)(CX*2), Y5
-	VMOVUPS (DI), Y6
-	VMOVUPS 32(DI), Y7
+	VMOVUPS (AX), Y0
+	VMOVUPS 32(AX), Y1
+	VMOVUPS (AX)(CX*1), Y2
+	VMOVUPS 32(AX)(CX*1), Y3
+	VMOVUPS (AX)(CX*2), Y4
+	VMOVUPS 32(AX)(CX*2), Y5
+	VMOVUPS (DX), Y6
+	VMOVUPS 32(DX), Y7
 
 begin:
-	MOVQ aStep+16(FP), R8
-	SHLQ $0x02, R8
-	MOVQ b+24(FP), R9
-	MOVQ bStep+32(FP), R10
-	SHLQ $0x02, R10
-	MOVQ steps+64(FP), R11
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	MOVQ ahead+64(FP), BX
+	MOVQ aheadBytes+72(FP), SI
+	MOVQ aStep+16(FP), DI
+	SHLQ $0x02, DI
+	MOVQ b+24(FP), R8
+	MOVQ bStep+32(FP), R9
+	SHLQ $0x02, R9
+	MOVQ steps+80(FP), R10
 
 loop:
-	VMOVUPS      (R9), Y8
-	VMOVUPS      32(R9), Y9
-	VBROADCASTSS (DX), Y10
+	PREFETCHT1   (BX)
+	VMOVUPS      (R8), Y8
+	VMOVUPS      32(R8), Y9
+	VBROADCASTSS (AX), Y10
 	VFMADD231PS  Y8, Y10, Y0
 	VFMADD231PS  Y9, Y10, Y1
-	VBROADCASTSS (DX)(AX*1), Y10
+	VBROADCASTSS (AX)(CX*1), Y10
 	VFMADD231PS  Y8, Y10, Y2
 	VFMADD231PS  Y9, Y10, Y3
-	VBROADCASTSS (DX)(AX*2), Y10
+	VBROADCASTSS (AX)(CX*2), Y10
 	VFMADD231PS  Y8, Y10, Y4
 	VFMADD231PS  Y9, Y10, Y5
-	VBROADCASTSS (BX), Y10
+	VBROADCASTSS (DX), Y10
 	VFMADD231PS  Y8, Y10, Y6
 	VFMADD231PS  Y9, Y10, Y7
-	ADDQ         R8, DX
-	ADDQ         R8, BX
-	ADDQ         R10, R9
-	DECQ         R11
+	ADDQ         DI, AX
+	ADDQ         DI, DX
+	ADDQ         R9, R8
+	ADDQ         SI, BX
+	DECQ         R10
 	JNZ          loop
-	VMOVUPS      Y0, (SI)
-	VMOVUPS      Y1, 32(SI)
-	VMOVUPS      Y2, (SI)(CX*1)
-	VMOVUPS      Y3, 32(SI)(CX*1)
-	VMOVUPS      Y4, (SI)(CX*2)
-	VMOVUPS      Y5, 32(SI)(CX*2)
-	VMOVUPS      Y6, (DI)
-	VMOVUPS      Y7, 32(DI)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	VMOVUPS      Y0, (AX)
+	VMOVUPS      Y1, 32(AX)
+	VMOVUPS      Y2, (AX)(CX*1)
+	VMOVUPS      Y3, 32(AX)(CX*1)
+	VMOVUPS      Y4, (AX)(CX*2)
+	VMOVUPS      Y5, 32(AX)(CX*2)
+	VMOVUPS      Y6, (DX)
+	VMOVUPS      Y7, 32(DX)
 	VZEROUPPER
 	RET
 
-// func tile5x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, FMA3
-TEXT ·tile5x1AVX2(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile5x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, FMA3, MMX+
+TEXT ·tile5x1AVX2(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	MOVQ   c+48(FP), SI
-	LEAQ   (SI)(CX*2), DI
-	ADDQ   CX, DI
-	MOVB   add+72(FP), R8
-	TESTB  R8, R8
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	MOVB   add+88(FP), BL
+	TESTB  BL, BL
 	JNZ    old
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -3475,76 +3500,85 @@ TEXT ·tile5x1AVX2(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (SI), Y0
-	VMOVUPS 32(SI), Y1
-	VMOVUPS (SI)(CX*1), Y2
-	VMOVUPS 32(SI)(CX*1), Y3
-	VMOVUPS (SI)(CX*2), Y4
-	VMOVUPS 32(SI)(CX*2), Y5
-	VMOVUPS (DI), Y6
-	VMOVUPS 32(DI), Y7
-	VMOVUPS (DI)(CX*1), Y8
-	VMOVUPS 32(DI)(CX*1), Y9
+	VMOVUPS (AX), Y0
+	VMOVUPS 32(AX), Y1
+	VMOVUPS (AX)(CX*1), Y2
+	VMOVUPS 32(AX)(CX*1), Y3
+	VMOVUPS (AX)(CX*2), Y4
+	VMOVUPS 32(AX)(CX*2), Y5
+	VMOVUPS (DX), Y6
+	VMOVUPS 32(DX), Y7
+	VMOVUPS (DX)(CX*1), Y8
+	VMOVUPS 32(DX)(CX*1), Y9
 
 begin:
-	MOVQ aStep+16(FP), R8
-	SHLQ $0x02, R8
-	MOVQ b+24(FP), R9
-	MOVQ bStep+32(FP), R10
-	SHLQ $0x02, R10
-	MOVQ steps+64(FP), R11
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	MOVQ ahead+64(FP), BX
+	MOVQ aheadBytes+72(FP), SI
+	MOVQ aStep+16(FP), DI
+	SHLQ $0x02, DI
+	MOVQ b+24(FP), R8
+	MOVQ bStep+32(FP), R9
+	SHLQ $0x02, R9
+	MOVQ steps+80(FP), R10
 
 loop:
-	VMOVUPS      (R9), Y10
-	VMOVUPS      32(R9), Y11
-	VBROADCASTSS (DX), Y12
+	PREFETCHT1   (BX)
+	VMOVUPS      (R8), Y10
+	VMOVUPS      32(R8), Y11
+	VBROADCASTSS (AX), Y12
 	VFMADD231PS  Y10, Y12, Y0
 	VFMADD231PS  Y11, Y12, Y1
-	VBROADCASTSS (DX)(AX*1), Y12
+	VBROADCASTSS (AX)(CX*1), Y12
 	VFMADD231PS  Y10, Y12, Y2
 	VFMADD231PS  Y11, Y12, Y3
-	VBROADCASTSS (DX)(AX*2), Y12
+	VBROADCASTSS (AX)(CX*2), Y12
 	VFMADD231PS  Y10, Y12, Y4
 	VFMADD231PS  Y11, Y12, Y5
-	VBROADCASTSS (BX), Y12
+	VBROADCASTSS (DX), Y12
 	VFMADD231PS  Y10, Y12, Y6
 	VFMADD231PS  Y11, Y12, Y7
-	VBROADCASTSS (BX)(AX*1), Y12
+	VBROADCASTSS (DX)(CX*1), Y12
 	VFMADD231PS  Y10, Y12, Y8
 	VFMADD231PS  Y11, Y12, Y9
-	ADDQ         R8, DX
-	ADDQ         R8, BX
-	ADDQ         R10, R9
-	DECQ         R11
+	ADDQ         DI, AX
+	ADDQ         DI, DX
+	ADDQ         R9, R8
+	ADDQ         SI, BX
+	DECQ         R10
 	JNZ          loop
-	VMOVUPS      Y0, (SI)
-	VMOVUPS      Y1, 32(SI)
-	VMOVUPS      Y2, (SI)(CX*1)
-	VMOVUPS      Y3, 32(SI)(CX*1)
-	VMOVUPS      Y4, (SI)(CX*2)
-	VMOVUPS      Y5, 32(SI)(CX*2)
-	VMOVUPS      Y6, (DI)
-	VMOVUPS      Y7, 32(DI)
-	VMOVUPS      Y8, (DI)(CX*1)
-	VMOVUPS      Y9, 32(DI)(CX*1)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	VMOVUPS      Y0, (AX)
+	VMOVUPS      Y1, 32(AX)
+	VMOVUPS      Y2, (AX)(CX*1)
+	VMOVUPS      Y3, 32(AX)(CX*1)
+	VMOVUPS      Y4, (AX)(CX*2)
+	VMOVUPS      Y5, 32(AX)(CX*2)
+	VMOVUPS      Y6, (DX)
+	VMOVUPS      Y7, 32(DX)
+	VMOVUPS      Y8, (DX)(CX*1)
+	VMOVUPS      Y9, 32(DX)(CX*1)
 	VZEROUPPER
 	RET
 
-// func tile6x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, FMA3
-TEXT ·tile6x1AVX2(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile6x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, FMA3, MMX+
+TEXT ·tile6x1AVX2(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	MOVQ   c+48(FP), SI
-	LEAQ   (SI)(CX*2), DI
-	ADDQ   CX, DI
-	MOVB   add+72(FP), R8
-	TESTB  R8, R8
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	MOVB   add+88(FP), BL
+	TESTB  BL, BL
 	JNZ    old
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -3561,65 +3595,79 @@ TEXT ·tile6x1AVX2(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (SI), Y0
-	VMOVUPS 32(SI), Y1
-	VMOVUPS (SI)(CX*1), Y2
-	VMOVUPS 32(SI)(CX*1), Y3
-	VMOVUPS (SI)(CX*2), Y4
-	VMOVUPS 32(SI)(CX*2), Y5
-	VMOVUPS (DI), Y6
-	VMOVUPS 32(DI), Y7
-	VMOVUPS (DI)(CX*1), Y8
-	VMOVUPS 32(DI)(CX*1), Y9
-	VMOVUPS (DI)(CX*2), Y10
-	VMOVUPS 32(DI)(CX*2), Y11
+	VMOVUPS (AX), Y0
+	VMOVUPS 32(AX), Y1
+	VMOVUPS (AX)(CX*1), Y2
+	VMOVUPS 32(AX)(CX*1), Y3
+	VMOVUPS (AX)(CX*2), Y4
+	VMOVUPS 32(AX)(CX*2), Y5
+	VMOVUPS (DX), Y6
+	VMOVUPS 32(DX), Y7
+	VMOVUPS (DX)(CX*1), Y8
+	VMOVUPS 32(DX)(CX*1), Y9
+	VMOVUPS (DX)(CX*2), Y10
+	VMOVUPS 32(DX)(CX*2), Y11
 
 begin:
-	MOVQ aStep+16(FP), R8
-	SHLQ $0x02, R8
-	MOVQ b+24(FP), R9
-	MOVQ bStep+32(FP), R10
-	SHLQ $0x02, R10
-	MOVQ steps+64(FP), R11
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	MOVQ ahead+64(FP), BX
+	MOVQ aheadBytes+72(FP), SI
+	MOVQ aStep+16(FP), DI
+	SHLQ $0x02, DI
+	MOVQ b+24(FP), R8
+	MOVQ bStep+32(FP), R9
+	SHLQ $0x02, R9
+	MOVQ steps+80(FP), R10
 
 loop:
-	VMOVUPS      (R9), Y12
-	VMOVUPS      32(R9), Y13
-	VBROADCASTSS (DX), Y14
+	PREFETCHT1   (BX)
+	VMOVUPS      (R8), Y12
+	VMOVUPS      32(R8), Y13
+	VBROADCASTSS (AX), Y14
 	VFMADD231PS  Y12, Y14, Y0
 	VFMADD231PS  Y13, Y14, Y1
-	VBROADCASTSS (DX)(AX*1), Y14
+	VBROADCASTSS (AX)(CX*1), Y14
 	VFMADD231PS  Y12, Y14, Y2
 	VFMADD231PS  Y13, Y14, Y3
-	VBROADCASTSS (DX)(AX*2), Y14
+	VBROADCASTSS (AX)(CX*2), Y14
 	VFMADD231PS  Y12, Y14, Y4
 	VFMADD231PS  Y13, Y14, Y5
-	VBROADCASTSS (BX), Y14
+	VBROADCASTSS (DX), Y14
 	VFMADD231PS  Y12, Y14, Y6
 	VFMADD231PS  Y13, Y14, Y7
-	VBROADCASTSS (BX)(AX*1), Y14
+	VBROADCASTSS (DX)(CX*1), Y14
 	VFMADD231PS  Y12, Y14, Y8
 	VFMADD231PS  Y13, Y14, Y9
-	VBROADCASTSS (BX)(AX*2), Y14
+	VBROADCASTSS (DX)(CX*2), Y14
 	VFMADD231PS  Y12, Y14, Y10
 	VFMADD231PS  Y13, Y14, Y11
-	ADDQ         R8, DX
-	ADDQ         R8, BX
-	ADDQ         R10, R9
-	DECQ         R11
+	ADDQ         DI, AX
+	ADDQ         DI, DX
+	ADDQ         R9, R8
+	ADDQ         SI, BX
+	DECQ         R10
 	JNZ          loop
-	VMOVUPS      Y0, (SI)
-	VMOVUPS      Y1, 32(SI)
-	VMOVUPS      Y2, (SI)(CX*1)
-	VMOVUPS      Y3, 32(SI)(CX*1)
-	VMOVUPS      Y4, (SI)(CX*2)
-	VMOVUPS      Y5, 32(SI)(CX*2)
-	VMOVUPS      Y6, (DI)
-	VMOVUPS      Y7, 32(DI)
-	VMOVUPS      Y8, (DI)(CX*1)
-	VMOVUPS      Y9, 32(DI)(CX*1)
-	VMOVUPS      Y10, (DI)(CX*2)
-	VMOVUPS      Y11, 32(DI)(CX*2)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	VMOVUPS      Y0, (AX)
+	VMOVUPS      Y1, 32(AX)
+	VMOVUPS      Y2, (AX)(CX*1)
+	VMOVUPS      Y3, 32(AX)(CX*1)
+	VMOVUPS      Y4, (AX)(CX*2)
+	VMOVUPS      Y5, 32(AX)(CX*2)
+	VMOVUPS      Y6, (DX)
+	VMOVUPS      Y7, 32(DX)
+	VMOVUPS      Y8, (DX)(CX*1)
+	VMOVUPS      Y9, 32(DX)(CX*1)
+	VMOVUPS      Y10, (DX)(CX*2)
+	VMOVUPS      Y11, 32(DX)(CX*2)
 	VZEROUPPER
 	RET
 

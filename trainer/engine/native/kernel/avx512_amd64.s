@@ -2282,100 +2282,111 @@ done:
 	VZEROUPPER
 	RET
 
-// func tile1x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile1x1AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
-	MOVQ   cRow+56(FP), AX
-	SHLQ   $0x02, AX
-	MOVQ   a+0(FP), AX
-	MOVQ   c+48(FP), CX
-	MOVB   add+72(FP), DL
-	TESTB  DL, DL
+// func tile1x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile1x1AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
+	MOVQ   cRow+56(FP), CX
+	SHLQ   $0x02, CX
+	MOVB   add+88(FP), CL
+	TESTB  CL, CL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	JMP    begin
 
 old:
-	VMOVUPS (CX), Z0
+	VMOVUPS (AX), Z0
 
 begin:
-	MOVQ aStep+16(FP), DX
-	SHLQ $0x02, DX
-	MOVQ b+24(FP), BX
-	MOVQ bStep+32(FP), SI
-	SHLQ $0x02, SI
-	MOVQ steps+64(FP), DI
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	MOVQ ahead+64(FP), CX
+	MOVQ aheadBytes+72(FP), DX
+	MOVQ aStep+16(FP), BX
+	SHLQ $0x02, BX
+	MOVQ b+24(FP), SI
+	MOVQ bStep+32(FP), DI
+	SHLQ $0x02, DI
+	MOVQ steps+80(FP), R8
 
 loop:
-	VMOVUPS      (BX), Z1
+	PREFETCHT1   (CX)
+	VMOVUPS      (SI), Z1
 	VBROADCASTSS (AX), Z2
 	VFMADD231PS  Z1, Z2, Z0
-	ADDQ         DX, AX
-	ADDQ         SI, BX
-	DECQ         DI
+	ADDQ         BX, AX
+	ADDQ         DI, SI
+	ADDQ         DX, CX
+	DECQ         R8
 	JNZ          loop
-	VMOVUPS      Z0, (CX)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	VMOVUPS      Z0, (AX)
 	VZEROUPPER
 	RET
 
-// func tile1x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile1x2AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
-	MOVQ   cRow+56(FP), AX
-	SHLQ   $0x02, AX
-	MOVQ   a+0(FP), AX
-	MOVQ   c+48(FP), CX
-	MOVB   add+72(FP), DL
-	TESTB  DL, DL
+// func tile1x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile1x2AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
+	MOVQ   cRow+56(FP), CX
+	SHLQ   $0x02, CX
+	MOVB   add+88(FP), CL
+	TESTB  CL, CL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	JMP    begin
 
 old:
-	VMOVUPS (CX), Z0
-	VMOVUPS 64(CX), Z1
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
 
 begin:
-	MOVQ aStep+16(FP), DX
-	SHLQ $0x02, DX
-	MOVQ b+24(FP), BX
-	MOVQ bStep+32(FP), SI
-	SHLQ $0x02, SI
-	MOVQ steps+64(FP), DI
-	MOVQ bPanel+40(FP), R8
-	SHLQ $0x02, R8
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	MOVQ ahead+64(FP), CX
+	MOVQ aheadBytes+72(FP), DX
+	MOVQ aStep+16(FP), BX
+	SHLQ $0x02, BX
+	MOVQ b+24(FP), SI
+	MOVQ bStep+32(FP), DI
+	SHLQ $0x02, DI
+	MOVQ steps+80(FP), R8
+	MOVQ bPanel+40(FP), R9
+	SHLQ $0x02, R9
 
 loop:
-	VMOVUPS      (BX), Z2
-	VMOVUPS      (BX)(R8*1), Z3
+	PREFETCHT1   (CX)
+	VMOVUPS      (SI), Z2
+	VMOVUPS      (SI)(R9*1), Z3
 	VBROADCASTSS (AX), Z4
 	VFMADD231PS  Z2, Z4, Z0
 	VFMADD231PS  Z3, Z4, Z1
-	ADDQ         DX, AX
-	ADDQ         SI, BX
-	DECQ         DI
+	ADDQ         BX, AX
+	ADDQ         DI, SI
+	ADDQ         DX, CX
+	DECQ         R8
 	JNZ          loop
-	VMOVUPS      Z0, (CX)
-	VMOVUPS      Z1, 64(CX)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
 	VZEROUPPER
 	RET
 
-// func tile1x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile1x3AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
-	MOVQ   cRow+56(FP), AX
-	SHLQ   $0x02, AX
-	MOVQ   a+0(FP), AX
-	MOVQ   c+48(FP), CX
-	MOVB   add+72(FP), DL
-	TESTB  DL, DL
+// func tile1x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile1x3AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
+	MOVQ   cRow+56(FP), CX
+	SHLQ   $0x02, CX
+	MOVB   add+88(FP), CL
+	TESTB  CL, CL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -2383,92 +2394,106 @@ TEXT ·tile1x3AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (CX), Z0
-	VMOVUPS 64(CX), Z1
-	VMOVUPS 128(CX), Z2
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	VMOVUPS 128(AX), Z2
 
 begin:
-	MOVQ aStep+16(FP), DX
-	SHLQ $0x02, DX
-	MOVQ b+24(FP), BX
-	MOVQ bStep+32(FP), SI
-	SHLQ $0x02, SI
-	MOVQ steps+64(FP), DI
-	MOVQ bPanel+40(FP), R8
-	SHLQ $0x02, R8
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	MOVQ ahead+64(FP), CX
+	MOVQ aheadBytes+72(FP), DX
+	MOVQ aStep+16(FP), BX
+	SHLQ $0x02, BX
+	MOVQ b+24(FP), SI
+	MOVQ bStep+32(FP), DI
+	SHLQ $0x02, DI
+	MOVQ steps+80(FP), R8
+	MOVQ bPanel+40(FP), R9
+	SHLQ $0x02, R9
 
 loop:
-	VMOVUPS      (BX), Z3
-	VMOVUPS      (BX)(R8*1), Z4
-	VMOVUPS      (BX)(R8*2), Z5
+	PREFETCHT1   (CX)
+	VMOVUPS      (SI), Z3
+	VMOVUPS      (SI)(R9*1), Z4
+	VMOVUPS      (SI)(R9*2), Z5
 	VBROADCASTSS (AX), Z6
 	VFMADD231PS  Z3, Z6, Z0
 	VFMADD231PS  Z4, Z6, Z1
 	VFMADD231PS  Z5, Z6, Z2
-	ADDQ         DX, AX
-	ADDQ         SI, BX
-	DECQ         DI
+	ADDQ         BX, AX
+	ADDQ         DI, SI
+	ADDQ         DX, CX
+	DECQ         R8
 	JNZ          loop
-	VMOVUPS      Z0, (CX)
-	VMOVUPS      Z1, 64(CX)
-	VMOVUPS      Z2, 128(CX)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VMOVUPS      Z2, 128(AX)
 	VZEROUPPER
 	RET
 
-// func tile2x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile2x1AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile2x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile2x1AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	MOVQ   c+48(FP), BX
-	MOVB   add+72(FP), SI
-	TESTB  SI, SI
+	MOVB   add+88(FP), DL
+	TESTB  DL, DL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	JMP    begin
 
 old:
-	VMOVUPS (BX), Z0
-	VMOVUPS (BX)(CX*1), Z1
+	VMOVUPS (AX), Z0
+	VMOVUPS (AX)(CX*1), Z1
 
 begin:
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	MOVQ ahead+64(FP), DX
+	MOVQ aheadBytes+72(FP), BX
 	MOVQ aStep+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ b+24(FP), DI
 	MOVQ bStep+32(FP), R8
 	SHLQ $0x02, R8
-	MOVQ steps+64(FP), R9
+	MOVQ steps+80(FP), R9
 
 loop:
+	PREFETCHT1   (DX)
 	VMOVUPS      (DI), Z2
-	VBROADCASTSS (DX), Z3
+	VBROADCASTSS (AX), Z3
 	VFMADD231PS  Z2, Z3, Z0
-	VBROADCASTSS (DX)(AX*1), Z3
+	VBROADCASTSS (AX)(CX*1), Z3
 	VFMADD231PS  Z2, Z3, Z1
-	ADDQ         SI, DX
+	ADDQ         SI, AX
 	ADDQ         R8, DI
+	ADDQ         BX, DX
 	DECQ         R9
 	JNZ          loop
-	VMOVUPS      Z0, (BX)
-	VMOVUPS      Z1, (BX)(CX*1)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, (AX)(CX*1)
 	VZEROUPPER
 	RET
 
-// func tile2x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile2x2AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile2x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile2x2AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	MOVQ   c+48(FP), BX
-	MOVB   add+72(FP), SI
-	TESTB  SI, SI
+	MOVB   add+88(FP), DL
+	TESTB  DL, DL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -2477,52 +2502,59 @@ TEXT ·tile2x2AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (BX), Z0
-	VMOVUPS 64(BX), Z1
-	VMOVUPS (BX)(CX*1), Z2
-	VMOVUPS 64(BX)(CX*1), Z3
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	VMOVUPS (AX)(CX*1), Z2
+	VMOVUPS 64(AX)(CX*1), Z3
 
 begin:
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	MOVQ ahead+64(FP), DX
+	MOVQ aheadBytes+72(FP), BX
 	MOVQ aStep+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ b+24(FP), DI
 	MOVQ bStep+32(FP), R8
 	SHLQ $0x02, R8
-	MOVQ steps+64(FP), R9
+	MOVQ steps+80(FP), R9
 	MOVQ bPanel+40(FP), R10
 	SHLQ $0x02, R10
 
 loop:
+	PREFETCHT1   (DX)
 	VMOVUPS      (DI), Z4
 	VMOVUPS      (DI)(R10*1), Z5
-	VBROADCASTSS (DX), Z6
+	VBROADCASTSS (AX), Z6
 	VFMADD231PS  Z4, Z6, Z0
 	VFMADD231PS  Z5, Z6, Z1
-	VBROADCASTSS (DX)(AX*1), Z6
+	VBROADCASTSS (AX)(CX*1), Z6
 	VFMADD231PS  Z4, Z6, Z2
 	VFMADD231PS  Z5, Z6, Z3
-	ADDQ         SI, DX
+	ADDQ         SI, AX
 	ADDQ         R8, DI
+	ADDQ         BX, DX
 	DECQ         R9
 	JNZ          loop
-	VMOVUPS      Z0, (BX)
-	VMOVUPS      Z1, 64(BX)
-	VMOVUPS      Z2, (BX)(CX*1)
-	VMOVUPS      Z3, 64(BX)(CX*1)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VMOVUPS      Z2, (AX)(CX*1)
+	VMOVUPS      Z3, 64(AX)(CX*1)
 	VZEROUPPER
 	RET
 
-// func tile2x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile2x3AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile2x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile2x3AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	MOVQ   c+48(FP), BX
-	MOVB   add+72(FP), SI
-	TESTB  SI, SI
+	MOVB   add+88(FP), DL
+	TESTB  DL, DL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -2533,59 +2565,66 @@ TEXT ·tile2x3AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (BX), Z0
-	VMOVUPS 64(BX), Z1
-	VMOVUPS 128(BX), Z2
-	VMOVUPS (BX)(CX*1), Z3
-	VMOVUPS 64(BX)(CX*1), Z4
-	VMOVUPS 128(BX)(CX*1), Z5
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	VMOVUPS 128(AX), Z2
+	VMOVUPS (AX)(CX*1), Z3
+	VMOVUPS 64(AX)(CX*1), Z4
+	VMOVUPS 128(AX)(CX*1), Z5
 
 begin:
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	MOVQ ahead+64(FP), DX
+	MOVQ aheadBytes+72(FP), BX
 	MOVQ aStep+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ b+24(FP), DI
 	MOVQ bStep+32(FP), R8
 	SHLQ $0x02, R8
-	MOVQ steps+64(FP), R9
+	MOVQ steps+80(FP), R9
 	MOVQ bPanel+40(FP), R10
 	SHLQ $0x02, R10
 
 loop:
+	PREFETCHT1   (DX)
 	VMOVUPS      (DI), Z6
 	VMOVUPS      (DI)(R10*1), Z7
 	VMOVUPS      (DI)(R10*2), Z8
-	VBROADCASTSS (DX), Z9
+	VBROADCASTSS (AX), Z9
 	VFMADD231PS  Z6, Z9, Z0
 	VFMADD231PS  Z7, Z9, Z1
 	VFMADD231PS  Z8, Z9, Z2
-	VBROADCASTSS (DX)(AX*1), Z9
+	VBROADCASTSS (AX)(CX*1), Z9
 	VFMADD231PS  Z6, Z9, Z3
 	VFMADD231PS  Z7, Z9, Z4
 	VFMADD231PS  Z8, Z9, Z5
-	ADDQ         SI, DX
+	ADDQ         SI, AX
 	ADDQ         R8, DI
+	ADDQ         BX, DX
 	DECQ         R9
 	JNZ          loop
-	VMOVUPS      Z0, (BX)
-	VMOVUPS      Z1, 64(BX)
-	VMOVUPS      Z2, 128(BX)
-	VMOVUPS      Z3, (BX)(CX*1)
-	VMOVUPS      Z4, 64(BX)(CX*1)
-	VMOVUPS      Z5, 128(BX)(CX*1)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VMOVUPS      Z2, 128(AX)
+	VMOVUPS      Z3, (AX)(CX*1)
+	VMOVUPS      Z4, 64(AX)(CX*1)
+	VMOVUPS      Z5, 128(AX)(CX*1)
 	VZEROUPPER
 	RET
 
-// func tile3x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile3x1AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile3x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile3x1AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	MOVQ   c+48(FP), BX
-	MOVB   add+72(FP), SI
-	TESTB  SI, SI
+	MOVB   add+88(FP), DL
+	TESTB  DL, DL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -2593,47 +2632,54 @@ TEXT ·tile3x1AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (BX), Z0
-	VMOVUPS (BX)(CX*1), Z1
-	VMOVUPS (BX)(CX*2), Z2
+	VMOVUPS (AX), Z0
+	VMOVUPS (AX)(CX*1), Z1
+	VMOVUPS (AX)(CX*2), Z2
 
 begin:
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	MOVQ ahead+64(FP), DX
+	MOVQ aheadBytes+72(FP), BX
 	MOVQ aStep+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ b+24(FP), DI
 	MOVQ bStep+32(FP), R8
 	SHLQ $0x02, R8
-	MOVQ steps+64(FP), R9
+	MOVQ steps+80(FP), R9
 
 loop:
+	PREFETCHT1   (DX)
 	VMOVUPS      (DI), Z3
-	VBROADCASTSS (DX), Z4
+	VBROADCASTSS (AX), Z4
 	VFMADD231PS  Z3, Z4, Z0
-	VBROADCASTSS (DX)(AX*1), Z4
+	VBROADCASTSS (AX)(CX*1), Z4
 	VFMADD231PS  Z3, Z4, Z1
-	VBROADCASTSS (DX)(AX*2), Z4
+	VBROADCASTSS (AX)(CX*2), Z4
 	VFMADD231PS  Z3, Z4, Z2
-	ADDQ         SI, DX
+	ADDQ         SI, AX
 	ADDQ         R8, DI
+	ADDQ         BX, DX
 	DECQ         R9
 	JNZ          loop
-	VMOVUPS      Z0, (BX)
-	VMOVUPS      Z1, (BX)(CX*1)
-	VMOVUPS      Z2, (BX)(CX*2)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, (AX)(CX*1)
+	VMOVUPS      Z2, (AX)(CX*2)
 	VZEROUPPER
 	RET
 
-// func tile3x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile3x2AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile3x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile3x2AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	MOVQ   c+48(FP), BX
-	MOVB   add+72(FP), SI
-	TESTB  SI, SI
+	MOVB   add+88(FP), DL
+	TESTB  DL, DL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -2644,59 +2690,66 @@ TEXT ·tile3x2AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (BX), Z0
-	VMOVUPS 64(BX), Z1
-	VMOVUPS (BX)(CX*1), Z2
-	VMOVUPS 64(BX)(CX*1), Z3
-	VMOVUPS (BX)(CX*2), Z4
-	VMOVUPS 64(BX)(CX*2), Z5
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	VMOVUPS (AX)(CX*1), Z2
+	VMOVUPS 64(AX)(CX*1), Z3
+	VMOVUPS (AX)(CX*2), Z4
+	VMOVUPS 64(AX)(CX*2), Z5
 
 begin:
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	MOVQ ahead+64(FP), DX
+	MOVQ aheadBytes+72(FP), BX
 	MOVQ aStep+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ b+24(FP), DI
 	MOVQ bStep+32(FP), R8
 	SHLQ $0x02, R8
-	MOVQ steps+64(FP), R9
+	MOVQ steps+80(FP), R9
 	MOVQ bPanel+40(FP), R10
 	SHLQ $0x02, R10
 
 loop:
+	PREFETCHT1   (DX)
 	VMOVUPS      (DI), Z6
 	VMOVUPS      (DI)(R10*1), Z7
-	VBROADCASTSS (DX), Z8
+	VBROADCASTSS (AX), Z8
 	VFMADD231PS  Z6, Z8, Z0
 	VFMADD231PS  Z7, Z8, Z1
-	VBROADCASTSS (DX)(AX*1), Z8
+	VBROADCASTSS (AX)(CX*1), Z8
 	VFMADD231PS  Z6, Z8, Z2
 	VFMADD231PS  Z7, Z8, Z3
-	VBROADCASTSS (DX)(AX*2), Z8
+	VBROADCASTSS (AX)(CX*2), Z8
 	VFMADD231PS  Z6, Z8, Z4
 	VFMADD231PS  Z7, Z8, Z5
-	ADDQ         SI, DX
+	ADDQ         SI, AX
 	ADDQ         R8, DI
+	ADDQ         BX, DX
 	DECQ         R9
 	JNZ          loop
-	VMOVUPS      Z0, (BX)
-	VMOVUPS      Z1, 64(BX)
-	VMOVUPS      Z2, (BX)(CX*1)
-	VMOVUPS      Z3, 64(BX)(CX*1)
-	VMOVUPS      Z4, (BX)(CX*2)
-	VMOVUPS      Z5, 64(BX)(CX*2)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VMOVUPS      Z2, (AX)(CX*1)
+	VMOVUPS      Z3, 64(AX)(CX*1)
+	VMOVUPS      Z4, (AX)(CX*2)
+	VMOVUPS      Z5, 64(AX)(CX*2)
 	VZEROUPPER
 	RET
 
-// func tile3x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile3x3AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile3x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile3x3AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	MOVQ   c+48(FP), BX
-	MOVB   add+72(FP), SI
-	TESTB  SI, SI
+	MOVB   add+88(FP), DL
+	TESTB  DL, DL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -2710,73 +2763,78 @@ TEXT ·tile3x3AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (BX), Z0
-	VMOVUPS 64(BX), Z1
-	VMOVUPS 128(BX), Z2
-	VMOVUPS (BX)(CX*1), Z3
-	VMOVUPS 64(BX)(CX*1), Z4
-	VMOVUPS 128(BX)(CX*1), Z5
-	VMOVUPS (BX)(CX*2), Z6
-	VMOVUPS 64(BX)(CX*2), Z7
-	VMOVUPS 128(BX)(CX*2), Z8
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	VMOVUPS 128(AX), Z2
+	VMOVUPS (AX)(CX*1), Z3
+	VMOVUPS 64(AX)(CX*1), Z4
+	VMOVUPS 128(AX)(CX*1), Z5
+	VMOVUPS (AX)(CX*2), Z6
+	VMOVUPS 64(AX)(CX*2), Z7
+	VMOVUPS 128(AX)(CX*2), Z8
 
 begin:
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	MOVQ ahead+64(FP), DX
+	MOVQ aheadBytes+72(FP), BX
 	MOVQ aStep+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ b+24(FP), DI
 	MOVQ bStep+32(FP), R8
 	SHLQ $0x02, R8
-	MOVQ steps+64(FP), R9
+	MOVQ steps+80(FP), R9
 	MOVQ bPanel+40(FP), R10
 	SHLQ $0x02, R10
 
 loop:
+	PREFETCHT1   (DX)
 	VMOVUPS      (DI), Z9
 	VMOVUPS      (DI)(R10*1), Z10
 	VMOVUPS      (DI)(R10*2), Z11
-	VBROADCASTSS (DX), Z12
+	VBROADCASTSS (AX), Z12
 	VFMADD231PS  Z9, Z12, Z0
 	VFMADD231PS  Z10, Z12, Z1
 	VFMADD231PS  Z11, Z12, Z2
-	VBROADCASTSS (DX)(AX*1), Z12
+	VBROADCASTSS (AX)(CX*1), Z12
 	VFMADD231PS  Z9, Z12, Z3
 	VFMADD231PS  Z10, Z12, Z4
 	VFMADD231PS  Z11, Z12, Z5
-	VBROADCASTSS (DX)(AX*2), Z12
+	VBROADCASTSS (AX)(CX*2), Z12
 	VFMADD231PS  Z9, Z12, Z6
 	VFMADD231PS  Z10, Z12, Z7
 	VFMADD231PS  Z11, Z12, Z8
-	ADDQ         SI, DX
+	ADDQ         SI, AX
 	ADDQ         R8, DI
+	ADDQ         BX, DX
 	DECQ         R9
 	JNZ          loop
-	VMOVUPS      Z0, (BX)
-	VMOVUPS      Z1, 64(BX)
-	VMOVUPS      Z2, 128(BX)
-	VMOVUPS      Z3, (BX)(CX*1)
-	VMOVUPS      Z4, 64(BX)(CX*1)
-	VMOVUPS      Z5, 128(BX)(CX*1)
-	VMOVUPS      Z6, (BX)(CX*2)
-	VMOVUPS      Z7, 64(BX)(CX*2)
-	VMOVUPS      Z8, 128(BX)(CX*2)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VMOVUPS      Z2, 128(AX)
+	VMOVUPS      Z3, (AX)(CX*1)
+	VMOVUPS      Z4, 64(AX)(CX*1)
+	VMOVUPS      Z5, 128(AX)(CX*1)
+	VMOVUPS      Z6, (AX)(CX*2)
+	VMOVUPS      Z7, 64(AX)(CX*2)
+	VMOVUPS      Z8, 128(AX)(CX*2)
 	VZEROUPPER
 	RET
 
-// func tile4x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile4x1AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile4x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile4x1AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	MOVQ   c+48(FP), SI
-	LEAQ   (SI)(CX*2), DI
-	ADDQ   CX, DI
-	MOVB   add+72(FP), R8
-	TESTB  R8, R8
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	MOVB   add+88(FP), BL
+	TESTB  BL, BL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -2785,56 +2843,65 @@ TEXT ·tile4x1AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (SI), Z0
-	VMOVUPS (SI)(CX*1), Z1
-	VMOVUPS (SI)(CX*2), Z2
-	VMOVUPS (DI), Z3
+	VMOVUPS (AX), Z0
+	VMOVUPS (AX)(CX*1), Z1
+	VMOVUPS (AX)(CX*2), Z2
+	VMOVUPS (DX), Z3
 
 begin:
-	MOVQ aStep+16(FP), R8
-	SHLQ $0x02, R8
-	MOVQ b+24(FP), R9
-	MOVQ bStep+32(FP), R10
-	SHLQ $0x02, R10
-	MOVQ steps+64(FP), R11
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	MOVQ ahead+64(FP), BX
+	MOVQ aheadBytes+72(FP), SI
+	MOVQ aStep+16(FP), DI
+	SHLQ $0x02, DI
+	MOVQ b+24(FP), R8
+	MOVQ bStep+32(FP), R9
+	SHLQ $0x02, R9
+	MOVQ steps+80(FP), R10
 
 loop:
-	VMOVUPS      (R9), Z4
-	VBROADCASTSS (DX), Z5
+	PREFETCHT1   (BX)
+	VMOVUPS      (R8), Z4
+	VBROADCASTSS (AX), Z5
 	VFMADD231PS  Z4, Z5, Z0
-	VBROADCASTSS (DX)(AX*1), Z5
+	VBROADCASTSS (AX)(CX*1), Z5
 	VFMADD231PS  Z4, Z5, Z1
-	VBROADCASTSS (DX)(AX*2), Z5
+	VBROADCASTSS (AX)(CX*2), Z5
 	VFMADD231PS  Z4, Z5, Z2
-	VBROADCASTSS (BX), Z5
+	VBROADCASTSS (DX), Z5
 	VFMADD231PS  Z4, Z5, Z3
-	ADDQ         R8, DX
-	ADDQ         R8, BX
-	ADDQ         R10, R9
-	DECQ         R11
+	ADDQ         DI, AX
+	ADDQ         DI, DX
+	ADDQ         R9, R8
+	ADDQ         SI, BX
+	DECQ         R10
 	JNZ          loop
-	VMOVUPS      Z0, (SI)
-	VMOVUPS      Z1, (SI)(CX*1)
-	VMOVUPS      Z2, (SI)(CX*2)
-	VMOVUPS      Z3, (DI)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, (AX)(CX*1)
+	VMOVUPS      Z2, (AX)(CX*2)
+	VMOVUPS      Z3, (DX)
 	VZEROUPPER
 	RET
 
-// func tile4x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile4x2AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile4x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile4x2AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	MOVQ   c+48(FP), SI
-	LEAQ   (SI)(CX*2), DI
-	ADDQ   CX, DI
-	MOVB   add+72(FP), R8
-	TESTB  R8, R8
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	MOVB   add+88(FP), BL
+	TESTB  BL, BL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -2847,71 +2914,80 @@ TEXT ·tile4x2AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (SI), Z0
-	VMOVUPS 64(SI), Z1
-	VMOVUPS (SI)(CX*1), Z2
-	VMOVUPS 64(SI)(CX*1), Z3
-	VMOVUPS (SI)(CX*2), Z4
-	VMOVUPS 64(SI)(CX*2), Z5
-	VMOVUPS (DI), Z6
-	VMOVUPS 64(DI), Z7
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	VMOVUPS (AX)(CX*1), Z2
+	VMOVUPS 64(AX)(CX*1), Z3
+	VMOVUPS (AX)(CX*2), Z4
+	VMOVUPS 64(AX)(CX*2), Z5
+	VMOVUPS (DX), Z6
+	VMOVUPS 64(DX), Z7
 
 begin:
-	MOVQ aStep+16(FP), R8
-	SHLQ $0x02, R8
-	MOVQ b+24(FP), R9
-	MOVQ bStep+32(FP), R10
-	SHLQ $0x02, R10
-	MOVQ steps+64(FP), R11
-	MOVQ bPanel+40(FP), R12
-	SHLQ $0x02, R12
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	MOVQ ahead+64(FP), BX
+	MOVQ aheadBytes+72(FP), SI
+	MOVQ aStep+16(FP), DI
+	SHLQ $0x02, DI
+	MOVQ b+24(FP), R8
+	MOVQ bStep+32(FP), R9
+	SHLQ $0x02, R9
+	MOVQ steps+80(FP), R10
+	MOVQ bPanel+40(FP), R11
+	SHLQ $0x02, R11
 
 loop:
-	VMOVUPS      (R9), Z8
-	VMOVUPS      (R9)(R12*1), Z9
-	VBROADCASTSS (DX), Z10
+	PREFETCHT1   (BX)
+	VMOVUPS      (R8), Z8
+	VMOVUPS      (R8)(R11*1), Z9
+	VBROADCASTSS (AX), Z10
 	VFMADD231PS  Z8, Z10, Z0
 	VFMADD231PS  Z9, Z10, Z1
-	VBROADCASTSS (DX)(AX*1), Z10
+	VBROADCASTSS (AX)(CX*1), Z10
 	VFMADD231PS  Z8, Z10, Z2
 	VFMADD231PS  Z9, Z10, Z3
-	VBROADCASTSS (DX)(AX*2), Z10
+	VBROADCASTSS (AX)(CX*2), Z10
 	VFMADD231PS  Z8, Z10, Z4
 	VFMADD231PS  Z9, Z10, Z5
-	VBROADCASTSS (BX), Z10
+	VBROADCASTSS (DX), Z10
 	VFMADD231PS  Z8, Z10, Z6
 	VFMADD231PS  Z9, Z10, Z7
-	ADDQ         R8, DX
-	ADDQ         R8, BX
-	ADDQ         R10, R9
-	DECQ         R11
+	ADDQ         DI, AX
+	ADDQ         DI, DX
+	ADDQ         R9, R8
+	ADDQ         SI, BX
+	DECQ         R10
 	JNZ          loop
-	VMOVUPS      Z0, (SI)
-	VMOVUPS      Z1, 64(SI)
-	VMOVUPS      Z2, (SI)(CX*1)
-	VMOVUPS      Z3, 64(SI)(CX*1)
-	VMOVUPS      Z4, (SI)(CX*2)
-	VMOVUPS      Z5, 64(SI)(CX*2)
-	VMOVUPS      Z6, (DI)
-	VMOVUPS      Z7, 64(DI)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VMOVUPS      Z2, (AX)(CX*1)
+	VMOVUPS      Z3, 64(AX)(CX*1)
+	VMOVUPS      Z4, (AX)(CX*2)
+	VMOVUPS      Z5, 64(AX)(CX*2)
+	VMOVUPS      Z6, (DX)
+	VMOVUPS      Z7, 64(DX)
 	VZEROUPPER
 	RET
 
-// func tile4x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile4x3AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile4x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile4x3AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	MOVQ   c+48(FP), SI
-	LEAQ   (SI)(CX*2), DI
-	ADDQ   CX, DI
-	MOVB   add+72(FP), R8
-	TESTB  R8, R8
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	MOVB   add+88(FP), BL
+	TESTB  BL, BL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -2928,84 +3004,93 @@ TEXT ·tile4x3AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (SI), Z0
-	VMOVUPS 64(SI), Z1
-	VMOVUPS 128(SI), Z2
-	VMOVUPS (SI)(CX*1), Z3
-	VMOVUPS 64(SI)(CX*1), Z4
-	VMOVUPS 128(SI)(CX*1), Z5
-	VMOVUPS (SI)(CX*2), Z6
-	VMOVUPS 64(SI)(CX*2), Z7
-	VMOVUPS 128(SI)(CX*2), Z8
-	VMOVUPS (DI), Z9
-	VMOVUPS 64(DI), Z10
-	VMOVUPS 128(DI), Z11
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	VMOVUPS 128(AX), Z2
+	VMOVUPS (AX)(CX*1), Z3
+	VMOVUPS 64(AX)(CX*1), Z4
+	VMOVUPS 128(AX)(CX*1), Z5
+	VMOVUPS (AX)(CX*2), Z6
+	VMOVUPS 64(AX)(CX*2), Z7
+	VMOVUPS 128(AX)(CX*2), Z8
+	VMOVUPS (DX), Z9
+	VMOVUPS 64(DX), Z10
+	VMOVUPS 128(DX), Z11
 
 begin:
-	MOVQ aStep+16(FP), R8
-	SHLQ $0x02, R8
-	MOVQ b+24(FP), R9
-	MOVQ bStep+32(FP), R10
-	SHLQ $0x02, R10
-	MOVQ steps+64(FP), R11
-	MOVQ bPanel+40(FP), R12
-	SHLQ $0x02, R12
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	MOVQ ahead+64(FP), BX
+	MOVQ aheadBytes+72(FP), SI
+	MOVQ aStep+16(FP), DI
+	SHLQ $0x02, DI
+	MOVQ b+24(FP), R8
+	MOVQ bStep+32(FP), R9
+	SHLQ $0x02, R9
+	MOVQ steps+80(FP), R10
+	MOVQ bPanel+40(FP), R11
+	SHLQ $0x02, R11
 
 loop:
-	VMOVUPS      (R9), Z12
-	VMOVUPS      (R9)(R12*1), Z13
-	VMOVUPS      (R9)(R12*2), Z14
-	VBROADCASTSS (DX), Z15
+	PREFETCHT1   (BX)
+	VMOVUPS      (R8), Z12
+	VMOVUPS      (R8)(R11*1), Z13
+	VMOVUPS      (R8)(R11*2), Z14
+	VBROADCASTSS (AX), Z15
 	VFMADD231PS  Z12, Z15, Z0
 	VFMADD231PS  Z13, Z15, Z1
 	VFMADD231PS  Z14, Z15, Z2
-	VBROADCASTSS (DX)(AX*1), Z15
+	VBROADCASTSS (AX)(CX*1), Z15
 	VFMADD231PS  Z12, Z15, Z3
 	VFMADD231PS  Z13, Z15, Z4
 	VFMADD231PS  Z14, Z15, Z5
-	VBROADCASTSS (DX)(AX*2), Z15
+	VBROADCASTSS (AX)(CX*2), Z15
 	VFMADD231PS  Z12, Z15, Z6
 	VFMADD231PS  Z13, Z15, Z7
 	VFMADD231PS  Z14, Z15, Z8
-	VBROADCASTSS (BX), Z15
+	VBROADCASTSS (DX), Z15
 	VFMADD231PS  Z12, Z15, Z9
 	VFMADD231PS  Z13, Z15, Z10
 	VFMADD231PS  Z14, Z15, Z11
-	ADDQ         R8, DX
-	ADDQ         R8, BX
-	ADDQ         R10, R9
-	DECQ         R11
+	ADDQ         DI, AX
+	ADDQ         DI, DX
+	ADDQ         R9, R8
+	ADDQ         SI, BX
+	DECQ         R10
 	JNZ          loop
-	VMOVUPS      Z0, (SI)
-	VMOVUPS      Z1, 64(SI)
-	VMOVUPS      Z2, 128(SI)
-	VMOVUPS      Z3, (SI)(CX*1)
-	VMOVUPS      Z4, 64(SI)(CX*1)
-	VMOVUPS      Z5, 128(SI)(CX*1)
-	VMOVUPS      Z6, (SI)(CX*2)
-	VMOVUPS      Z7, 64(SI)(CX*2)
-	VMOVUPS      Z8, 128(SI)(CX*2)
-	VMOVUPS      Z9, (DI)
-	VMOVUPS      Z10, 64(DI)
-	VMOVUPS      Z11, 128(DI)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VMOVUPS      Z2, 128(AX)
+	VMOVUPS      Z3, (AX)(CX*1)
+	VMOVUPS      Z4, 64(AX)(CX*1)
+	VMOVUPS      Z5, 128(AX)(CX*1)
+	VMOVUPS      Z6, (AX)(CX*2)
+	VMOVUPS      Z7, 64(AX)(CX*2)
+	VMOVUPS      Z8, 128(AX)(CX*2)
+	VMOVUPS      Z9, (DX)
+	VMOVUPS      Z10, 64(DX)
+	VMOVUPS      Z11, 128(DX)
 	VZEROUPPER
 	RET
 
-// func tile5x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile5x1AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile5x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile5x1AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	MOVQ   c+48(FP), SI
-	LEAQ   (SI)(CX*2), DI
-	ADDQ   CX, DI
-	MOVB   add+72(FP), R8
-	TESTB  R8, R8
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	MOVB   add+88(FP), BL
+	TESTB  BL, BL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -3015,60 +3100,69 @@ TEXT ·tile5x1AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (SI), Z0
-	VMOVUPS (SI)(CX*1), Z1
-	VMOVUPS (SI)(CX*2), Z2
-	VMOVUPS (DI), Z3
-	VMOVUPS (DI)(CX*1), Z4
+	VMOVUPS (AX), Z0
+	VMOVUPS (AX)(CX*1), Z1
+	VMOVUPS (AX)(CX*2), Z2
+	VMOVUPS (DX), Z3
+	VMOVUPS (DX)(CX*1), Z4
 
 begin:
-	MOVQ aStep+16(FP), R8
-	SHLQ $0x02, R8
-	MOVQ b+24(FP), R9
-	MOVQ bStep+32(FP), R10
-	SHLQ $0x02, R10
-	MOVQ steps+64(FP), R11
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	MOVQ ahead+64(FP), BX
+	MOVQ aheadBytes+72(FP), SI
+	MOVQ aStep+16(FP), DI
+	SHLQ $0x02, DI
+	MOVQ b+24(FP), R8
+	MOVQ bStep+32(FP), R9
+	SHLQ $0x02, R9
+	MOVQ steps+80(FP), R10
 
 loop:
-	VMOVUPS      (R9), Z5
-	VBROADCASTSS (DX), Z6
+	PREFETCHT1   (BX)
+	VMOVUPS      (R8), Z5
+	VBROADCASTSS (AX), Z6
 	VFMADD231PS  Z5, Z6, Z0
-	VBROADCASTSS (DX)(AX*1), Z6
+	VBROADCASTSS (AX)(CX*1), Z6
 	VFMADD231PS  Z5, Z6, Z1
-	VBROADCASTSS (DX)(AX*2), Z6
+	VBROADCASTSS (AX)(CX*2), Z6
 	VFMADD231PS  Z5, Z6, Z2
-	VBROADCASTSS (BX), Z6
+	VBROADCASTSS (DX), Z6
 	VFMADD231PS  Z5, Z6, Z3
-	VBROADCASTSS (BX)(AX*1), Z6
+	VBROADCASTSS (DX)(CX*1), Z6
 	VFMADD231PS  Z5, Z6, Z4
-	ADDQ         R8, DX
-	ADDQ         R8, BX
-	ADDQ         R10, R9
-	DECQ         R11
+	ADDQ         DI, AX
+	ADDQ         DI, DX
+	ADDQ         R9, R8
+	ADDQ         SI, BX
+	DECQ         R10
 	JNZ          loop
-	VMOVUPS      Z0, (SI)
-	VMOVUPS      Z1, (SI)(CX*1)
-	VMOVUPS      Z2, (SI)(CX*2)
-	VMOVUPS      Z3, (DI)
-	VMOVUPS      Z4, (DI)(CX*1)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, (AX)(CX*1)
+	VMOVUPS      Z2, (AX)(CX*2)
+	VMOVUPS      Z3, (DX)
+	VMOVUPS      Z4, (DX)(CX*1)
 	VZEROUPPER
 	RET
 
-// func tile5x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile5x2AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile5x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile5x2AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	MOVQ   c+48(FP), SI
-	LEAQ   (SI)(CX*2), DI
-	ADDQ   CX, DI
-	MOVB   add+72(FP), R8
-	TESTB  R8, R8
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	MOVB   add+88(FP), BL
+	TESTB  BL, BL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -3083,78 +3177,87 @@ TEXT ·tile5x2AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (SI), Z0
-	VMOVUPS 64(SI), Z1
-	VMOVUPS (SI)(CX*1), Z2
-	VMOVUPS 64(SI)(CX*1), Z3
-	VMOVUPS (SI)(CX*2), Z4
-	VMOVUPS 64(SI)(CX*2), Z5
-	VMOVUPS (DI), Z6
-	VMOVUPS 64(DI), Z7
-	VMOVUPS (DI)(CX*1), Z8
-	VMOVUPS 64(DI)(CX*1), Z9
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	VMOVUPS (AX)(CX*1), Z2
+	VMOVUPS 64(AX)(CX*1), Z3
+	VMOVUPS (AX)(CX*2), Z4
+	VMOVUPS 64(AX)(CX*2), Z5
+	VMOVUPS (DX), Z6
+	VMOVUPS 64(DX), Z7
+	VMOVUPS (DX)(CX*1), Z8
+	VMOVUPS 64(DX)(CX*1), Z9
 
 begin:
-	MOVQ aStep+16(FP), R8
-	SHLQ $0x02, R8
-	MOVQ b+24(FP), R9
-	MOVQ bStep+32(FP), R10
-	SHLQ $0x02, R10
-	MOVQ steps+64(FP), R11
-	MOVQ bPanel+40(FP), R12
-	SHLQ $0x02, R12
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	MOVQ ahead+64(FP), BX
+	MOVQ aheadBytes+72(FP), SI
+	MOVQ aStep+16(FP), DI
+	SHLQ $0x02, DI
+	MOVQ b+24(FP), R8
+	MOVQ bStep+32(FP), R9
+	SHLQ $0x02, R9
+	MOVQ steps+80(FP), R10
+	MOVQ bPanel+40(FP), R11
+	SHLQ $0x02, R11
 
 loop:
-	VMOVUPS      (R9), Z10
-	VMOVUPS      (R9)(R12*1), Z11
-	VBROADCASTSS (DX), Z12
+	PREFETCHT1   (BX)
+	VMOVUPS      (R8), Z10
+	VMOVUPS      (R8)(R11*1), Z11
+	VBROADCASTSS (AX), Z12
 	VFMADD231PS  Z10, Z12, Z0
 	VFMADD231PS  Z11, Z12, Z1
-	VBROADCASTSS (DX)(AX*1), Z12
+	VBROADCASTSS (AX)(CX*1), Z12
 	VFMADD231PS  Z10, Z12, Z2
 	VFMADD231PS  Z11, Z12, Z3
-	VBROADCASTSS (DX)(AX*2), Z12
+	VBROADCASTSS (AX)(CX*2), Z12
 	VFMADD231PS  Z10, Z12, Z4
 	VFMADD231PS  Z11, Z12, Z5
-	VBROADCASTSS (BX), Z12
+	VBROADCASTSS (DX), Z12
 	VFMADD231PS  Z10, Z12, Z6
 	VFMADD231PS  Z11, Z12, Z7
-	VBROADCASTSS (BX)(AX*1), Z12
+	VBROADCASTSS (DX)(CX*1), Z12
 	VFMADD231PS  Z10, Z12, Z8
 	VFMADD231PS  Z11, Z12, Z9
-	ADDQ         R8, DX
-	ADDQ         R8, BX
-	ADDQ         R10, R9
-	DECQ         R11
+	ADDQ         DI, AX
+	ADDQ         DI, DX
+	ADDQ         R9, R8
+	ADDQ         SI, BX
+	DECQ         R10
 	JNZ          loop
-	VMOVUPS      Z0, (SI)
-	VMOVUPS      Z1, 64(SI)
-	VMOVUPS      Z2, (SI)(CX*1)
-	VMOVUPS      Z3, 64(SI)(CX*1)
-	VMOVUPS      Z4, (SI)(CX*2)
-	VMOVUPS      Z5, 64(SI)(CX*2)
-	VMOVUPS      Z6, (DI)
-	VMOVUPS      Z7, 64(DI)
-	VMOVUPS      Z8, (DI)(CX*1)
-	VMOVUPS      Z9, 64(DI)(CX*1)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VMOVUPS      Z2, (AX)(CX*1)
+	VMOVUPS      Z3, 64(AX)(CX*1)
+	VMOVUPS      Z4, (AX)(CX*2)
+	VMOVUPS      Z5, 64(AX)(CX*2)
+	VMOVUPS      Z6, (DX)
+	VMOVUPS      Z7, 64(DX)
+	VMOVUPS      Z8, (DX)(CX*1)
+	VMOVUPS      Z9, 64(DX)(CX*1)
 	VZEROUPPER
 	RET
 
-// func tile5x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile5x3AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile5x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile5x3AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	MOVQ   c+48(FP), SI
-	LEAQ   (SI)(CX*2), DI
-	ADDQ   CX, DI
-	MOVB   add+72(FP), R8
-	TESTB  R8, R8
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	MOVB   add+88(FP), BL
+	TESTB  BL, BL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -3174,94 +3277,103 @@ TEXT ·tile5x3AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (SI), Z0
-	VMOVUPS 64(SI), Z1
-	VMOVUPS 128(SI), Z2
-	VMOVUPS (SI)(CX*1), Z3
-	VMOVUPS 64(SI)(CX*1), Z4
-	VMOVUPS 128(SI)(CX*1), Z5
-	VMOVUPS (SI)(CX*2), Z6
-	VMOVUPS 64(SI)(CX*2), Z7
-	VMOVUPS 128(SI)(CX*2), Z8
-	VMOVUPS (DI), Z9
-	VMOVUPS 64(DI), Z10
-	VMOVUPS 128(DI), Z11
-	VMOVUPS (DI)(CX*1), Z12
-	VMOVUPS 64(DI)(CX*1), Z13
-	VMOVUPS 128(DI)(CX*1), Z14
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	VMOVUPS 128(AX), Z2
+	VMOVUPS (AX)(CX*1), Z3
+	VMOVUPS 64(AX)(CX*1), Z4
+	VMOVUPS 128(AX)(CX*1), Z5
+	VMOVUPS (AX)(CX*2), Z6
+	VMOVUPS 64(AX)(CX*2), Z7
+	VMOVUPS 128(AX)(CX*2), Z8
+	VMOVUPS (DX), Z9
+	VMOVUPS 64(DX), Z10
+	VMOVUPS 128(DX), Z11
+	VMOVUPS (DX)(CX*1), Z12
+	VMOVUPS 64(DX)(CX*1), Z13
+	VMOVUPS 128(DX)(CX*1), Z14
 
 begin:
-	MOVQ aStep+16(FP), R8
-	SHLQ $0x02, R8
-	MOVQ b+24(FP), R9
-	MOVQ bStep+32(FP), R10
-	SHLQ $0x02, R10
-	MOVQ steps+64(FP), R11
-	MOVQ bPanel+40(FP), R12
-	SHLQ $0x02, R12
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	MOVQ ahead+64(FP), BX
+	MOVQ aheadBytes+72(FP), SI
+	MOVQ aStep+16(FP), DI
+	SHLQ $0x02, DI
+	MOVQ b+24(FP), R8
+	MOVQ bStep+32(FP), R9
+	SHLQ $0x02, R9
+	MOVQ steps+80(FP), R10
+	MOVQ bPanel+40(FP), R11
+	SHLQ $0x02, R11
 
 loop:
-	VMOVUPS      (R9), Z15
-	VMOVUPS      (R9)(R12*1), Z16
-	VMOVUPS      (R9)(R12*2), Z17
-	VBROADCASTSS (DX), Z18
+	PREFETCHT1   (BX)
+	VMOVUPS      (R8), Z15
+	VMOVUPS      (R8)(R11*1), Z16
+	VMOVUPS      (R8)(R11*2), Z17
+	VBROADCASTSS (AX), Z18
 	VFMADD231PS  Z15, Z18, Z0
 	VFMADD231PS  Z16, Z18, Z1
 	VFMADD231PS  Z17, Z18, Z2
-	VBROADCASTSS (DX)(AX*1), Z18
+	VBROADCASTSS (AX)(CX*1), Z18
 	VFMADD231PS  Z15, Z18, Z3
 	VFMADD231PS  Z16, Z18, Z4
 	VFMADD231PS  Z17, Z18, Z5
-	VBROADCASTSS (DX)(AX*2), Z18
+	VBROADCASTSS (AX)(CX*2), Z18
 	VFMADD231PS  Z15, Z18, Z6
 	VFMADD231PS  Z16, Z18, Z7
 	VFMADD231PS  Z17, Z18, Z8
-	VBROADCASTSS (BX), Z18
+	VBROADCASTSS (DX), Z18
 	VFMADD231PS  Z15, Z18, Z9
 	VFMADD231PS  Z16, Z18, Z10
 	VFMADD231PS  Z17, Z18, Z11
-	VBROADCASTSS (BX)(AX*1), Z18
+	VBROADCASTSS (DX)(CX*1), Z18
 	VFMADD231PS  Z15, Z18, Z12
 	VFMADD231PS  Z16, Z18, Z13
 	VFMADD231PS  Z17, Z18, Z14
-	ADDQ         R8, DX
-	ADDQ         R8, BX
-	ADDQ         R10, R9
-	DECQ         R11
+	ADDQ         DI, AX
+	ADDQ         DI, DX
+	ADDQ         R9, R8
+	ADDQ         SI, BX
+	DECQ         R10
 	JNZ          loop
-	VMOVUPS      Z0, (SI)
-	VMOVUPS      Z1, 64(SI)
-	VMOVUPS      Z2, 128(SI)
-	VMOVUPS      Z3, (SI)(CX*1)
-	VMOVUPS      Z4, 64(SI)(CX*1)
-	VMOVUPS      Z5, 128(SI)(CX*1)
-	VMOVUPS      Z6, (SI)(CX*2)
-	VMOVUPS      Z7, 64(SI)(CX*2)
-	VMOVUPS      Z8, 128(SI)(CX*2)
-	VMOVUPS      Z9, (DI)
-	VMOVUPS      Z10, 64(DI)
-	VMOVUPS      Z11, 128(DI)
-	VMOVUPS      Z12, (DI)(CX*1)
-	VMOVUPS      Z13, 64(DI)(CX*1)
-	VMOVUPS      Z14, 128(DI)(CX*1)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VMOVUPS      Z2, 128(AX)
+	VMOVUPS      Z3, (AX)(CX*1)
+	VMOVUPS      Z4, 64(AX)(CX*1)
+	VMOVUPS      Z5, 128(AX)(CX*1)
+	VMOVUPS      Z6, (AX)(CX*2)
+	VMOVUPS      Z7, 64(AX)(CX*2)
+	VMOVUPS      Z8, 128(AX)(CX*2)
+	VMOVUPS      Z9, (DX)
+	VMOVUPS      Z10, 64(DX)
+	VMOVUPS      Z11, 128(DX)
+	VMOVUPS      Z12, (DX)(CX*1)
+	VMOVUPS      Z13, 64(DX)(CX*1)
+	VMOVUPS      Z14, 128(DX)(CX*1)
 	VZEROUPPER
 	RET
 
-// func tile6x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile6x1AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile6x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile6x1AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	MOVQ   c+48(FP), SI
-	LEAQ   (SI)(CX*2), DI
-	ADDQ   CX, DI
-	MOVB   add+72(FP), R8
-	TESTB  R8, R8
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	MOVB   add+88(FP), BL
+	TESTB  BL, BL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -3272,64 +3384,73 @@ TEXT ·tile6x1AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (SI), Z0
-	VMOVUPS (SI)(CX*1), Z1
-	VMOVUPS (SI)(CX*2), Z2
-	VMOVUPS (DI), Z3
-	VMOVUPS (DI)(CX*1), Z4
-	VMOVUPS (DI)(CX*2), Z5
+	VMOVUPS (AX), Z0
+	VMOVUPS (AX)(CX*1), Z1
+	VMOVUPS (AX)(CX*2), Z2
+	VMOVUPS (DX), Z3
+	VMOVUPS (DX)(CX*1), Z4
+	VMOVUPS (DX)(CX*2), Z5
 
 begin:
-	MOVQ aStep+16(FP), R8
-	SHLQ $0x02, R8
-	MOVQ b+24(FP), R9
-	MOVQ bStep+32(FP), R10
-	SHLQ $0x02, R10
-	MOVQ steps+64(FP), R11
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	MOVQ ahead+64(FP), BX
+	MOVQ aheadBytes+72(FP), SI
+	MOVQ aStep+16(FP), DI
+	SHLQ $0x02, DI
+	MOVQ b+24(FP), R8
+	MOVQ bStep+32(FP), R9
+	SHLQ $0x02, R9
+	MOVQ steps+80(FP), R10
 
 loop:
-	VMOVUPS      (R9), Z6
-	VBROADCASTSS (DX), Z7
+	PREFETCHT1   (BX)
+	VMOVUPS      (R8), Z6
+	VBROADCASTSS (AX), Z7
 	VFMADD231PS  Z6, Z7, Z0
-	VBROADCASTSS (DX)(AX*1), Z7
+	VBROADCASTSS (AX)(CX*1), Z7
 	VFMADD231PS  Z6, Z7, Z1
-	VBROADCASTSS (DX)(AX*2), Z7
+	VBROADCASTSS (AX)(CX*2), Z7
 	VFMADD231PS  Z6, Z7, Z2
-	VBROADCASTSS (BX), Z7
+	VBROADCASTSS (DX), Z7
 	VFMADD231PS  Z6, Z7, Z3
-	VBROADCASTSS (BX)(AX*1), Z7
+	VBROADCASTSS (DX)(CX*1), Z7
 	VFMADD231PS  Z6, Z7, Z4
-	VBROADCASTSS (BX)(AX*2), Z7
+	VBROADCASTSS (DX)(CX*2), Z7
 	VFMADD231PS  Z6, Z7, Z5
-	ADDQ         R8, DX
-	ADDQ         R8, BX
-	ADDQ         R10, R9
-	DECQ         R11
+	ADDQ         DI, AX
+	ADDQ         DI, DX
+	ADDQ         R9, R8
+	ADDQ         SI, BX
+	DECQ         R10
 	JNZ          loop
-	VMOVUPS      Z0, (SI)
-	VMOVUPS      Z1, (SI)(CX*1)
-	VMOVUPS      Z2, (SI)(CX*2)
-	VMOVUPS      Z3, (DI)
-	VMOVUPS      Z4, (DI)(CX*1)
-	VMOVUPS      Z5, (DI)(CX*2)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, (AX)(CX*1)
+	VMOVUPS      Z2, (AX)(CX*2)
+	VMOVUPS      Z3, (DX)
+	VMOVUPS      Z4, (DX)(CX*1)
+	VMOVUPS      Z5, (DX)(CX*2)
 	VZEROUPPER
 	RET
 
-// func tile6x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile6x2AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile6x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile6x2AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	MOVQ   c+48(FP), SI
-	LEAQ   (SI)(CX*2), DI
-	ADDQ   CX, DI
-	MOVB   add+72(FP), R8
-	TESTB  R8, R8
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	MOVB   add+88(FP), BL
+	TESTB  BL, BL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -3346,85 +3467,94 @@ TEXT ·tile6x2AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (SI), Z0
-	VMOVUPS 64(SI), Z1
-	VMOVUPS (SI)(CX*1), Z2
-	VMOVUPS 64(SI)(CX*1), Z3
-	VMOVUPS (SI)(CX*2), Z4
-	VMOVUPS 64(SI)(CX*2), Z5
-	VMOVUPS (DI), Z6
-	VMOVUPS 64(DI), Z7
-	VMOVUPS (DI)(CX*1), Z8
-	VMOVUPS 64(DI)(CX*1), Z9
-	VMOVUPS (DI)(CX*2), Z10
-	VMOVUPS 64(DI)(CX*2), Z11
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	VMOVUPS (AX)(CX*1), Z2
+	VMOVUPS 64(AX)(CX*1), Z3
+	VMOVUPS (AX)(CX*2), Z4
+	VMOVUPS 64(AX)(CX*2), Z5
+	VMOVUPS (DX), Z6
+	VMOVUPS 64(DX), Z7
+	VMOVUPS (DX)(CX*1), Z8
+	VMOVUPS 64(DX)(CX*1), Z9
+	VMOVUPS (DX)(CX*2), Z10
+	VMOVUPS 64(DX)(CX*2), Z11
 
 begin:
-	MOVQ aStep+16(FP), R8
-	SHLQ $0x02, R8
-	MOVQ b+24(FP), R9
-	MOVQ bStep+32(FP), R10
-	SHLQ $0x02, R10
-	MOVQ steps+64(FP), R11
-	MOVQ bPanel+40(FP), R12
-	SHLQ $0x02, R12
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	MOVQ ahead+64(FP), BX
+	MOVQ aheadBytes+72(FP), SI
+	MOVQ aStep+16(FP), DI
+	SHLQ $0x02, DI
+	MOVQ b+24(FP), R8
+	MOVQ bStep+32(FP), R9
+	SHLQ $0x02, R9
+	MOVQ steps+80(FP), R10
+	MOVQ bPanel+40(FP), R11
+	SHLQ $0x02, R11
 
 loop:
-	VMOVUPS      (R9), Z12
-	VMOVUPS      (R9)(R12*1), Z13
-	VBROADCASTSS (DX), Z14
+	PREFETCHT1   (BX)
+	VMOVUPS      (R8), Z12
+	VMOVUPS      (R8)(R11*1), Z13
+	VBROADCASTSS (AX), Z14
 	VFMADD231PS  Z12, Z14, Z0
 	VFMADD231PS  Z13, Z14, Z1
-	VBROADCASTSS (DX)(AX*1), Z14
+	VBROADCASTSS (AX)(CX*1), Z14
 	VFMADD231PS  Z12, Z14, Z2
 	VFMADD231PS  Z13, Z14, Z3
-	VBROADCASTSS (DX)(AX*2), Z14
+	VBROADCASTSS (AX)(CX*2), Z14
 	VFMADD231PS  Z12, Z14, Z4
 	VFMADD231PS  Z13, Z14, Z5
-	VBROADCASTSS (BX), Z14
+	VBROADCASTSS (DX), Z14
 	VFMADD231PS  Z12, Z14, Z6
 	VFMADD231PS  Z13, Z14, Z7
-	VBROADCASTSS (BX)(AX*1), Z14
+	VBROADCASTSS (DX)(CX*1), Z14
 	VFMADD231PS  Z12, Z14, Z8
 	VFMADD231PS  Z13, Z14, Z9
-	VBROADCASTSS (BX)(AX*2), Z14
+	VBROADCASTSS (DX)(CX*2), Z14
 	VFMADD231PS  Z12, Z14, Z10
 	VFMADD231PS  Z13, Z14, Z11
-	ADDQ         R8, DX
-	ADDQ         R8, BX
-	ADDQ         R10, R9
-	DECQ         R11
+	ADDQ         DI, AX
+	ADDQ         DI, DX
+	ADDQ         R9, R8
+	ADDQ         SI, BX
+	DECQ         R10
 	JNZ          loop
-	VMOVUPS      Z0, (SI)
-	VMOVUPS      Z1, 64(SI)
-	VMOVUPS      Z2, (SI)(CX*1)
-	VMOVUPS      Z3, 64(SI)(CX*1)
-	VMOVUPS      Z4, (SI)(CX*2)
-	VMOVUPS      Z5, 64(SI)(CX*2)
-	VMOVUPS      Z6, (DI)
-	VMOVUPS      Z7, 64(DI)
-	VMOVUPS      Z8, (DI)(CX*1)
-	VMOVUPS      Z9, 64(DI)(CX*1)
-	VMOVUPS      Z10, (DI)(CX*2)
-	VMOVUPS      Z11, 64(DI)(CX*2)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VMOVUPS      Z2, (AX)(CX*1)
+	VMOVUPS      Z3, 64(AX)(CX*1)
+	VMOVUPS      Z4, (AX)(CX*2)
+	VMOVUPS      Z5, 64(AX)(CX*2)
+	VMOVUPS      Z6, (DX)
+	VMOVUPS      Z7, 64(DX)
+	VMOVUPS      Z8, (DX)(CX*1)
+	VMOVUPS      Z9, 64(DX)(CX*1)
+	VMOVUPS      Z10, (DX)(CX*2)
+	VMOVUPS      Z11, 64(DX)(CX*2)
 	VZEROUPPER
 	RET
 
-// func tile6x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile6x3AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile6x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile6x3AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	MOVQ   c+48(FP), SI
-	LEAQ   (SI)(CX*2), DI
-	ADDQ   CX, DI
-	MOVB   add+72(FP), R8
-	TESTB  R8, R8
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	MOVB   add+88(FP), BL
+	TESTB  BL, BL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -3447,108 +3577,115 @@ TEXT ·tile6x3AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (SI), Z0
-	VMOVUPS 64(SI), Z1
-	VMOVUPS 128(SI), Z2
-	VMOVUPS (SI)(CX*1), Z3
-	VMOVUPS 64(SI)(CX*1), Z4
-	VMOVUPS 128(SI)(CX*1), Z5
-	VMOVUPS (SI)(CX*2), Z6
-	VMOVUPS 64(SI)(CX*2), Z7
-	VMOVUPS 128(SI)(CX*2), Z8
-	VMOVUPS (DI), Z9
-	VMOVUPS 64(DI), Z10
-	VMOVUPS 128(DI), Z11
-	VMOVUPS (DI)(CX*1), Z12
-	VMOVUPS 64(DI)(CX*1), Z13
-	VMOVUPS 128(DI)(CX*1), Z14
-	VMOVUPS (DI)(CX*2), Z15
-	VMOVUPS 64(DI)(CX*2), Z16
-	VMOVUPS 128(DI)(CX*2), Z17
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	VMOVUPS 128(AX), Z2
+	VMOVUPS (AX)(CX*1), Z3
+	VMOVUPS 64(AX)(CX*1), Z4
+	VMOVUPS 128(AX)(CX*1), Z5
+	VMOVUPS (AX)(CX*2), Z6
+	VMOVUPS 64(AX)(CX*2), Z7
+	VMOVUPS 128(AX)(CX*2), Z8
+	VMOVUPS (DX), Z9
+	VMOVUPS 64(DX), Z10
+	VMOVUPS 128(DX), Z11
+	VMOVUPS (DX)(CX*1), Z12
+	VMOVUPS 64(DX)(CX*1), Z13
+	VMOVUPS 128(DX)(CX*1), Z14
+	VMOVUPS (DX)(CX*2), Z15
+	VMOVUPS 64(DX)(CX*2), Z16
+	VMOVUPS 128(DX)(CX*2), Z17
 
 begin:
-	MOVQ aStep+16(FP), R8
-	SHLQ $0x02, R8
-	MOVQ b+24(FP), R9
-	MOVQ bStep+32(FP), R10
-	SHLQ $0x02, R10
-	MOVQ steps+64(FP), R11
-	MOVQ bPanel+40(FP), R12
-	SHLQ $0x02, R12
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	MOVQ ahead+64(FP), BX
+	MOVQ aheadBytes+72(FP), SI
+	MOVQ aStep+16(FP), DI
+	SHLQ $0x02, DI
+	MOVQ b+24(FP), R8
+	MOVQ bStep+32(FP), R9
+	SHLQ $0x02, R9
+	MOVQ steps+80(FP), R10
+	MOVQ bPanel+40(FP), R11
+	SHLQ $0x02, R11
 
 loop:
-	VMOVUPS      (R9), Z18
-	VMOVUPS      (R9)(R12*1), Z19
-	VMOVUPS      (R9)(R12*2), Z20
-	VBROADCASTSS (DX), Z21
+	PREFETCHT1   (BX)
+	VMOVUPS      (R8), Z18
+	VMOVUPS      (R8)(R11*1), Z19
+	VMOVUPS      (R8)(R11*2), Z20
+	VBROADCASTSS (AX), Z21
 	VFMADD231PS  Z18, Z21, Z0
 	VFMADD231PS  Z19, Z21, Z1
 	VFMADD231PS  Z20, Z21, Z2
-	VBROADCASTSS (DX)(AX*1), Z21
+	VBROADCASTSS (AX)(CX*1), Z21
 	VFMADD231PS  Z18, Z21, Z3
 	VFMADD231PS  Z19, Z21, Z4
 	VFMADD231PS  Z20, Z21, Z5
-	VBROADCASTSS (DX)(AX*2), Z21
+	VBROADCASTSS (AX)(CX*2), Z21
 	VFMADD231PS  Z18, Z21, Z6
 	VFMADD231PS  Z19, Z21, Z7
 	VFMADD231PS  Z20, Z21, Z8
-	VBROADCASTSS (BX), Z21
+	VBROADCASTSS (DX), Z21
 	VFMADD231PS  Z18, Z21, Z9
 	VFMADD231PS  Z19, Z21, Z10
 	VFMADD231PS  Z20, Z21, Z11
-	VBROADCASTSS (BX)(AX*1), Z21
+	VBROADCASTSS (DX)(CX*1), Z21
 	VFMADD231PS  Z18, Z21, Z12
 	VFMADD231PS  Z19, Z21, Z13
 	VFMADD231PS  Z20, Z21, Z14
-	VBROADCASTSS (BX)(AX*2), Z21
+	VBROADCASTSS (DX)(CX*2), Z21
 	VFMADD231PS  Z18, Z21, Z15
 	VFMADD231PS  Z19, Z21, Z16
 	VFMADD231PS  Z20, Z21, Z17
-	ADDQ         R8, DX
-	ADDQ         R8, BX
-	ADDQ         R10, R9
-	DECQ         R11
+	ADDQ         DI, AX
+	ADDQ         DI, DX
+	ADDQ         R9, R8
+	ADDQ         SI, BX
+	DECQ         R10
 	JNZ          loop
-	VMOVUPS      Z0, (SI)
-	VMOVUPS      Z1, 64(SI)
-	VMOVUPS      Z2, 128(SI)
-	VMOVUPS      Z3, (SI)(CX*1)
-	VMOVUPS      Z4, 64(SI)(CX*1)
-	VMOVUPS      Z5, 128(SI)(CX*1)
-	VMOVUPS      Z6, (SI)(CX*2)
-	VMOVUPS      Z7, 64(SI)(CX*2)
-	VMOVUPS      Z8, 128(SI)(CX*2)
-	VMOVUPS      Z9, (DI)
-	VMOVUPS      Z10, 64(DI)
-	VMOVUPS      Z11, 128(DI)
-	VMOVUPS      Z12, (DI)(CX*1)
-	VMOVUPS      Z13, 64(DI)(CX*1)
-	VMOVUPS      Z14, 128(DI)(CX*1)
-	VMOVUPS      Z15, (DI)(CX*2)
-	VMOVUPS      Z16, 64(DI)(CX*2)
-	VMOVUPS      Z17, 128(DI)(CX*2)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VMOVUPS      Z2, 128(AX)
+	VMOVUPS      Z3, (AX)(CX*1)
+	VMOVUPS      Z4, 64(AX)(CX*1)
+	VMOVUPS      Z5, 128(AX)(CX*1)
+	VMOVUPS      Z6, (AX)(CX*2)
+	VMOVUPS      Z7, 64(AX)(CX*2)
+	VMOVUPS      Z8, 128(AX)(CX*2)
+	VMOVUPS      Z9, (DX)
+	VMOVUPS      Z10, 64(DX)
+	VMOVUPS      Z11, 128(DX)
+	VMOVUPS      Z12, (DX)(CX*1)
+	VMOVUPS      Z13, 64(DX)(CX*1)
+	VMOVUPS      Z14, 128(DX)(CX*1)
+	VMOVUPS      Z15, (DX)(CX*2)
+	VMOVUPS      Z16, 64(DX)(CX*2)
+	VMOVUPS      Z17, 128(DX)(CX*2)
 	VZEROUPPER
 	RET
 
-// func tile7x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile7x1AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile7x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile7x1AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	LEAQ   (BX)(AX*2), SI
-	ADDQ   AX, SI
-	MOVQ   c+48(FP), DI
-	LEAQ   (DI)(CX*2), R8
-	ADDQ   CX, R8
-	LEAQ   (R8)(CX*2), R9
-	ADDQ   CX, R9
-	MOVB   add+72(FP), R10
-	TESTB  R10, R10
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	LEAQ   (DX)(CX*2), BX
+	ADDQ   CX, BX
+	MOVB   add+88(FP), SI
+	TESTB  SI, SI
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -3560,73 +3697,84 @@ TEXT ·tile7x1AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (DI), Z0
-	VMOVUPS (DI)(CX*1), Z1
-	VMOVUPS (DI)(CX*2), Z2
-	VMOVUPS (R8), Z3
-	VMOVUPS (R8)(CX*1), Z4
-	VMOVUPS (R8)(CX*2), Z5
-	VMOVUPS (R9), Z6
+	VMOVUPS (AX), Z0
+	VMOVUPS (AX)(CX*1), Z1
+	VMOVUPS (AX)(CX*2), Z2
+	VMOVUPS (DX), Z3
+	VMOVUPS (DX)(CX*1), Z4
+	VMOVUPS (DX)(CX*2), Z5
+	VMOVUPS (BX), Z6
 
 begin:
-	MOVQ aStep+16(FP), R10
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	LEAQ (DX)(CX*2), BX
+	ADDQ CX, BX
+	MOVQ ahead+64(FP), SI
+	MOVQ aheadBytes+72(FP), DI
+	MOVQ aStep+16(FP), R8
+	SHLQ $0x02, R8
+	MOVQ b+24(FP), R9
+	MOVQ bStep+32(FP), R10
 	SHLQ $0x02, R10
-	MOVQ b+24(FP), R11
-	MOVQ bStep+32(FP), R12
-	SHLQ $0x02, R12
-	MOVQ steps+64(FP), R13
+	MOVQ steps+80(FP), R11
 
 loop:
-	VMOVUPS      (R11), Z7
-	VBROADCASTSS (DX), Z8
+	PREFETCHT1   (SI)
+	VMOVUPS      (R9), Z7
+	VBROADCASTSS (AX), Z8
 	VFMADD231PS  Z7, Z8, Z0
-	VBROADCASTSS (DX)(AX*1), Z8
+	VBROADCASTSS (AX)(CX*1), Z8
 	VFMADD231PS  Z7, Z8, Z1
-	VBROADCASTSS (DX)(AX*2), Z8
+	VBROADCASTSS (AX)(CX*2), Z8
 	VFMADD231PS  Z7, Z8, Z2
-	VBROADCASTSS (BX), Z8
+	VBROADCASTSS (DX), Z8
 	VFMADD231PS  Z7, Z8, Z3
-	VBROADCASTSS (BX)(AX*1), Z8
+	VBROADCASTSS (DX)(CX*1), Z8
 	VFMADD231PS  Z7, Z8, Z4
-	VBROADCASTSS (BX)(AX*2), Z8
+	VBROADCASTSS (DX)(CX*2), Z8
 	VFMADD231PS  Z7, Z8, Z5
-	VBROADCASTSS (SI), Z8
+	VBROADCASTSS (BX), Z8
 	VFMADD231PS  Z7, Z8, Z6
-	ADDQ         R10, DX
-	ADDQ         R10, BX
-	ADDQ         R10, SI
-	ADDQ         R12, R11
-	DECQ         R13
+	ADDQ         R8, AX
+	ADDQ         R8, DX
+	ADDQ         R8, BX
+	ADDQ         R10, R9
+	ADDQ         DI, SI
+	DECQ         R11
 	JNZ          loop
-	VMOVUPS      Z0, (DI)
-	VMOVUPS      Z1, (DI)(CX*1)
-	VMOVUPS      Z2, (DI)(CX*2)
-	VMOVUPS      Z3, (R8)
-	VMOVUPS      Z4, (R8)(CX*1)
-	VMOVUPS      Z5, (R8)(CX*2)
-	VMOVUPS      Z6, (R9)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	LEAQ         (DX)(CX*2), BX
+	ADDQ         CX, BX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, (AX)(CX*1)
+	VMOVUPS      Z2, (AX)(CX*2)
+	VMOVUPS      Z3, (DX)
+	VMOVUPS      Z4, (DX)(CX*1)
+	VMOVUPS      Z5, (DX)(CX*2)
+	VMOVUPS      Z6, (BX)
 	VZEROUPPER
 	RET
 
-// func tile7x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile7x2AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile7x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile7x2AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	LEAQ   (BX)(AX*2), SI
-	ADDQ   AX, SI
-	MOVQ   c+48(FP), DI
-	LEAQ   (DI)(CX*2), R8
-	ADDQ   CX, R8
-	LEAQ   (R8)(CX*2), R9
-	ADDQ   CX, R9
-	MOVB   add+72(FP), R10
-	TESTB  R10, R10
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	LEAQ   (DX)(CX*2), BX
+	ADDQ   CX, BX
+	MOVB   add+88(FP), SI
+	TESTB  SI, SI
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -3645,97 +3793,108 @@ TEXT ·tile7x2AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (DI), Z0
-	VMOVUPS 64(DI), Z1
-	VMOVUPS (DI)(CX*1), Z2
-	VMOVUPS 64(DI)(CX*1), Z3
-	VMOVUPS (DI)(CX*2), Z4
-	VMOVUPS 64(DI)(CX*2), Z5
-	VMOVUPS (R8), Z6
-	VMOVUPS 64(R8), Z7
-	VMOVUPS (R8)(CX*1), Z8
-	VMOVUPS 64(R8)(CX*1), Z9
-	VMOVUPS (R8)(CX*2), Z10
-	VMOVUPS 64(R8)(CX*2), Z11
-	VMOVUPS (R9), Z12
-	VMOVUPS 64(R9), Z13
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	VMOVUPS (AX)(CX*1), Z2
+	VMOVUPS 64(AX)(CX*1), Z3
+	VMOVUPS (AX)(CX*2), Z4
+	VMOVUPS 64(AX)(CX*2), Z5
+	VMOVUPS (DX), Z6
+	VMOVUPS 64(DX), Z7
+	VMOVUPS (DX)(CX*1), Z8
+	VMOVUPS 64(DX)(CX*1), Z9
+	VMOVUPS (DX)(CX*2), Z10
+	VMOVUPS 64(DX)(CX*2), Z11
+	VMOVUPS (BX), Z12
+	VMOVUPS 64(BX), Z13
 
 begin:
-	MOVQ aStep+16(FP), R10
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	LEAQ (DX)(CX*2), BX
+	ADDQ CX, BX
+	MOVQ ahead+64(FP), SI
+	MOVQ aheadBytes+72(FP), DI
+	MOVQ aStep+16(FP), R8
+	SHLQ $0x02, R8
+	MOVQ b+24(FP), R9
+	MOVQ bStep+32(FP), R10
 	SHLQ $0x02, R10
-	MOVQ b+24(FP), R11
-	MOVQ bStep+32(FP), R12
+	MOVQ steps+80(FP), R11
+	MOVQ bPanel+40(FP), R12
 	SHLQ $0x02, R12
-	MOVQ steps+64(FP), R13
-	MOVQ bPanel+40(FP), R14
-	SHLQ $0x02, R14
 
 loop:
-	VMOVUPS      (R11), Z14
-	VMOVUPS      (R11)(R14*1), Z15
-	VBROADCASTSS (DX), Z16
+	PREFETCHT1   (SI)
+	VMOVUPS      (R9), Z14
+	VMOVUPS      (R9)(R12*1), Z15
+	VBROADCASTSS (AX), Z16
 	VFMADD231PS  Z14, Z16, Z0
 	VFMADD231PS  Z15, Z16, Z1
-	VBROADCASTSS (DX)(AX*1), Z16
+	VBROADCASTSS (AX)(CX*1), Z16
 	VFMADD231PS  Z14, Z16, Z2
 	VFMADD231PS  Z15, Z16, Z3
-	VBROADCASTSS (DX)(AX*2), Z16
+	VBROADCASTSS (AX)(CX*2), Z16
 	VFMADD231PS  Z14, Z16, Z4
 	VFMADD231PS  Z15, Z16, Z5
-	VBROADCASTSS (BX), Z16
+	VBROADCASTSS (DX), Z16
 	VFMADD231PS  Z14, Z16, Z6
 	VFMADD231PS  Z15, Z16, Z7
-	VBROADCASTSS (BX)(AX*1), Z16
+	VBROADCASTSS (DX)(CX*1), Z16
 	VFMADD231PS  Z14, Z16, Z8
 	VFMADD231PS  Z15, Z16, Z9
-	VBROADCASTSS (BX)(AX*2), Z16
+	VBROADCASTSS (DX)(CX*2), Z16
 	VFMADD231PS  Z14, Z16, Z10
 	VFMADD231PS  Z15, Z16, Z11
-	VBROADCASTSS (SI), Z16
+	VBROADCASTSS (BX), Z16
 	VFMADD231PS  Z14, Z16, Z12
 	VFMADD231PS  Z15, Z16, Z13
-	ADDQ         R10, DX
-	ADDQ         R10, BX
-	ADDQ         R10, SI
-	ADDQ         R12, R11
-	DECQ         R13
+	ADDQ         R8, AX
+	ADDQ         R8, DX
+	ADDQ         R8, BX
+	ADDQ         R10, R9
+	ADDQ         DI, SI
+	DECQ         R11
 	JNZ          loop
-	VMOVUPS      Z0, (DI)
-	VMOVUPS      Z1, 64(DI)
-	VMOVUPS      Z2, (DI)(CX*1)
-	VMOVUPS      Z3, 64(DI)(CX*1)
-	VMOVUPS      Z4, (DI)(CX*2)
-	VMOVUPS      Z5, 64(DI)(CX*2)
-	VMOVUPS      Z6, (R8)
-	VMOVUPS      Z7, 64(R8)
-	VMOVUPS      Z8, (R8)(CX*1)
-	VMOVUPS      Z9, 64(R8)(CX*1)
-	VMOVUPS      Z10, (R8)(CX*2)
-	VMOVUPS      Z11, 64(R8)(CX*2)
-	VMOVUPS      Z12, (R9)
-	VMOVUPS      Z13, 64(R9)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	LEAQ         (DX)(CX*2), BX
+	ADDQ         CX, BX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VMOVUPS      Z2, (AX)(CX*1)
+	VMOVUPS      Z3, 64(AX)(CX*1)
+	VMOVUPS      Z4, (AX)(CX*2)
+	VMOVUPS      Z5, 64(AX)(CX*2)
+	VMOVUPS      Z6, (DX)
+	VMOVUPS      Z7, 64(DX)
+	VMOVUPS      Z8, (DX)(CX*1)
+	VMOVUPS      Z9, 64(DX)(CX*1)
+	VMOVUPS      Z10, (DX)(CX*2)
+	VMOVUPS      Z11, 64(DX)(CX*2)
+	VMOVUPS      Z12, (BX)
+	VMOVUPS      Z13, 64(BX)
 	VZEROUPPER
 	RET
 
-// func tile7x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile7x3AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile7x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile7x3AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	LEAQ   (BX)(AX*2), SI
-	ADDQ   AX, SI
-	MOVQ   c+48(FP), DI
-	LEAQ   (DI)(CX*2), R8
-	ADDQ   CX, R8
-	LEAQ   (R8)(CX*2), R9
-	ADDQ   CX, R9
-	MOVB   add+72(FP), R10
-	TESTB  R10, R10
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	LEAQ   (DX)(CX*2), BX
+	ADDQ   CX, BX
+	MOVB   add+88(FP), SI
+	TESTB  SI, SI
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -3761,119 +3920,130 @@ TEXT ·tile7x3AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (DI), Z0
-	VMOVUPS 64(DI), Z1
-	VMOVUPS 128(DI), Z2
-	VMOVUPS (DI)(CX*1), Z3
-	VMOVUPS 64(DI)(CX*1), Z4
-	VMOVUPS 128(DI)(CX*1), Z5
-	VMOVUPS (DI)(CX*2), Z6
-	VMOVUPS 64(DI)(CX*2), Z7
-	VMOVUPS 128(DI)(CX*2), Z8
-	VMOVUPS (R8), Z9
-	VMOVUPS 64(R8), Z10
-	VMOVUPS 128(R8), Z11
-	VMOVUPS (R8)(CX*1), Z12
-	VMOVUPS 64(R8)(CX*1), Z13
-	VMOVUPS 128(R8)(CX*1), Z14
-	VMOVUPS (R8)(CX*2), Z15
-	VMOVUPS 64(R8)(CX*2), Z16
-	VMOVUPS 128(R8)(CX*2), Z17
-	VMOVUPS (R9), Z18
-	VMOVUPS 64(R9), Z19
-	VMOVUPS 128(R9), Z20
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	VMOVUPS 128(AX), Z2
+	VMOVUPS (AX)(CX*1), Z3
+	VMOVUPS 64(AX)(CX*1), Z4
+	VMOVUPS 128(AX)(CX*1), Z5
+	VMOVUPS (AX)(CX*2), Z6
+	VMOVUPS 64(AX)(CX*2), Z7
+	VMOVUPS 128(AX)(CX*2), Z8
+	VMOVUPS (DX), Z9
+	VMOVUPS 64(DX), Z10
+	VMOVUPS 128(DX), Z11
+	VMOVUPS (DX)(CX*1), Z12
+	VMOVUPS 64(DX)(CX*1), Z13
+	VMOVUPS 128(DX)(CX*1), Z14
+	VMOVUPS (DX)(CX*2), Z15
+	VMOVUPS 64(DX)(CX*2), Z16
+	VMOVUPS 128(DX)(CX*2), Z17
+	VMOVUPS (BX), Z18
+	VMOVUPS 64(BX), Z19
+	VMOVUPS 128(BX), Z20
 
 begin:
-	MOVQ aStep+16(FP), R10
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	LEAQ (DX)(CX*2), BX
+	ADDQ CX, BX
+	MOVQ ahead+64(FP), SI
+	MOVQ aheadBytes+72(FP), DI
+	MOVQ aStep+16(FP), R8
+	SHLQ $0x02, R8
+	MOVQ b+24(FP), R9
+	MOVQ bStep+32(FP), R10
 	SHLQ $0x02, R10
-	MOVQ b+24(FP), R11
-	MOVQ bStep+32(FP), R12
+	MOVQ steps+80(FP), R11
+	MOVQ bPanel+40(FP), R12
 	SHLQ $0x02, R12
-	MOVQ steps+64(FP), R13
-	MOVQ bPanel+40(FP), R14
-	SHLQ $0x02, R14
 
 loop:
-	VMOVUPS      (R11), Z21
-	VMOVUPS      (R11)(R14*1), Z22
-	VMOVUPS      (R11)(R14*2), Z23
-	VBROADCASTSS (DX), Z24
+	PREFETCHT1   (SI)
+	VMOVUPS      (R9), Z21
+	VMOVUPS      (R9)(R12*1), Z22
+	VMOVUPS      (R9)(R12*2), Z23
+	VBROADCASTSS (AX), Z24
 	VFMADD231PS  Z21, Z24, Z0
 	VFMADD231PS  Z22, Z24, Z1
 	VFMADD231PS  Z23, Z24, Z2
-	VBROADCASTSS (DX)(AX*1), Z24
+	VBROADCASTSS (AX)(CX*1), Z24
 	VFMADD231PS  Z21, Z24, Z3
 	VFMADD231PS  Z22, Z24, Z4
 	VFMADD231PS  Z23, Z24, Z5
-	VBROADCASTSS (DX)(AX*2), Z24
+	VBROADCASTSS (AX)(CX*2), Z24
 	VFMADD231PS  Z21, Z24, Z6
 	VFMADD231PS  Z22, Z24, Z7
 	VFMADD231PS  Z23, Z24, Z8
-	VBROADCASTSS (BX), Z24
+	VBROADCASTSS (DX), Z24
 	VFMADD231PS  Z21, Z24, Z9
 	VFMADD231PS  Z22, Z24, Z10
 	VFMADD231PS  Z23, Z24, Z11
-	VBROADCASTSS (BX)(AX*1), Z24
+	VBROADCASTSS (DX)(CX*1), Z24
 	VFMADD231PS  Z21, Z24, Z12
 	VFMADD231PS  Z22, Z24, Z13
 	VFMADD231PS  Z23, Z24, Z14
-	VBROADCASTSS (BX)(AX*2), Z24
+	VBROADCASTSS (DX)(CX*2), Z24
 	VFMADD231PS  Z21, Z24, Z15
 	VFMADD231PS  Z22, Z24, Z16
 	VFMADD231PS  Z23, Z24, Z17
-	VBROADCASTSS (SI), Z24
+	VBROADCASTSS (BX), Z24
 	VFMADD231PS  Z21, Z24, Z18
 	VFMADD231PS  Z22, Z24, Z19
 	VFMADD231PS  Z23, Z24, Z20
-	ADDQ         R10, DX
-	ADDQ         R10, BX
-	ADDQ         R10, SI
-	ADDQ         R12, R11
-	DECQ         R13
+	ADDQ         R8, AX
+	ADDQ         R8, DX
+	ADDQ         R8, BX
+	ADDQ         R10, R9
+	ADDQ         DI, SI
+	DECQ         R11
 	JNZ          loop
-	VMOVUPS      Z0, (DI)
-	VMOVUPS      Z1, 64(DI)
-	VMOVUPS      Z2, 128(DI)
-	VMOVUPS      Z3, (DI)(CX*1)
-	VMOVUPS      Z4, 64(DI)(CX*1)
-	VMOVUPS      Z5, 128(DI)(CX*1)
-	VMOVUPS      Z6, (DI)(CX*2)
-	VMOVUPS      Z7, 64(DI)(CX*2)
-	VMOVUPS      Z8, 128(DI)(CX*2)
-	VMOVUPS      Z9, (R8)
-	VMOVUPS      Z10, 64(R8)
-	VMOVUPS      Z11, 128(R8)
-	VMOVUPS      Z12, (R8)(CX*1)
-	VMOVUPS      Z13, 64(R8)(CX*1)
-	VMOVUPS      Z14, 128(R8)(CX*1)
-	VMOVUPS      Z15, (R8)(CX*2)
-	VMOVUPS      Z16, 64(R8)(CX*2)
-	VMOVUPS      Z17, 128(R8)(CX*2)
-	VMOVUPS      Z18, (R9)
-	VMOVUPS      Z19, 64(R9)
-	VMOVUPS      Z20, 128(R9)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	LEAQ         (DX)(CX*2), BX
+	ADDQ         CX, BX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VMOVUPS      Z2, 128(AX)
+	VMOVUPS      Z3, (AX)(CX*1)
+	VMOVUPS      Z4, 64(AX)(CX*1)
+	VMOVUPS      Z5, 128(AX)(CX*1)
+	VMOVUPS      Z6, (AX)(CX*2)
+	VMOVUPS      Z7, 64(AX)(CX*2)
+	VMOVUPS      Z8, 128(AX)(CX*2)
+	VMOVUPS      Z9, (DX)
+	VMOVUPS      Z10, 64(DX)
+	VMOVUPS      Z11, 128(DX)
+	VMOVUPS      Z12, (DX)(CX*1)
+	VMOVUPS      Z13, 64(DX)(CX*1)
+	VMOVUPS      Z14, 128(DX)(CX*1)
+	VMOVUPS      Z15, (DX)(CX*2)
+	VMOVUPS      Z16, 64(DX)(CX*2)
+	VMOVUPS      Z17, 128(DX)(CX*2)
+	VMOVUPS      Z18, (BX)
+	VMOVUPS      Z19, 64(BX)
+	VMOVUPS      Z20, 128(BX)
 	VZEROUPPER
 	RET
 
-// func tile8x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile8x1AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile8x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile8x1AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	LEAQ   (BX)(AX*2), SI
-	ADDQ   AX, SI
-	MOVQ   c+48(FP), DI
-	LEAQ   (DI)(CX*2), R8
-	ADDQ   CX, R8
-	LEAQ   (R8)(CX*2), R9
-	ADDQ   CX, R9
-	MOVB   add+72(FP), R10
-	TESTB  R10, R10
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	LEAQ   (DX)(CX*2), BX
+	ADDQ   CX, BX
+	MOVB   add+88(FP), SI
+	TESTB  SI, SI
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -3886,77 +4056,88 @@ TEXT ·tile8x1AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (DI), Z0
-	VMOVUPS (DI)(CX*1), Z1
-	VMOVUPS (DI)(CX*2), Z2
-	VMOVUPS (R8), Z3
-	VMOVUPS (R8)(CX*1), Z4
-	VMOVUPS (R8)(CX*2), Z5
-	VMOVUPS (R9), Z6
-	VMOVUPS (R9)(CX*1), Z7
+	VMOVUPS (AX), Z0
+	VMOVUPS (AX)(CX*1), Z1
+	VMOVUPS (AX)(CX*2), Z2
+	VMOVUPS (DX), Z3
+	VMOVUPS (DX)(CX*1), Z4
+	VMOVUPS (DX)(CX*2), Z5
+	VMOVUPS (BX), Z6
+	VMOVUPS (BX)(CX*1), Z7
 
 begin:
-	MOVQ aStep+16(FP), R10
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	LEAQ (DX)(CX*2), BX
+	ADDQ CX, BX
+	MOVQ ahead+64(FP), SI
+	MOVQ aheadBytes+72(FP), DI
+	MOVQ aStep+16(FP), R8
+	SHLQ $0x02, R8
+	MOVQ b+24(FP), R9
+	MOVQ bStep+32(FP), R10
 	SHLQ $0x02, R10
-	MOVQ b+24(FP), R11
-	MOVQ bStep+32(FP), R12
-	SHLQ $0x02, R12
-	MOVQ steps+64(FP), R13
+	MOVQ steps+80(FP), R11
 
 loop:
-	VMOVUPS      (R11), Z8
-	VBROADCASTSS (DX), Z9
+	PREFETCHT1   (SI)
+	VMOVUPS      (R9), Z8
+	VBROADCASTSS (AX), Z9
 	VFMADD231PS  Z8, Z9, Z0
-	VBROADCASTSS (DX)(AX*1), Z9
+	VBROADCASTSS (AX)(CX*1), Z9
 	VFMADD231PS  Z8, Z9, Z1
-	VBROADCASTSS (DX)(AX*2), Z9
+	VBROADCASTSS (AX)(CX*2), Z9
 	VFMADD231PS  Z8, Z9, Z2
-	VBROADCASTSS (BX), Z9
+	VBROADCASTSS (DX), Z9
 	VFMADD231PS  Z8, Z9, Z3
-	VBROADCASTSS (BX)(AX*1), Z9
+	VBROADCASTSS (DX)(CX*1), Z9
 	VFMADD231PS  Z8, Z9, Z4
-	VBROADCASTSS (BX)(AX*2), Z9
+	VBROADCASTSS (DX)(CX*2), Z9
 	VFMADD231PS  Z8, Z9, Z5
-	VBROADCASTSS (SI), Z9
+	VBROADCASTSS (BX), Z9
 	VFMADD231PS  Z8, Z9, Z6
-	VBROADCASTSS (SI)(AX*1), Z9
+	VBROADCASTSS (BX)(CX*1), Z9
 	VFMADD231PS  Z8, Z9, Z7
-	ADDQ         R10, DX
-	ADDQ         R10, BX
-	ADDQ         R10, SI
-	ADDQ         R12, R11
-	DECQ         R13
+	ADDQ         R8, AX
+	ADDQ         R8, DX
+	ADDQ         R8, BX
+	ADDQ         R10, R9
+	ADDQ         DI, SI
+	DECQ         R11
 	JNZ          loop
-	VMOVUPS      Z0, (DI)
-	VMOVUPS      Z1, (DI)(CX*1)
-	VMOVUPS      Z2, (DI)(CX*2)
-	VMOVUPS      Z3, (R8)
-	VMOVUPS      Z4, (R8)(CX*1)
-	VMOVUPS      Z5, (R8)(CX*2)
-	VMOVUPS      Z6, (R9)
-	VMOVUPS      Z7, (R9)(CX*1)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	LEAQ         (DX)(CX*2), BX
+	ADDQ         CX, BX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, (AX)(CX*1)
+	VMOVUPS      Z2, (AX)(CX*2)
+	VMOVUPS      Z3, (DX)
+	VMOVUPS      Z4, (DX)(CX*1)
+	VMOVUPS      Z5, (DX)(CX*2)
+	VMOVUPS      Z6, (BX)
+	VMOVUPS      Z7, (BX)(CX*1)
 	VZEROUPPER
 	RET
 
-// func tile8x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile8x2AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile8x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile8x2AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	LEAQ   (BX)(AX*2), SI
-	ADDQ   AX, SI
-	MOVQ   c+48(FP), DI
-	LEAQ   (DI)(CX*2), R8
-	ADDQ   CX, R8
-	LEAQ   (R8)(CX*2), R9
-	ADDQ   CX, R9
-	MOVB   add+72(FP), R10
-	TESTB  R10, R10
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	LEAQ   (DX)(CX*2), BX
+	ADDQ   CX, BX
+	MOVB   add+88(FP), SI
+	TESTB  SI, SI
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -3977,104 +4158,115 @@ TEXT ·tile8x2AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (DI), Z0
-	VMOVUPS 64(DI), Z1
-	VMOVUPS (DI)(CX*1), Z2
-	VMOVUPS 64(DI)(CX*1), Z3
-	VMOVUPS (DI)(CX*2), Z4
-	VMOVUPS 64(DI)(CX*2), Z5
-	VMOVUPS (R8), Z6
-	VMOVUPS 64(R8), Z7
-	VMOVUPS (R8)(CX*1), Z8
-	VMOVUPS 64(R8)(CX*1), Z9
-	VMOVUPS (R8)(CX*2), Z10
-	VMOVUPS 64(R8)(CX*2), Z11
-	VMOVUPS (R9), Z12
-	VMOVUPS 64(R9), Z13
-	VMOVUPS (R9)(CX*1), Z14
-	VMOVUPS 64(R9)(CX*1), Z15
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	VMOVUPS (AX)(CX*1), Z2
+	VMOVUPS 64(AX)(CX*1), Z3
+	VMOVUPS (AX)(CX*2), Z4
+	VMOVUPS 64(AX)(CX*2), Z5
+	VMOVUPS (DX), Z6
+	VMOVUPS 64(DX), Z7
+	VMOVUPS (DX)(CX*1), Z8
+	VMOVUPS 64(DX)(CX*1), Z9
+	VMOVUPS (DX)(CX*2), Z10
+	VMOVUPS 64(DX)(CX*2), Z11
+	VMOVUPS (BX), Z12
+	VMOVUPS 64(BX), Z13
+	VMOVUPS (BX)(CX*1), Z14
+	VMOVUPS 64(BX)(CX*1), Z15
 
 begin:
-	MOVQ aStep+16(FP), R10
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	LEAQ (DX)(CX*2), BX
+	ADDQ CX, BX
+	MOVQ ahead+64(FP), SI
+	MOVQ aheadBytes+72(FP), DI
+	MOVQ aStep+16(FP), R8
+	SHLQ $0x02, R8
+	MOVQ b+24(FP), R9
+	MOVQ bStep+32(FP), R10
 	SHLQ $0x02, R10
-	MOVQ b+24(FP), R11
-	MOVQ bStep+32(FP), R12
+	MOVQ steps+80(FP), R11
+	MOVQ bPanel+40(FP), R12
 	SHLQ $0x02, R12
-	MOVQ steps+64(FP), R13
-	MOVQ bPanel+40(FP), R14
-	SHLQ $0x02, R14
 
 loop:
-	VMOVUPS      (R11), Z16
-	VMOVUPS      (R11)(R14*1), Z17
-	VBROADCASTSS (DX), Z18
+	PREFETCHT1   (SI)
+	VMOVUPS      (R9), Z16
+	VMOVUPS      (R9)(R12*1), Z17
+	VBROADCASTSS (AX), Z18
 	VFMADD231PS  Z16, Z18, Z0
 	VFMADD231PS  Z17, Z18, Z1
-	VBROADCASTSS (DX)(AX*1), Z18
+	VBROADCASTSS (AX)(CX*1), Z18
 	VFMADD231PS  Z16, Z18, Z2
 	VFMADD231PS  Z17, Z18, Z3
-	VBROADCASTSS (DX)(AX*2), Z18
+	VBROADCASTSS (AX)(CX*2), Z18
 	VFMADD231PS  Z16, Z18, Z4
 	VFMADD231PS  Z17, Z18, Z5
-	VBROADCASTSS (BX), Z18
+	VBROADCASTSS (DX), Z18
 	VFMADD231PS  Z16, Z18, Z6
 	VFMADD231PS  Z17, Z18, Z7
-	VBROADCASTSS (BX)(AX*1), Z18
+	VBROADCASTSS (DX)(CX*1), Z18
 	VFMADD231PS  Z16, Z18, Z8
 	VFMADD231PS  Z17, Z18, Z9
-	VBROADCASTSS (BX)(AX*2), Z18
+	VBROADCASTSS (DX)(CX*2), Z18
 	VFMADD231PS  Z16, Z18, Z10
 	VFMADD231PS  Z17, Z18, Z11
-	VBROADCASTSS (SI), Z18
+	VBROADCASTSS (BX), Z18
 	VFMADD231PS  Z16, Z18, Z12
 	VFMADD231PS  Z17, Z18, Z13
-	VBROADCASTSS (SI)(AX*1), Z18
+	VBROADCASTSS (BX)(CX*1), Z18
 	VFMADD231PS  Z16, Z18, Z14
 	VFMADD231PS  Z17, Z18, Z15
-	ADDQ         R10, DX
-	ADDQ         R10, BX
-	ADDQ         R10, SI
-	ADDQ         R12, R11
-	DECQ         R13
+	ADDQ         R8, AX
+	ADDQ         R8, DX
+	ADDQ         R8, BX
+	ADDQ         R10, R9
+	ADDQ         DI, SI
+	DECQ         R11
 	JNZ          loop
-	VMOVUPS      Z0, (DI)
-	VMOVUPS      Z1, 64(DI)
-	VMOVUPS      Z2, (DI)(CX*1)
-	VMOVUPS      Z3, 64(DI)(CX*1)
-	VMOVUPS      Z4, (DI)(CX*2)
-	VMOVUPS      Z5, 64(DI)(CX*2)
-	VMOVUPS      Z6, (R8)
-	VMOVUPS      Z7, 64(R8)
-	VMOVUPS      Z8, (R8)(CX*1)
-	VMOVUPS      Z9, 64(R8)(CX*1)
-	VMOVUPS      Z10, (R8)(CX*2)
-	VMOVUPS      Z11, 64(R8)(CX*2)
-	VMOVUPS      Z12, (R9)
-	VMOVUPS      Z13, 64(R9)
-	VMOVUPS      Z14, (R9)(CX*1)
-	VMOVUPS      Z15, 64(R9)(CX*1)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	LEAQ         (DX)(CX*2), BX
+	ADDQ         CX, BX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VMOVUPS      Z2, (AX)(CX*1)
+	VMOVUPS      Z3, 64(AX)(CX*1)
+	VMOVUPS      Z4, (AX)(CX*2)
+	VMOVUPS      Z5, 64(AX)(CX*2)
+	VMOVUPS      Z6, (DX)
+	VMOVUPS      Z7, 64(DX)
+	VMOVUPS      Z8, (DX)(CX*1)
+	VMOVUPS      Z9, 64(DX)(CX*1)
+	VMOVUPS      Z10, (DX)(CX*2)
+	VMOVUPS      Z11, 64(DX)(CX*2)
+	VMOVUPS      Z12, (BX)
+	VMOVUPS      Z13, 64(BX)
+	VMOVUPS      Z14, (BX)(CX*1)
+	VMOVUPS      Z15, 64(BX)(CX*1)
 	VZEROUPPER
 	RET
 
-// func tile8x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile8x3AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile8x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile8x3AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	LEAQ   (BX)(AX*2), SI
-	ADDQ   AX, SI
-	MOVQ   c+48(FP), DI
-	LEAQ   (DI)(CX*2), R8
-	ADDQ   CX, R8
-	LEAQ   (R8)(CX*2), R9
-	ADDQ   CX, R9
-	MOVB   add+72(FP), R10
-	TESTB  R10, R10
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	LEAQ   (DX)(CX*2), BX
+	ADDQ   CX, BX
+	MOVB   add+88(FP), SI
+	TESTB  SI, SI
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -4103,107 +4295,125 @@ TEXT ·tile8x3AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (DI), Z0
-	VMOVUPS 64(DI), Z1
-	VMOVUPS 128(DI), Z2
-	VMOVUPS (DI)(CX*1), Z3
-	VMOVUPS 64(DI)(CX*1), Z4
-	VMOVUPS 128(DI)(CX*1), Z5
-	VMOVUPS (DI)(CX*2), Z6
-	VMOVUPS 64(DI)(CX*2), Z7
-	VMOVUPS 128(DI)(CX*2), Z8
-	VMOVUPS (R8), Z9
-	VMOVUPS 64(R8), Z10
-	VMOVUPS 128(R8), Z11
-	VMOVUPS (R8)(CX*1), Z12
-	VMOVUPS 64(R8)(CX*1), Z13
-	VMOVUPS 128(R8)(CX*1), Z14
-	VMOVUPS (R8)(CX*2), Z15
-	VMOVUPS 64(R8)(CX*2), Z16
-	VMOVUPS 128(R8)(CX*2), Z17
-	VMOVUPS (R9), Z18
-	VMOVUPS 64(R9), Z19
-	VMOVUPS 128(R9), Z20
-	VMOVUPS (R9)(CX*1), Z21
-	VMOVUPS 64(R9)(CX*1), Z22
-	VMOVUPS 128(R9)(CX*1), Z23
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	VMOVUPS 128(AX), Z2
+	VMOVUPS (AX)(CX*1), Z3
+	VMOVUPS 64(AX)(CX*1), Z4
+	VMOVUPS 128(AX)(CX*1), Z5
+	VMOVUPS (AX)(CX*2), Z6
+	VMOVUPS 64(AX)(CX*2), Z7
+	VMOVUPS 128(AX)(CX*2), Z8
+	VMOVUPS (DX), Z9
+	VMOVUPS 64(DX), Z10
+	VMOVUPS 128(DX), Z11
+	VMOVUPS (DX)(CX*1), Z12
+	VMOVUPS 64(DX)(CX*1), Z13
+	VMOVUPS 128(DX)(CX*1), Z14
+	VMOVUPS (DX)(CX*2), Z15
+	VMOVUPS 64(DX)(CX*2), Z16
+	VMOVUPS 128(DX)(CX*2), Z17
+	VMOVUPS (BX), Z18
+	VMOVUPS 64(BX), Z19
+	VMOVUPS 128(BX), Z20
+	VMOVUPS (BX)(CX*1), Z21
+	VMOVUPS 64(BX)(CX*1), Z22
+	VMOVUPS 128(BX)(CX*1), Z23
 
 begin:
-	MOVQ aStep+16(FP), R10
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	LEAQ (DX)(CX*2), BX
+	ADDQ CX, BX
+	MOVQ ahead+64(FP), SI
+	MOVQ aheadBytes+72(FP), DI
+	MOVQ aStep+16(FP), R8
+	SHLQ $0x02, R8
+	MOVQ b+24(FP), R9
+	MOVQ bStep+32(FP), R10
 	SHLQ $0x02, R10
-	MOVQ b+24(FP), R11
-	MOVQ bStep+32(FP), R12
+	MOVQ steps+80(FP), R11
+	MOVQ bPanel+40(FP), R12
 	SHLQ $0x02, R12
-	MOVQ steps+64(FP), R13
-	MOVQ bPanel+40(FP), R14
-	SHLQ $0x02, R14
 
 loop:
-	VMOVUPS      (R11), Z24
-	VMOVUPS      (R11)(R14*1), Z25
-	VMOVUPS      (R11)(R14*2), Z26
-	VBROADCASTSS (DX), Z27
+	PREFETCHT1   (SI)
+	VMOVUPS      (R9), Z24
+	VMOVUPS      (R9)(R12*1), Z25
+	VMOVUPS      (R9)(R12*2), Z26
+	VBROADCASTSS (AX), Z27
 	VFMADD231PS  Z24, Z27, Z0
 	VFMADD231PS  Z25, Z27, Z1
 	VFMADD231PS  Z26, Z27, Z2
-	VBROADCASTSS (DX)(AX*1), Z27
+	VBROADCASTSS (AX)(CX*1), Z27
 	VFMADD231PS  Z24, Z27, Z3
 	VFMADD231PS  Z25, Z27, Z4
 	VFMADD231PS  Z26, Z27, Z5
-	VBROADCASTSS (DX)(AX*2), Z27
+	VBROADCASTSS (AX)(CX*2), Z27
 	VFMADD231PS  Z24, Z27, Z6
 	VFMADD231PS  Z25, Z27, Z7
 	VFMADD231PS  Z26, Z27, Z8
-	VBROADCASTSS (BX), Z27
+	VBROADCASTSS (DX), Z27
 	VFMADD231PS  Z24, Z27, Z9
 	VFMADD231PS  Z25, Z27, Z10
 	VFMADD231PS  Z26, Z27, Z11
-	VBROADCASTSS (BX)(AX*1), Z27
+	VBROADCASTSS (DX)(CX*1), Z27
 	VFMADD231PS  Z24, Z27, Z12
 	VFMADD231PS  Z25, Z27, Z13
 	VFMADD231PS  Z26, Z27, Z14
-	VBROADCASTSS (BX)(AX*2), Z27
+	VBROADCASTSS (DX)(CX*2), Z27
 	VFMADD231PS  Z24, Z27, Z15
 	VFMADD231PS  Z25, Z27, Z16
 	VFMADD231PS  Z26, Z27, Z17
-	VBROADCASTSS (SI), Z27
+	VBROADCASTSS (BX), Z27
 	VFMADD231PS  Z24, Z27, Z18
 	VFMADD231PS  Z25, Z27, Z19
 	VFMADD231PS  Z26, Z27, Z20
-	VBROADCASTSS (SI)(AX*1), Z27
+	VBROADCASTSS (BX)(CX*1), Z27
 	VFMADD231PS  Z24, Z27, Z21
 	VFMADD231PS  Z25, Z27, Z22
 	VFMADD231PS  Z26, Z27, Z23
-	ADDQ         R10, DX
-	ADDQ         R10, BX
-	ADDQ         R10, SI
-	ADDQ         R12, R11
-	DECQ         R13
+	ADDQ         R8, AX
+	ADDQ         R8, DX
+	ADDQ         R8, BX
+	ADDQ         R10, R9
+	ADDQ         DI, SI
+	DECQ         R11
 	JNZ          loop
-	VMOVUPS      Z0, (DI)
-	VMOVUPS      Z1, 64(DI)
-	VMOVUPS      Z2, 128(DI)
-	VMOVUPS      Z3, (DI)(CX*1)
-	VMOVUPS      Z4, 64(DI)(CX*1)
-	VMOVUPS      Z5, 128(DI)(CX*1)
-	VMOVUPS      Z6, (DI)(CX*2)
-	VMOVUPS      Z7, 64(DI)(CX*2)
-	VMOVUPS      Z8, 128(DI)(CX*2)
-	VMOVUPS      Z9, (R8)
-	VMOVUPS      Z10, 64(R8)
-	VMOVUPS      Z11, 128(R8)
-	VMOVUPS      Z12, (R8)(CX*1)
-	VMOVUPS      Z13, 64(R8)(CX*1)
-	VMOVUPS      Z14, 128(R8)(CX*1)
-	VMOVUPS      Z15, (R8)(CX*2)
-	VMOVUPS      Z16, 64(R8)(CX*2)
-	VMOVUPS      Z17, 128(R8)(CX*2)
-	VMOVUPS      Z18, (R9)
-	VMOVUPS      Z19, 64(R9)
-	VMOVUPS      Z20, 128(R9)
-	VMOVUPS      Z21, (R9)(CX*1)
-	VMOVUPS      Z22, 64(R9)(CX*1)
-	VMOVUPS      Z23, 128(R9)(CX*1)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	LEAQ         (DX)(CX*2), BX
+	ADDQ         CX, BX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VMOVUPS      Z2, 128(AX)
+	VMOVUPS      Z3, (AX)(CX*1)
+	VMOVUPS      Z4, 64(AX)(CX*1)
+	VMOVUPS      Z5, 128(AX)(CX*1)
+	VMOVUPS      Z6, (AX)(CX*2)
+	VMOVUPS      Z7, 64(AX)(CX*2)
+	VMOVUPS      Z8, 128(AX)(CX*2)
+	VMOVUPS      Z9, (DX)
+	VMOVUPS      Z10, 64(DX)
+	VMOVUPS      Z11, 128(DX)
+	VMOVUPS      Z12, (DX)(CX*1)
+	VMOVUPS      Z13, 64(DX)(CX*1)
+	VMOVUPS      Z14, 128(DX)(CX*1)
+	VMOVUPS      Z15, (DX)(CX*2)
+	VMOVUPS      Z16, 64(DX)(CX*2)
+	VMOVUPS      Z17, 128(DX)(CX*2)
+	VMOVUPS      Z18, (BX)
+	VMOVUPS      Z19, 64(BX)
+	VMOVUPS      Z20, 128(BX)
+	VMOVUPS      Z21, (BX)(CX*1)
+	VMOVUPS      Z22, 64(BX)(CX*1)
+	VMOVUPS      Z23, 128(BX)(CX*1)
 	VZEROUPPER
 	RET
 

@@ -71,14 +71,14 @@ func (s Set) Transpose(dst []float32, dstRow int, src []float32, srcRow, rows, c
 // rows writes in part are still in the cache for the next stripe.
 const transposeColumns = 64
 
-// tile is the side of the squares in which the portable path transposes: both sides of one stay in the first-level cache.
-const tile = 16
+// square is the side of the squares in which the portable path transposes: both sides of one stay in the first-level cache.
+const square = 16
 
 func transposePortable(dst []float32, dstRow int, src []float32, srcRow, rows, cols int) {
-	for r0 := 0; r0 < rows; r0 += tile {
-		r1 := min(r0+tile, rows)
-		for c0 := 0; c0 < cols; c0 += tile {
-			c1 := min(c0+tile, cols)
+	for r0 := 0; r0 < rows; r0 += square {
+		r1 := min(r0+square, rows)
+		for c0 := 0; c0 < cols; c0 += square {
+			c1 := min(c0+square, cols)
 			for r := r0; r < r1; r++ {
 				for c, x := range src[r*srcRow+c0 : r*srcRow+c1] {
 					dst[(c0+c)*dstRow+r] = x

@@ -21,10 +21,11 @@ func (g *generator) products() {
 	}
 }
 
-// tile makes the function that carries a tile of C through some steps over k.
+// tile makes the function that carries a tile of C through some steps over k. At each step it also asks for the cache
+// line at ahead, which then moves on.
 func (g *generator) tile(rows, panels int) {
 	g.start(fmt.Sprintf("tile%dx%d", rows, panels), fmt.Sprintf("computes %d rows of %d panels of C.", rows, panels),
-		"(a *float32, aRow, aStep int, b *float32, bStep, bPanel int, c *float32, cRow, steps int, add bool)")
+		"(a *float32, aRow, aStep int, b *float32, bStep, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes, steps int, add bool)")
 	param := func(name string) reg.GPVirtual {
 		return g.Load(g.Param(name), g.GP64()).(reg.GPVirtual)
 	}
@@ -33,9 +34,8 @@ func (g *generator) tile(rows, panels int) {
 		g.SHLQ(operand.U8(2), r)
 		return r
 	}
-	aRow, cRow := stride("aRow"), stride("cRow")
-	aAt := g.every3(param("a"), aRow, rows)
-	cAt := g.every3(param("c"), cRow, rows)
+	at := func(base, row string) []operand.Mem { return g.every3(param(base), stride(row), rows) }
+	cAt := at("c", "cRow")
 	vectors := panels * g.halves()
 	acc := make([][]vector, rows)
 	for m := range acc {
@@ -64,12 +64,15 @@ func (g *generator) tile(rows, panels int) {
 		}
 	}
 	g.Label("begin")
+	aAt := at("a", "aRow")
+	ahead, aheadBytes := param("ahead"), param("aheadBytes")
 	aStep, b, bStep, steps := stride("aStep"), param("b"), stride("bStep"), param("steps")
 	var bPanel reg.GPVirtual
 	if panels > 1 {
 		bPanel = stride("bPanel")
 	}
 	g.Label("loop")
+	g.prefetch(operand.Mem{Base: ahead})
 	columns := make([]vector, vectors)
 	for v := range columns {
 		at := operand.Mem{Base: b, Disp: v % g.halves() * g.bytes()}
@@ -89,8 +92,10 @@ func (g *generator) tile(rows, panels int) {
 		g.ADDQ(aStep, aAt[m].Base)
 	}
 	g.ADDQ(bStep, b)
+	g.ADDQ(aheadBytes, ahead)
 	g.DECQ(steps)
 	g.JNZ(operand.LabelRef("loop"))
+	cAt = at("c", "cRow")
 	for m := range acc {
 		for v, x := range acc[m] {
 			g.VMOVUPS(x, place(m, v))
@@ -98,6 +103,9 @@ func (g *generator) tile(rows, panels int) {
 	}
 	g.end()
 }
+
+// prefetch asks for a line of memory in the second-level cache.
+func (g *generator) prefetch(m operand.Mem) { g.PREFETCHT1(m) }
 
 // every3 returns the addresses of rows that lie a stride apart, with one base register for three of them.
 func (g *generator) every3(base, stride reg.GPVirtual, rows int) []operand.Mem {
