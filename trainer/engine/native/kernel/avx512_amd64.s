@@ -8,31 +8,40 @@
 // Requires: AVX, AVX512F
 TEXT ·addAVX512(SB), NOSPLIT, $0-72
 	MOVQ dst_len+8(FP), AX
-	MOVQ dst_base+0(FP), CX
-	MOVQ a_base+24(FP), DX
-	MOVQ b_base+48(FP), BX
-	XORQ SI, SI
-	SUBQ $0x10, AX
+	MOVQ dst_base+0(FP), DX
+	MOVQ a_base+24(FP), BX
+	MOVQ b_base+48(FP), SI
+	XORQ CX, CX
+	SUBQ $0x20, AX
 	JLT  rest
 
 loop:
-	VMOVUPS (DX)(SI*4), Z0
-	VMOVUPS (BX)(SI*4), Z1
-	VADDPS  Z1, Z0, Z0
-	VMOVUPS Z0, (CX)(SI*4)
-	ADDQ    $0x10, SI
-	SUBQ    $0x10, AX
+	VMOVUPS (BX)(CX*4), Z0
+	VMOVUPS 64(BX)(CX*4), Z1
+	VMOVUPS (SI)(CX*4), Z2
+	VMOVUPS 64(SI)(CX*4), Z3
+	VADDPS  Z2, Z0, Z0
+	VADDPS  Z3, Z1, Z1
+	VMOVUPS Z0, (DX)(CX*4)
+	VMOVUPS Z1, 64(DX)(CX*4)
+	ADDQ    $0x20, CX
+	SUBQ    $0x20, AX
 	JGE     loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z0
 	VPCMPGTD     iota<>+0(SB), Z0, K1
-	VMOVUPS.Z    (DX)(SI*4), K1, Z0
-	VMOVUPS.Z    (BX)(SI*4), K1, Z1
+	VMOVUPS.Z    (BX)(CX*4), K1, Z0
+	VMOVUPS.Z    (SI)(CX*4), K1, Z1
 	VADDPS       Z1, Z0, Z0
-	VMOVUPS      Z0, K1, (CX)(SI*4)
+	VMOVUPS      Z0, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -60,31 +69,40 @@ GLOBL iota<>(SB), RODATA|NOPTR, $64
 // Requires: AVX, AVX512F
 TEXT ·addScaledAVX512(SB), NOSPLIT, $0-52
 	MOVQ         dst_len+8(FP), AX
-	MOVQ         dst_base+0(FP), CX
-	MOVQ         x_base+24(FP), DX
+	MOVQ         dst_base+0(FP), DX
+	MOVQ         x_base+24(FP), BX
 	VBROADCASTSS scale+48(FP), Z0
-	XORQ         BX, BX
-	SUBQ         $0x10, AX
+	XORQ         CX, CX
+	SUBQ         $0x20, AX
 	JLT          rest
 
 loop:
-	VMOVUPS     (CX)(BX*4), Z1
-	VMOVUPS     (DX)(BX*4), Z2
-	VFMADD231PS Z2, Z0, Z1
-	VMOVUPS     Z1, (CX)(BX*4)
-	ADDQ        $0x10, BX
-	SUBQ        $0x10, AX
+	VMOVUPS     (DX)(CX*4), Z1
+	VMOVUPS     64(DX)(CX*4), Z2
+	VMOVUPS     (BX)(CX*4), Z3
+	VMOVUPS     64(BX)(CX*4), Z4
+	VFMADD231PS Z3, Z0, Z1
+	VFMADD231PS Z4, Z0, Z2
+	VMOVUPS     Z1, (DX)(CX*4)
+	VMOVUPS     Z2, 64(DX)(CX*4)
+	ADDQ        $0x20, CX
+	SUBQ        $0x20, AX
 	JGE         loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z1
 	VPCMPGTD     iota<>+0(SB), Z1, K1
-	VMOVUPS.Z    (CX)(BX*4), K1, Z1
-	VMOVUPS.Z    (DX)(BX*4), K1, Z2
+	VMOVUPS.Z    (DX)(CX*4), K1, Z1
+	VMOVUPS.Z    (BX)(CX*4), K1, Z2
 	VFMADD231PS  Z2, Z0, Z1
-	VMOVUPS      Z1, K1, (CX)(BX*4)
+	VMOVUPS      Z1, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -94,29 +112,37 @@ done:
 // Requires: AVX, AVX512F
 TEXT ·scaleAVX512(SB), NOSPLIT, $0-52
 	MOVQ         dst_len+8(FP), AX
-	MOVQ         dst_base+0(FP), CX
-	MOVQ         x_base+24(FP), DX
+	MOVQ         dst_base+0(FP), DX
+	MOVQ         x_base+24(FP), BX
 	VBROADCASTSS scale+48(FP), Z0
-	XORQ         BX, BX
-	SUBQ         $0x10, AX
+	XORQ         CX, CX
+	SUBQ         $0x20, AX
 	JLT          rest
 
 loop:
-	VMOVUPS (DX)(BX*4), Z1
+	VMOVUPS (BX)(CX*4), Z1
+	VMOVUPS 64(BX)(CX*4), Z2
 	VMULPS  Z0, Z1, Z1
-	VMOVUPS Z1, (CX)(BX*4)
-	ADDQ    $0x10, BX
-	SUBQ    $0x10, AX
+	VMULPS  Z0, Z2, Z2
+	VMOVUPS Z1, (DX)(CX*4)
+	VMOVUPS Z2, 64(DX)(CX*4)
+	ADDQ    $0x20, CX
+	SUBQ    $0x20, AX
 	JGE     loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z1
 	VPCMPGTD     iota<>+0(SB), Z1, K1
-	VMOVUPS.Z    (DX)(BX*4), K1, Z1
-	VMULPS       Z0, Z1, Z0
-	VMOVUPS      Z0, K1, (CX)(BX*4)
+	VMOVUPS.Z    (BX)(CX*4), K1, Z1
+	VMULPS       Z0, Z1, Z1
+	VMOVUPS      Z1, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -126,31 +152,40 @@ done:
 // Requires: AVX, AVX512F
 TEXT ·mulAVX512(SB), NOSPLIT, $0-72
 	MOVQ dst_len+8(FP), AX
-	MOVQ dst_base+0(FP), CX
-	MOVQ a_base+24(FP), DX
-	MOVQ b_base+48(FP), BX
-	XORQ SI, SI
-	SUBQ $0x10, AX
+	MOVQ dst_base+0(FP), DX
+	MOVQ a_base+24(FP), BX
+	MOVQ b_base+48(FP), SI
+	XORQ CX, CX
+	SUBQ $0x20, AX
 	JLT  rest
 
 loop:
-	VMOVUPS (DX)(SI*4), Z0
-	VMOVUPS (BX)(SI*4), Z1
-	VMULPS  Z1, Z0, Z0
-	VMOVUPS Z0, (CX)(SI*4)
-	ADDQ    $0x10, SI
-	SUBQ    $0x10, AX
+	VMOVUPS (BX)(CX*4), Z0
+	VMOVUPS 64(BX)(CX*4), Z1
+	VMOVUPS (SI)(CX*4), Z2
+	VMOVUPS 64(SI)(CX*4), Z3
+	VMULPS  Z2, Z0, Z0
+	VMULPS  Z3, Z1, Z1
+	VMOVUPS Z0, (DX)(CX*4)
+	VMOVUPS Z1, 64(DX)(CX*4)
+	ADDQ    $0x20, CX
+	SUBQ    $0x20, AX
 	JGE     loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z0
 	VPCMPGTD     iota<>+0(SB), Z0, K1
-	VMOVUPS.Z    (DX)(SI*4), K1, Z0
-	VMOVUPS.Z    (BX)(SI*4), K1, Z1
+	VMOVUPS.Z    (BX)(CX*4), K1, Z0
+	VMOVUPS.Z    (SI)(CX*4), K1, Z1
 	VMULPS       Z1, Z0, Z0
-	VMOVUPS      Z0, K1, (CX)(SI*4)
+	VMOVUPS      Z0, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -160,28 +195,35 @@ done:
 // Requires: AVX, AVX512DQ, AVX512F, SSE
 TEXT ·sumAVX512(SB), NOSPLIT, $0-28
 	MOVQ   x_len+8(FP), AX
-	MOVQ   x_base+0(FP), CX
+	MOVQ   x_base+0(FP), DX
 	VXORPS Z0, Z0, Z0
-	XORQ   DX, DX
-	SUBQ   $0x10, AX
+	XORQ   CX, CX
+	SUBQ   $0x20, AX
 	JLT    rest
 
 loop:
-	VMOVUPS (CX)(DX*4), Z1
+	VMOVUPS (DX)(CX*4), Z1
+	VMOVUPS 64(DX)(CX*4), Z2
 	VADDPS  Z1, Z0, Z0
-	ADDQ    $0x10, DX
-	SUBQ    $0x10, AX
+	VADDPS  Z2, Z0, Z0
+	ADDQ    $0x20, CX
+	SUBQ    $0x20, AX
 	JGE     loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z1
 	VPCMPGTD     iota<>+0(SB), Z1, K1
 	VMOVAPS      Z0, Z1
-	VMOVUPS.Z    (CX)(DX*4), K1, Z2
+	VMOVUPS.Z    (DX)(CX*4), K1, Z2
 	VADDPS       Z2, Z1, Z1
 	VMOVAPS      Z1, K1, Z0
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VEXTRACTF32X8 $0x01, Z0, Y1
@@ -200,31 +242,39 @@ done:
 // Requires: AVX, AVX512DQ, AVX512F, SSE
 TEXT ·dotAVX512(SB), NOSPLIT, $0-52
 	MOVQ   a_len+8(FP), AX
-	MOVQ   a_base+0(FP), CX
-	MOVQ   b_base+24(FP), DX
+	MOVQ   a_base+0(FP), DX
+	MOVQ   b_base+24(FP), BX
 	VXORPS Z0, Z0, Z0
-	XORQ   BX, BX
-	SUBQ   $0x10, AX
+	XORQ   CX, CX
+	SUBQ   $0x20, AX
 	JLT    rest
 
 loop:
-	VMOVUPS     (CX)(BX*4), Z1
-	VMOVUPS     (DX)(BX*4), Z2
-	VFMADD231PS Z1, Z2, Z0
-	ADDQ        $0x10, BX
-	SUBQ        $0x10, AX
+	VMOVUPS     (DX)(CX*4), Z1
+	VMOVUPS     64(DX)(CX*4), Z2
+	VMOVUPS     (BX)(CX*4), Z3
+	VMOVUPS     64(BX)(CX*4), Z4
+	VFMADD231PS Z1, Z3, Z0
+	VFMADD231PS Z2, Z4, Z0
+	ADDQ        $0x20, CX
+	SUBQ        $0x20, AX
 	JGE         loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z1
 	VPCMPGTD     iota<>+0(SB), Z1, K1
 	VMOVAPS      Z0, Z1
-	VMOVUPS.Z    (CX)(BX*4), K1, Z2
-	VMOVUPS.Z    (DX)(BX*4), K1, Z3
+	VMOVUPS.Z    (DX)(CX*4), K1, Z2
+	VMOVUPS.Z    (BX)(CX*4), K1, Z3
 	VFMADD231PS  Z2, Z3, Z1
 	VMOVAPS      Z1, K1, Z0
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VEXTRACTF32X8 $0x01, Z0, Y1
@@ -243,36 +293,46 @@ done:
 // Requires: AVX, AVX512DQ, AVX512F, SSE
 TEXT ·dotMulAVX512(SB), NOSPLIT, $0-76
 	MOVQ   a_len+8(FP), AX
-	MOVQ   a_base+0(FP), CX
-	MOVQ   b_base+24(FP), DX
-	MOVQ   c_base+48(FP), BX
+	MOVQ   a_base+0(FP), DX
+	MOVQ   b_base+24(FP), BX
+	MOVQ   c_base+48(FP), SI
 	VXORPS Z0, Z0, Z0
-	XORQ   SI, SI
-	SUBQ   $0x10, AX
+	XORQ   CX, CX
+	SUBQ   $0x20, AX
 	JLT    rest
 
 loop:
-	VMOVUPS     (CX)(SI*4), Z1
-	VMOVUPS     (DX)(SI*4), Z2
-	VMULPS      Z2, Z1, Z1
-	VMOVUPS     (BX)(SI*4), Z2
-	VFMADD231PS Z1, Z2, Z0
-	ADDQ        $0x10, SI
-	SUBQ        $0x10, AX
+	VMOVUPS     (DX)(CX*4), Z1
+	VMOVUPS     64(DX)(CX*4), Z2
+	VMOVUPS     (BX)(CX*4), Z3
+	VMOVUPS     64(BX)(CX*4), Z4
+	VMULPS      Z3, Z1, Z1
+	VMULPS      Z4, Z2, Z2
+	VMOVUPS     (SI)(CX*4), Z3
+	VMOVUPS     64(SI)(CX*4), Z4
+	VFMADD231PS Z1, Z3, Z0
+	VFMADD231PS Z2, Z4, Z0
+	ADDQ        $0x20, CX
+	SUBQ        $0x20, AX
 	JGE         loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z1
 	VPCMPGTD     iota<>+0(SB), Z1, K1
 	VMOVAPS      Z0, Z1
-	VMOVUPS.Z    (CX)(SI*4), K1, Z2
-	VMOVUPS.Z    (DX)(SI*4), K1, Z3
+	VMOVUPS.Z    (DX)(CX*4), K1, Z2
+	VMOVUPS.Z    (BX)(CX*4), K1, Z3
 	VMULPS       Z3, Z2, Z2
-	VMOVUPS.Z    (BX)(SI*4), K1, Z3
+	VMOVUPS.Z    (SI)(CX*4), K1, Z3
 	VFMADD231PS  Z2, Z3, Z1
 	VMOVAPS      Z1, K1, Z0
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VEXTRACTF32X8 $0x01, Z0, Y1
@@ -291,31 +351,39 @@ done:
 // Requires: AVX, AVX512DQ, AVX512F, SSE
 TEXT ·sumSquaredDiffAVX512(SB), NOSPLIT, $0-36
 	MOVQ         x_len+8(FP), AX
-	MOVQ         x_base+0(FP), CX
+	MOVQ         x_base+0(FP), DX
 	VBROADCASTSS mean+24(FP), Z0
 	VXORPS       Z1, Z1, Z1
-	XORQ         DX, DX
-	SUBQ         $0x10, AX
+	XORQ         CX, CX
+	SUBQ         $0x20, AX
 	JLT          rest
 
 loop:
-	VMOVUPS     (CX)(DX*4), Z2
+	VMOVUPS     (DX)(CX*4), Z2
+	VMOVUPS     64(DX)(CX*4), Z3
 	VSUBPS      Z0, Z2, Z2
+	VSUBPS      Z0, Z3, Z3
 	VFMADD231PS Z2, Z2, Z1
-	ADDQ        $0x10, DX
-	SUBQ        $0x10, AX
+	VFMADD231PS Z3, Z3, Z1
+	ADDQ        $0x20, CX
+	SUBQ        $0x20, AX
 	JGE         loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z2
 	VPCMPGTD     iota<>+0(SB), Z2, K1
 	VMOVAPS      Z1, Z2
-	VMOVUPS.Z    (CX)(DX*4), K1, Z3
-	VSUBPS       Z0, Z3, Z0
-	VFMADD231PS  Z0, Z0, Z2
+	VMOVUPS.Z    (DX)(CX*4), K1, Z3
+	VSUBPS       Z0, Z3, Z3
+	VFMADD231PS  Z3, Z3, Z2
 	VMOVAPS      Z2, K1, Z1
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VEXTRACTF32X8 $0x01, Z1, Y0
@@ -333,20 +401,21 @@ done:
 // func maxAVX512(x []float32) float32
 // Requires: AVX, AVX512DQ, AVX512F, SSE
 TEXT ·maxAVX512(SB), NOSPLIT, $0-28
+	MOVQ    x_base+0(FP), DX
 	MOVQ    x_len+8(FP), AX
-	MOVQ    x_base+0(FP), CX
 	VMOVUPS cff800000<>+0(SB), Z0
 	KXORW   K1, K1, K1
-	XORQ    DX, DX
+	XORQ    CX, CX
 	SUBQ    $0x10, AX
 	JLT     rest
 
 loop:
-	VMOVUPS (CX)(DX*4), Z1
+	VMOVUPS (DX)(CX*4), Z1
 	VCMPPS  $0x03, Z1, Z1, K2
 	KORW    K2, K1, K1
 	VMAXPS  Z0, Z1, Z0
-	ADDQ    $0x10, DX
+	VMOVAPS Z0, Z0
+	ADDQ    $0x10, CX
 	SUBQ    $0x10, AX
 	JGE     loop
 
@@ -355,7 +424,7 @@ rest:
 	JZ           done
 	VPBROADCASTD AX, Z1
 	VPCMPGTD     iota<>+0(SB), Z1, K2
-	VMOVUPS.Z    (CX)(DX*4), K2, Z1
+	VMOVUPS.Z    (DX)(CX*4), K2, Z1
 	VCMPPS       $0x03, Z1, Z1, K3
 	KORW         K3, K1, K1
 	VMAXPS       Z0, Z1, Z1
@@ -420,54 +489,82 @@ GLOBL c7fc00000<>(SB), RODATA|NOPTR, $64
 // Requires: AVX, AVX512DQ, AVX512F, SSE
 TEXT ·expSumAVX512(SB), NOSPLIT, $0-36
 	MOVQ         x_len+8(FP), AX
-	MOVQ         x_base+0(FP), CX
+	MOVQ         x_base+0(FP), DX
 	VBROADCASTSS top+24(FP), Z0
 	VXORPS       Z1, Z1, Z1
-	XORQ         DX, DX
-	SUBQ         $0x10, AX
+	XORQ         CX, CX
+	SUBQ         $0x20, AX
 	JLT          rest
 
 loop:
-	VMOVUPS      (CX)(DX*4), Z2
+	VMOVUPS      (DX)(CX*4), Z2
+	VMOVUPS      64(DX)(CX*4), Z3
 	VSUBPS       Z0, Z2, Z2
+	VSUBPS       Z0, Z3, Z3
+	VMOVUPS      c4b400000<>+0(SB), Z4
 	VMOVUPS      c4b400000<>+0(SB), Z5
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Z2, Z5
-	VSUBPS       c4b400000<>+0(SB), Z5, Z6
-	VMOVAPS      Z2, Z7
-	VFNMADD231PS c3f317218<>+0(SB), Z6, Z7
-	VFNMADD231PS cb102e308<>+0(SB), Z6, Z7
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z2, Z4
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z3, Z5
+	VSUBPS       c4b400000<>+0(SB), Z4, Z6
+	VSUBPS       c4b400000<>+0(SB), Z5, Z7
+	VMOVAPS      Z2, Z8
+	VMOVAPS      Z3, Z9
+	VFNMADD231PS c3f317218<>+0(SB), Z6, Z8
+	VFNMADD231PS c3f317218<>+0(SB), Z7, Z9
+	VFNMADD231PS cb102e308<>+0(SB), Z6, Z8
+	VFNMADD231PS cb102e308<>+0(SB), Z7, Z9
 	VMOVUPS      c3ab68885<>+0(SB), Z6
-	VFMADD213PS  c3c0905b7<>+0(SB), Z7, Z6
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Z7, Z6
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Z7, Z6
-	VFMADD213PS  c3f000000<>+0(SB), Z7, Z6
-	VFMADD213PS  c3f800000<>+0(SB), Z7, Z6
-	VFMADD213PS  c3f800000<>+0(SB), Z7, Z6
+	VMOVUPS      c3ab68885<>+0(SB), Z7
+	VFMADD213PS  c3c0905b7<>+0(SB), Z8, Z6
+	VFMADD213PS  c3c0905b7<>+0(SB), Z9, Z7
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z8, Z6
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z9, Z7
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z8, Z6
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z9, Z7
+	VFMADD213PS  c3f000000<>+0(SB), Z8, Z6
+	VFMADD213PS  c3f000000<>+0(SB), Z9, Z7
+	VFMADD213PS  c3f800000<>+0(SB), Z8, Z6
+	VFMADD213PS  c3f800000<>+0(SB), Z9, Z7
+	VFMADD213PS  c3f800000<>+0(SB), Z8, Z6
+	VFMADD213PS  c3f800000<>+0(SB), Z9, Z7
+	VPSLLD       $0x17, Z4, Z4
+	VPADDD       Z4, Z6, Z6
 	VPSLLD       $0x17, Z5, Z5
-	VPADDD       Z5, Z6, Z6
+	VPADDD       Z5, Z7, Z7
 	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z2, K1
-	VMOVAPS.Z    Z6, K1, Z5
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z3, K2
+	VMOVAPS.Z    Z6, K1, Z4
+	VMOVAPS.Z    Z7, K2, Z5
 	VCMPPS       $0x16, c42b17217<>+0(SB), Z2, K1
+	VCMPPS       $0x16, c42b17217<>+0(SB), Z3, K2
 	VADDPS       c7f800000<>+0(SB), Z2, Z2
-	VBLENDMPS    Z2, Z5, K1, Z3
-	VMOVUPS      Z3, (CX)(DX*4)
-	VADDPS       Z3, Z1, Z1
-	ADDQ         $0x10, DX
-	SUBQ         $0x10, AX
+	VADDPS       c7f800000<>+0(SB), Z3, Z3
+	VMOVAPS      Z4, Z4
+	VMOVAPS      Z5, Z5
+	VMOVAPS      Z2, K1, Z4
+	VMOVAPS      Z3, K2, Z5
+	VMOVUPS      Z4, (DX)(CX*4)
+	VMOVUPS      Z5, 64(DX)(CX*4)
+	VADDPS       Z4, Z1, Z1
+	VADDPS       Z5, Z1, Z1
+	ADDQ         $0x20, CX
+	SUBQ         $0x20, AX
 	JGE          loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z2
 	VPCMPGTD     iota<>+0(SB), Z2, K1
 	VMOVAPS      Z1, Z2
-	VMOVUPS.Z    (CX)(DX*4), K1, Z3
-	VSUBPS       Z0, Z3, Z0
-	VMOVUPS      c4b400000<>+0(SB), Z3
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Z0, Z3
-	VSUBPS       c4b400000<>+0(SB), Z3, Z5
-	VMOVAPS      Z0, Z6
+	VMOVUPS.Z    (DX)(CX*4), K1, Z3
+	VSUBPS       Z0, Z3, Z3
+	VMOVUPS      c4b400000<>+0(SB), Z4
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z3, Z4
+	VSUBPS       c4b400000<>+0(SB), Z4, Z5
+	VMOVAPS      Z3, Z6
 	VFNMADD231PS c3f317218<>+0(SB), Z5, Z6
 	VFNMADD231PS cb102e308<>+0(SB), Z5, Z6
 	VMOVUPS      c3ab68885<>+0(SB), Z5
@@ -477,16 +574,20 @@ rest:
 	VFMADD213PS  c3f000000<>+0(SB), Z6, Z5
 	VFMADD213PS  c3f800000<>+0(SB), Z6, Z5
 	VFMADD213PS  c3f800000<>+0(SB), Z6, Z5
-	VPSLLD       $0x17, Z3, Z3
-	VPADDD       Z3, Z5, Z5
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z0, K2
-	VMOVAPS.Z    Z5, K2, Z3
-	VCMPPS       $0x16, c42b17217<>+0(SB), Z0, K2
-	VADDPS       c7f800000<>+0(SB), Z0, Z0
-	VBLENDMPS    Z0, Z3, K2, Z4
-	VMOVUPS      Z4, K1, (CX)(DX*4)
+	VPSLLD       $0x17, Z4, Z4
+	VPADDD       Z4, Z5, Z5
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z3, K2
+	VMOVAPS.Z    Z5, K2, Z4
+	VCMPPS       $0x16, c42b17217<>+0(SB), Z3, K2
+	VADDPS       c7f800000<>+0(SB), Z3, Z3
+	VMOVAPS      Z4, Z4
+	VMOVAPS      Z3, K2, Z4
+	VMOVUPS      Z4, K1, (DX)(CX*4)
 	VADDPS       Z4, Z2, Z2
 	VMOVAPS      Z2, K1, Z1
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VEXTRACTF32X8 $0x01, Z1, Y0
@@ -739,71 +840,103 @@ GLOBL c7f800000<>(SB), RODATA|NOPTR, $64
 // Requires: AVX, AVX512F
 TEXT ·expScaleAVX512(SB), NOSPLIT, $0-32
 	MOVQ         x_len+8(FP), AX
-	MOVQ         x_base+0(FP), CX
+	MOVQ         x_base+0(FP), DX
 	VBROADCASTSS top+24(FP), Z0
 	VBROADCASTSS inverse+28(FP), Z1
-	XORQ         DX, DX
-	SUBQ         $0x10, AX
+	XORQ         CX, CX
+	SUBQ         $0x20, AX
 	JLT          rest
 
 loop:
-	VMOVUPS      (CX)(DX*4), Z2
+	VMOVUPS      (DX)(CX*4), Z2
+	VMOVUPS      64(DX)(CX*4), Z3
 	VSUBPS       Z0, Z2, Z2
+	VSUBPS       Z0, Z3, Z3
+	VMOVUPS      c4b400000<>+0(SB), Z4
 	VMOVUPS      c4b400000<>+0(SB), Z5
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Z2, Z5
-	VSUBPS       c4b400000<>+0(SB), Z5, Z6
-	VMOVAPS      Z2, Z7
-	VFNMADD231PS c3f317218<>+0(SB), Z6, Z7
-	VFNMADD231PS cb102e308<>+0(SB), Z6, Z7
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z2, Z4
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z3, Z5
+	VSUBPS       c4b400000<>+0(SB), Z4, Z6
+	VSUBPS       c4b400000<>+0(SB), Z5, Z7
+	VMOVAPS      Z2, Z8
+	VMOVAPS      Z3, Z9
+	VFNMADD231PS c3f317218<>+0(SB), Z6, Z8
+	VFNMADD231PS c3f317218<>+0(SB), Z7, Z9
+	VFNMADD231PS cb102e308<>+0(SB), Z6, Z8
+	VFNMADD231PS cb102e308<>+0(SB), Z7, Z9
 	VMOVUPS      c3ab68885<>+0(SB), Z6
-	VFMADD213PS  c3c0905b7<>+0(SB), Z7, Z6
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Z7, Z6
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Z7, Z6
-	VFMADD213PS  c3f000000<>+0(SB), Z7, Z6
-	VFMADD213PS  c3f800000<>+0(SB), Z7, Z6
-	VFMADD213PS  c3f800000<>+0(SB), Z7, Z6
+	VMOVUPS      c3ab68885<>+0(SB), Z7
+	VFMADD213PS  c3c0905b7<>+0(SB), Z8, Z6
+	VFMADD213PS  c3c0905b7<>+0(SB), Z9, Z7
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z8, Z6
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z9, Z7
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z8, Z6
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z9, Z7
+	VFMADD213PS  c3f000000<>+0(SB), Z8, Z6
+	VFMADD213PS  c3f000000<>+0(SB), Z9, Z7
+	VFMADD213PS  c3f800000<>+0(SB), Z8, Z6
+	VFMADD213PS  c3f800000<>+0(SB), Z9, Z7
+	VFMADD213PS  c3f800000<>+0(SB), Z8, Z6
+	VFMADD213PS  c3f800000<>+0(SB), Z9, Z7
+	VPSLLD       $0x17, Z4, Z4
+	VPADDD       Z4, Z6, Z6
 	VPSLLD       $0x17, Z5, Z5
-	VPADDD       Z5, Z6, Z6
+	VPADDD       Z5, Z7, Z7
 	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z2, K1
-	VMOVAPS.Z    Z6, K1, Z5
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z3, K2
+	VMOVAPS.Z    Z6, K1, Z4
+	VMOVAPS.Z    Z7, K2, Z5
 	VCMPPS       $0x16, c42b17217<>+0(SB), Z2, K1
+	VCMPPS       $0x16, c42b17217<>+0(SB), Z3, K2
 	VADDPS       c7f800000<>+0(SB), Z2, Z2
-	VBLENDMPS    Z2, Z5, K1, Z3
-	VMULPS       Z1, Z3, Z2
-	VMOVUPS      Z2, (CX)(DX*4)
-	ADDQ         $0x10, DX
-	SUBQ         $0x10, AX
+	VADDPS       c7f800000<>+0(SB), Z3, Z3
+	VMOVAPS      Z4, Z4
+	VMOVAPS      Z5, Z5
+	VMOVAPS      Z2, K1, Z4
+	VMOVAPS      Z3, K2, Z5
+	VMULPS       Z1, Z4, Z2
+	VMULPS       Z1, Z5, Z3
+	VMOVUPS      Z2, (DX)(CX*4)
+	VMOVUPS      Z3, 64(DX)(CX*4)
+	ADDQ         $0x20, CX
+	SUBQ         $0x20, AX
 	JGE          loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z2
 	VPCMPGTD     iota<>+0(SB), Z2, K1
-	VMOVUPS.Z    (CX)(DX*4), K1, Z2
-	VSUBPS       Z0, Z2, Z0
-	VMOVUPS      c4b400000<>+0(SB), Z2
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Z0, Z2
-	VSUBPS       c4b400000<>+0(SB), Z2, Z3
-	VMOVAPS      Z0, Z5
-	VFNMADD231PS c3f317218<>+0(SB), Z3, Z5
-	VFNMADD231PS cb102e308<>+0(SB), Z3, Z5
-	VMOVUPS      c3ab68885<>+0(SB), Z3
-	VFMADD213PS  c3c0905b7<>+0(SB), Z5, Z3
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Z5, Z3
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Z5, Z3
-	VFMADD213PS  c3f000000<>+0(SB), Z5, Z3
-	VFMADD213PS  c3f800000<>+0(SB), Z5, Z3
-	VFMADD213PS  c3f800000<>+0(SB), Z5, Z3
-	VPSLLD       $0x17, Z2, Z2
-	VPADDD       Z2, Z3, Z3
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z0, K2
-	VMOVAPS.Z    Z3, K2, Z2
-	VCMPPS       $0x16, c42b17217<>+0(SB), Z0, K2
-	VADDPS       c7f800000<>+0(SB), Z0, Z0
-	VBLENDMPS    Z0, Z2, K2, Z4
-	VMULPS       Z1, Z4, Z0
-	VMOVUPS      Z0, K1, (CX)(DX*4)
+	VMOVUPS.Z    (DX)(CX*4), K1, Z2
+	VSUBPS       Z0, Z2, Z2
+	VMOVUPS      c4b400000<>+0(SB), Z3
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z2, Z3
+	VSUBPS       c4b400000<>+0(SB), Z3, Z4
+	VMOVAPS      Z2, Z5
+	VFNMADD231PS c3f317218<>+0(SB), Z4, Z5
+	VFNMADD231PS cb102e308<>+0(SB), Z4, Z5
+	VMOVUPS      c3ab68885<>+0(SB), Z4
+	VFMADD213PS  c3c0905b7<>+0(SB), Z5, Z4
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z5, Z4
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z5, Z4
+	VFMADD213PS  c3f000000<>+0(SB), Z5, Z4
+	VFMADD213PS  c3f800000<>+0(SB), Z5, Z4
+	VFMADD213PS  c3f800000<>+0(SB), Z5, Z4
+	VPSLLD       $0x17, Z3, Z3
+	VPADDD       Z3, Z4, Z4
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z2, K2
+	VMOVAPS.Z    Z4, K2, Z3
+	VCMPPS       $0x16, c42b17217<>+0(SB), Z2, K2
+	VADDPS       c7f800000<>+0(SB), Z2, Z2
+	VMOVAPS      Z3, Z3
+	VMOVAPS      Z2, K2, Z3
+	VMULPS       Z1, Z3, Z2
+	VMOVUPS      Z2, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -813,33 +946,43 @@ done:
 // Requires: AVX, AVX512F
 TEXT ·softmaxBackwardAVX512(SB), NOSPLIT, $0-52
 	MOVQ         d_len+8(FP), AX
-	MOVQ         d_base+0(FP), CX
-	MOVQ         p_base+24(FP), DX
+	MOVQ         d_base+0(FP), DX
+	MOVQ         p_base+24(FP), BX
 	VBROADCASTSS delta+48(FP), Z0
-	XORQ         BX, BX
-	SUBQ         $0x10, AX
+	XORQ         CX, CX
+	SUBQ         $0x20, AX
 	JLT          rest
 
 loop:
-	VMOVUPS (DX)(BX*4), Z1
-	VMOVUPS (CX)(BX*4), Z2
-	VSUBPS  Z0, Z2, Z2
-	VMULPS  Z2, Z1, Z1
-	VMOVUPS Z1, (CX)(BX*4)
-	ADDQ    $0x10, BX
-	SUBQ    $0x10, AX
+	VMOVUPS (BX)(CX*4), Z1
+	VMOVUPS 64(BX)(CX*4), Z2
+	VMOVUPS (DX)(CX*4), Z3
+	VMOVUPS 64(DX)(CX*4), Z4
+	VSUBPS  Z0, Z3, Z3
+	VSUBPS  Z0, Z4, Z4
+	VMULPS  Z3, Z1, Z1
+	VMULPS  Z4, Z2, Z2
+	VMOVUPS Z1, (DX)(CX*4)
+	VMOVUPS Z2, 64(DX)(CX*4)
+	ADDQ    $0x20, CX
+	SUBQ    $0x20, AX
 	JGE     loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z1
 	VPCMPGTD     iota<>+0(SB), Z1, K1
-	VMOVUPS.Z    (DX)(BX*4), K1, Z1
-	VMOVUPS.Z    (CX)(BX*4), K1, Z2
-	VSUBPS       Z0, Z2, Z0
-	VMULPS       Z0, Z1, Z0
-	VMOVUPS      Z0, K1, (CX)(BX*4)
+	VMOVUPS.Z    (BX)(CX*4), K1, Z1
+	VMOVUPS.Z    (DX)(CX*4), K1, Z2
+	VSUBPS       Z0, Z2, Z2
+	VMULPS       Z2, Z1, Z1
+	VMOVUPS      Z1, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -849,34 +992,44 @@ done:
 // Requires: AVX, AVX512F
 TEXT ·rmsNormAVX512(SB), NOSPLIT, $0-76
 	MOVQ         dst_len+8(FP), AX
-	MOVQ         dst_base+0(FP), CX
-	MOVQ         x_base+24(FP), DX
-	MOVQ         w_base+48(FP), BX
+	MOVQ         dst_base+0(FP), DX
+	MOVQ         x_base+24(FP), BX
+	MOVQ         w_base+48(FP), SI
 	VBROADCASTSS inverse+72(FP), Z0
-	XORQ         SI, SI
-	SUBQ         $0x10, AX
+	XORQ         CX, CX
+	SUBQ         $0x20, AX
 	JLT          rest
 
 loop:
-	VMOVUPS (DX)(SI*4), Z1
+	VMOVUPS (BX)(CX*4), Z1
+	VMOVUPS 64(BX)(CX*4), Z2
 	VMULPS  Z0, Z1, Z1
-	VMOVUPS (BX)(SI*4), Z2
-	VMULPS  Z2, Z1, Z1
-	VMOVUPS Z1, (CX)(SI*4)
-	ADDQ    $0x10, SI
-	SUBQ    $0x10, AX
+	VMULPS  Z0, Z2, Z2
+	VMOVUPS (SI)(CX*4), Z3
+	VMOVUPS 64(SI)(CX*4), Z4
+	VMULPS  Z3, Z1, Z1
+	VMULPS  Z4, Z2, Z2
+	VMOVUPS Z1, (DX)(CX*4)
+	VMOVUPS Z2, 64(DX)(CX*4)
+	ADDQ    $0x20, CX
+	SUBQ    $0x20, AX
 	JGE     loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z1
 	VPCMPGTD     iota<>+0(SB), Z1, K1
-	VMOVUPS.Z    (DX)(SI*4), K1, Z1
-	VMULPS       Z0, Z1, Z0
-	VMOVUPS.Z    (BX)(SI*4), K1, Z1
-	VMULPS       Z1, Z0, Z0
-	VMOVUPS      Z0, K1, (CX)(SI*4)
+	VMOVUPS.Z    (BX)(CX*4), K1, Z1
+	VMULPS       Z0, Z1, Z1
+	VMOVUPS.Z    (SI)(CX*4), K1, Z2
+	VMULPS       Z2, Z1, Z1
+	VMOVUPS      Z1, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -886,42 +1039,55 @@ done:
 // Requires: AVX, AVX512F
 TEXT ·rmsNormBackwardAVX512(SB), NOSPLIT, $0-104
 	MOVQ         dx_len+8(FP), AX
-	MOVQ         dx_base+0(FP), CX
-	MOVQ         dy_base+24(FP), DX
-	MOVQ         x_base+48(FP), BX
-	MOVQ         w_base+72(FP), SI
+	MOVQ         dx_base+0(FP), DX
+	MOVQ         dy_base+24(FP), BX
+	MOVQ         x_base+48(FP), SI
+	MOVQ         w_base+72(FP), DI
 	VBROADCASTSS inverse+96(FP), Z0
 	VBROADCASTSS c+100(FP), Z1
-	XORQ         DI, DI
-	SUBQ         $0x10, AX
+	XORQ         CX, CX
+	SUBQ         $0x20, AX
 	JLT          rest
 
 loop:
-	VMOVUPS     (DX)(DI*4), Z2
-	VMOVUPS     (SI)(DI*4), Z3
-	VMULPS      Z3, Z2, Z2
-	VMOVUPS     (BX)(DI*4), Z3
-	VMULPS      Z1, Z3, Z3
+	VMOVUPS     (BX)(CX*4), Z2
+	VMOVUPS     64(BX)(CX*4), Z3
+	VMOVUPS     (DI)(CX*4), Z4
+	VMOVUPS     64(DI)(CX*4), Z5
+	VMULPS      Z4, Z2, Z2
+	VMULPS      Z5, Z3, Z3
+	VMOVUPS     (SI)(CX*4), Z4
+	VMOVUPS     64(SI)(CX*4), Z5
+	VMULPS      Z1, Z4, Z4
+	VMULPS      Z1, Z5, Z5
 	VMOVAPS     Z2, Z2
-	VFMSUB213PS Z3, Z0, Z2
-	VMOVUPS     Z2, (CX)(DI*4)
-	ADDQ        $0x10, DI
-	SUBQ        $0x10, AX
+	VMOVAPS     Z3, Z3
+	VFMSUB213PS Z4, Z0, Z2
+	VFMSUB213PS Z5, Z0, Z3
+	VMOVUPS     Z2, (DX)(CX*4)
+	VMOVUPS     Z3, 64(DX)(CX*4)
+	ADDQ        $0x20, CX
+	SUBQ        $0x20, AX
 	JGE         loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z2
 	VPCMPGTD     iota<>+0(SB), Z2, K1
-	VMOVUPS.Z    (DX)(DI*4), K1, Z2
-	VMOVUPS.Z    (SI)(DI*4), K1, Z3
+	VMOVUPS.Z    (BX)(CX*4), K1, Z2
+	VMOVUPS.Z    (DI)(CX*4), K1, Z3
 	VMULPS       Z3, Z2, Z2
-	VMOVUPS.Z    (BX)(DI*4), K1, Z3
-	VMULPS       Z1, Z3, Z1
+	VMOVUPS.Z    (SI)(CX*4), K1, Z3
+	VMULPS       Z1, Z3, Z3
 	VMOVAPS      Z2, Z2
-	VFMSUB213PS  Z1, Z0, Z2
-	VMOVUPS      Z2, K1, (CX)(DI*4)
+	VFMSUB213PS  Z3, Z0, Z2
+	VMOVUPS      Z2, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -931,36 +1097,47 @@ done:
 // Requires: AVX, AVX512F
 TEXT ·rmsNormGradAVX512(SB), NOSPLIT, $0-76
 	MOVQ         dw_len+8(FP), AX
-	MOVQ         dw_base+0(FP), CX
-	MOVQ         dy_base+24(FP), DX
-	MOVQ         x_base+48(FP), BX
+	MOVQ         dw_base+0(FP), DX
+	MOVQ         dy_base+24(FP), BX
+	MOVQ         x_base+48(FP), SI
 	VBROADCASTSS inverse+72(FP), Z0
-	XORQ         SI, SI
-	SUBQ         $0x10, AX
+	XORQ         CX, CX
+	SUBQ         $0x20, AX
 	JLT          rest
 
 loop:
-	VMOVUPS     (CX)(SI*4), Z1
-	VMOVUPS     (DX)(SI*4), Z2
-	VMOVUPS     (BX)(SI*4), Z3
-	VMULPS      Z0, Z3, Z3
-	VFMADD231PS Z2, Z3, Z1
-	VMOVUPS     Z1, (CX)(SI*4)
-	ADDQ        $0x10, SI
-	SUBQ        $0x10, AX
+	VMOVUPS     (DX)(CX*4), Z1
+	VMOVUPS     64(DX)(CX*4), Z2
+	VMOVUPS     (BX)(CX*4), Z3
+	VMOVUPS     64(BX)(CX*4), Z4
+	VMOVUPS     (SI)(CX*4), Z5
+	VMOVUPS     64(SI)(CX*4), Z6
+	VMULPS      Z0, Z5, Z5
+	VMULPS      Z0, Z6, Z6
+	VFMADD231PS Z3, Z5, Z1
+	VFMADD231PS Z4, Z6, Z2
+	VMOVUPS     Z1, (DX)(CX*4)
+	VMOVUPS     Z2, 64(DX)(CX*4)
+	ADDQ        $0x20, CX
+	SUBQ        $0x20, AX
 	JGE         loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z1
 	VPCMPGTD     iota<>+0(SB), Z1, K1
-	VMOVUPS.Z    (CX)(SI*4), K1, Z1
-	VMOVUPS.Z    (DX)(SI*4), K1, Z2
-	VMOVUPS.Z    (BX)(SI*4), K1, Z3
-	VMULPS       Z0, Z3, Z0
-	VFMADD231PS  Z2, Z0, Z1
-	VMOVUPS      Z1, K1, (CX)(SI*4)
+	VMOVUPS.Z    (DX)(CX*4), K1, Z1
+	VMOVUPS.Z    (BX)(CX*4), K1, Z2
+	VMOVUPS.Z    (SI)(CX*4), K1, Z3
+	VMULPS       Z0, Z3, Z3
+	VFMADD231PS  Z2, Z3, Z1
+	VMOVUPS      Z1, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -970,40 +1147,52 @@ done:
 // Requires: AVX, AVX512F
 TEXT ·layerNormAVX512(SB), NOSPLIT, $0-104
 	MOVQ         dst_len+8(FP), AX
-	MOVQ         dst_base+0(FP), CX
-	MOVQ         x_base+24(FP), DX
-	MOVQ         w_base+48(FP), BX
-	MOVQ         b_base+72(FP), SI
+	MOVQ         dst_base+0(FP), DX
+	MOVQ         x_base+24(FP), BX
+	MOVQ         w_base+48(FP), SI
+	MOVQ         b_base+72(FP), DI
 	VBROADCASTSS mean+96(FP), Z0
 	VBROADCASTSS inverse+100(FP), Z1
-	XORQ         DI, DI
-	SUBQ         $0x10, AX
+	XORQ         CX, CX
+	SUBQ         $0x20, AX
 	JLT          rest
 
 loop:
-	VMOVUPS     (SI)(DI*4), Z2
-	VMOVUPS     (BX)(DI*4), Z3
-	VMOVUPS     (DX)(DI*4), Z4
-	VSUBPS      Z0, Z4, Z4
-	VMULPS      Z1, Z4, Z4
-	VFMADD231PS Z3, Z4, Z2
-	VMOVUPS     Z2, (CX)(DI*4)
-	ADDQ        $0x10, DI
-	SUBQ        $0x10, AX
+	VMOVUPS     (DI)(CX*4), Z2
+	VMOVUPS     64(DI)(CX*4), Z3
+	VMOVUPS     (SI)(CX*4), Z4
+	VMOVUPS     64(SI)(CX*4), Z5
+	VMOVUPS     (BX)(CX*4), Z6
+	VMOVUPS     64(BX)(CX*4), Z7
+	VSUBPS      Z0, Z6, Z6
+	VSUBPS      Z0, Z7, Z7
+	VMULPS      Z1, Z6, Z6
+	VMULPS      Z1, Z7, Z7
+	VFMADD231PS Z4, Z6, Z2
+	VFMADD231PS Z5, Z7, Z3
+	VMOVUPS     Z2, (DX)(CX*4)
+	VMOVUPS     Z3, 64(DX)(CX*4)
+	ADDQ        $0x20, CX
+	SUBQ        $0x20, AX
 	JGE         loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z2
 	VPCMPGTD     iota<>+0(SB), Z2, K1
-	VMOVUPS.Z    (SI)(DI*4), K1, Z2
-	VMOVUPS.Z    (BX)(DI*4), K1, Z3
-	VMOVUPS.Z    (DX)(DI*4), K1, Z4
-	VSUBPS       Z0, Z4, Z0
-	VMULPS       Z1, Z0, Z0
-	VFMADD231PS  Z3, Z0, Z2
-	VMOVUPS      Z2, K1, (CX)(DI*4)
+	VMOVUPS.Z    (DI)(CX*4), K1, Z2
+	VMOVUPS.Z    (SI)(CX*4), K1, Z3
+	VMOVUPS.Z    (BX)(CX*4), K1, Z4
+	VSUBPS       Z0, Z4, Z4
+	VMULPS       Z1, Z4, Z4
+	VFMADD231PS  Z3, Z4, Z2
+	VMOVUPS      Z2, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -1013,47 +1202,60 @@ done:
 // Requires: AVX, AVX512DQ, AVX512F, SSE
 TEXT ·layerNormSumsAVX512(SB), NOSPLIT, $0-88
 	MOVQ         dy_len+8(FP), AX
-	MOVQ         dy_base+0(FP), CX
-	MOVQ         w_base+24(FP), DX
-	MOVQ         x_base+48(FP), BX
+	MOVQ         dy_base+0(FP), DX
+	MOVQ         w_base+24(FP), BX
+	MOVQ         x_base+48(FP), SI
 	VBROADCASTSS mean+72(FP), Z0
 	VBROADCASTSS inverse+76(FP), Z1
 	VXORPS       Z2, Z2, Z2
 	VXORPS       Z3, Z3, Z3
-	XORQ         SI, SI
-	SUBQ         $0x10, AX
+	XORQ         CX, CX
+	SUBQ         $0x20, AX
 	JLT          rest
 
 loop:
-	VMOVUPS     (CX)(SI*4), Z4
-	VMOVUPS     (DX)(SI*4), Z5
-	VMULPS      Z5, Z4, Z4
+	VMOVUPS     (DX)(CX*4), Z4
+	VMOVUPS     64(DX)(CX*4), Z5
+	VMOVUPS     (BX)(CX*4), Z6
+	VMOVUPS     64(BX)(CX*4), Z7
+	VMULPS      Z6, Z4, Z4
+	VMULPS      Z7, Z5, Z5
 	VADDPS      Z4, Z2, Z2
-	VMOVUPS     (BX)(SI*4), Z5
-	VSUBPS      Z0, Z5, Z5
-	VMULPS      Z1, Z5, Z5
-	VFMADD231PS Z4, Z5, Z3
-	ADDQ        $0x10, SI
-	SUBQ        $0x10, AX
+	VADDPS      Z5, Z2, Z2
+	VMOVUPS     (SI)(CX*4), Z6
+	VMOVUPS     64(SI)(CX*4), Z7
+	VSUBPS      Z0, Z6, Z6
+	VSUBPS      Z0, Z7, Z7
+	VMULPS      Z1, Z6, Z6
+	VMULPS      Z1, Z7, Z7
+	VFMADD231PS Z4, Z6, Z3
+	VFMADD231PS Z5, Z7, Z3
+	ADDQ        $0x20, CX
+	SUBQ        $0x20, AX
 	JGE         loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z4
 	VPCMPGTD     iota<>+0(SB), Z4, K1
 	VMOVAPS      Z2, Z4
 	VMOVAPS      Z3, Z5
-	VMOVUPS.Z    (CX)(SI*4), K1, Z6
-	VMOVUPS.Z    (DX)(SI*4), K1, Z7
+	VMOVUPS.Z    (DX)(CX*4), K1, Z6
+	VMOVUPS.Z    (BX)(CX*4), K1, Z7
 	VMULPS       Z7, Z6, Z6
 	VADDPS       Z6, Z4, Z4
-	VMOVUPS.Z    (BX)(SI*4), K1, Z7
-	VSUBPS       Z0, Z7, Z0
-	VMULPS       Z1, Z0, Z0
-	VFMADD231PS  Z6, Z0, Z5
+	VMOVUPS.Z    (SI)(CX*4), K1, Z7
+	VSUBPS       Z0, Z7, Z7
+	VMULPS       Z1, Z7, Z7
+	VFMADD231PS  Z6, Z7, Z5
 	VMOVAPS      Z4, K1, Z2
 	VMOVAPS      Z5, K1, Z3
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VEXTRACTF32X8 $0x01, Z2, Y0
@@ -1081,48 +1283,63 @@ done:
 // Requires: AVX, AVX512F
 TEXT ·layerNormBackwardAVX512(SB), NOSPLIT, $0-112
 	MOVQ         dx_len+8(FP), AX
-	MOVQ         dx_base+0(FP), CX
-	MOVQ         dy_base+24(FP), DX
-	MOVQ         w_base+48(FP), BX
-	MOVQ         x_base+72(FP), SI
+	MOVQ         dx_base+0(FP), DX
+	MOVQ         dy_base+24(FP), BX
+	MOVQ         w_base+48(FP), SI
+	MOVQ         x_base+72(FP), DI
 	VBROADCASTSS mean+96(FP), Z0
 	VBROADCASTSS inverse+100(FP), Z1
 	VBROADCASTSS mu+104(FP), Z2
 	VBROADCASTSS mux+108(FP), Z3
-	XORQ         DI, DI
-	SUBQ         $0x10, AX
+	XORQ         CX, CX
+	SUBQ         $0x20, AX
 	JLT          rest
 
 loop:
-	VMOVUPS      (DX)(DI*4), Z4
-	VMOVUPS      (BX)(DI*4), Z5
+	VMOVUPS      (BX)(CX*4), Z4
+	VMOVUPS      64(BX)(CX*4), Z5
+	VMOVUPS      (SI)(CX*4), Z6
+	VMOVUPS      64(SI)(CX*4), Z7
+	VMULPS       Z6, Z4, Z4
+	VMULPS       Z7, Z5, Z5
+	VSUBPS       Z2, Z4, Z4
+	VSUBPS       Z2, Z5, Z5
+	VMOVUPS      (DI)(CX*4), Z6
+	VMOVUPS      64(DI)(CX*4), Z7
+	VSUBPS       Z0, Z6, Z6
+	VSUBPS       Z0, Z7, Z7
+	VMULPS       Z1, Z6, Z6
+	VMULPS       Z1, Z7, Z7
+	VFNMADD231PS Z6, Z3, Z4
+	VFNMADD231PS Z7, Z3, Z5
+	VMULPS       Z4, Z1, Z4
+	VMULPS       Z5, Z1, Z5
+	VMOVUPS      Z4, (DX)(CX*4)
+	VMOVUPS      Z5, 64(DX)(CX*4)
+	ADDQ         $0x20, CX
+	SUBQ         $0x20, AX
+	JGE          loop
+
+rest:
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
+	VPBROADCASTD AX, Z4
+	VPCMPGTD     iota<>+0(SB), Z4, K1
+	VMOVUPS.Z    (BX)(CX*4), K1, Z4
+	VMOVUPS.Z    (SI)(CX*4), K1, Z5
 	VMULPS       Z5, Z4, Z4
 	VSUBPS       Z2, Z4, Z4
-	VMOVUPS      (SI)(DI*4), Z5
+	VMOVUPS.Z    (DI)(CX*4), K1, Z5
 	VSUBPS       Z0, Z5, Z5
 	VMULPS       Z1, Z5, Z5
 	VFNMADD231PS Z5, Z3, Z4
 	VMULPS       Z4, Z1, Z4
-	VMOVUPS      Z4, (CX)(DI*4)
-	ADDQ         $0x10, DI
+	VMOVUPS      Z4, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
 	SUBQ         $0x10, AX
-	JGE          loop
-
-rest:
-	ADDQ         $0x10, AX
-	JZ           done
-	VPBROADCASTD AX, Z4
-	VPCMPGTD     iota<>+0(SB), Z4, K1
-	VMOVUPS.Z    (DX)(DI*4), K1, Z4
-	VMOVUPS.Z    (BX)(DI*4), K1, Z5
-	VMULPS       Z5, Z4, Z4
-	VSUBPS       Z2, Z4, Z2
-	VMOVUPS.Z    (SI)(DI*4), K1, Z4
-	VSUBPS       Z0, Z4, Z0
-	VMULPS       Z1, Z0, Z0
-	VFNMADD231PS Z0, Z3, Z2
-	VMULPS       Z2, Z1, Z0
-	VMOVUPS      Z0, K1, (CX)(DI*4)
+	JG           part
 
 done:
 	VZEROUPPER
@@ -1132,46 +1349,61 @@ done:
 // Requires: AVX, AVX512F
 TEXT ·layerNormGradAVX512(SB), NOSPLIT, $0-104
 	MOVQ         dw_len+8(FP), AX
-	MOVQ         dw_base+0(FP), CX
-	MOVQ         db_base+24(FP), DX
-	MOVQ         dy_base+48(FP), BX
-	MOVQ         x_base+72(FP), SI
+	MOVQ         dw_base+0(FP), DX
+	MOVQ         db_base+24(FP), BX
+	MOVQ         dy_base+48(FP), SI
+	MOVQ         x_base+72(FP), DI
 	VBROADCASTSS mean+96(FP), Z0
 	VBROADCASTSS inverse+100(FP), Z1
-	XORQ         DI, DI
-	SUBQ         $0x10, AX
+	XORQ         CX, CX
+	SUBQ         $0x20, AX
 	JLT          rest
 
 loop:
-	VMOVUPS     (BX)(DI*4), Z2
-	VMOVUPS     (CX)(DI*4), Z3
-	VMOVUPS     (SI)(DI*4), Z4
-	VSUBPS      Z0, Z4, Z4
-	VMULPS      Z1, Z4, Z4
-	VFMADD231PS Z2, Z4, Z3
-	VMOVUPS     (DX)(DI*4), Z4
-	VADDPS      Z2, Z4, Z2
-	VMOVUPS     Z3, (CX)(DI*4)
-	VMOVUPS     Z2, (DX)(DI*4)
-	ADDQ        $0x10, DI
-	SUBQ        $0x10, AX
+	VMOVUPS     (SI)(CX*4), Z2
+	VMOVUPS     64(SI)(CX*4), Z3
+	VMOVUPS     (DX)(CX*4), Z4
+	VMOVUPS     64(DX)(CX*4), Z5
+	VMOVUPS     (DI)(CX*4), Z6
+	VMOVUPS     64(DI)(CX*4), Z7
+	VSUBPS      Z0, Z6, Z6
+	VSUBPS      Z0, Z7, Z7
+	VMULPS      Z1, Z6, Z6
+	VMULPS      Z1, Z7, Z7
+	VFMADD231PS Z2, Z6, Z4
+	VFMADD231PS Z3, Z7, Z5
+	VMOVUPS     (BX)(CX*4), Z6
+	VMOVUPS     64(BX)(CX*4), Z7
+	VADDPS      Z2, Z6, Z2
+	VADDPS      Z3, Z7, Z3
+	VMOVUPS     Z4, (DX)(CX*4)
+	VMOVUPS     Z5, 64(DX)(CX*4)
+	VMOVUPS     Z2, (BX)(CX*4)
+	VMOVUPS     Z3, 64(BX)(CX*4)
+	ADDQ        $0x20, CX
+	SUBQ        $0x20, AX
 	JGE         loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z2
 	VPCMPGTD     iota<>+0(SB), Z2, K1
-	VMOVUPS.Z    (BX)(DI*4), K1, Z2
-	VMOVUPS.Z    (CX)(DI*4), K1, Z3
-	VMOVUPS.Z    (SI)(DI*4), K1, Z4
-	VSUBPS       Z0, Z4, Z0
-	VMULPS       Z1, Z0, Z0
-	VFMADD231PS  Z2, Z0, Z3
-	VMOVUPS.Z    (DX)(DI*4), K1, Z0
-	VADDPS       Z2, Z0, Z0
-	VMOVUPS      Z3, K1, (CX)(DI*4)
-	VMOVUPS      Z0, K1, (DX)(DI*4)
+	VMOVUPS.Z    (SI)(CX*4), K1, Z2
+	VMOVUPS.Z    (DX)(CX*4), K1, Z3
+	VMOVUPS.Z    (DI)(CX*4), K1, Z4
+	VSUBPS       Z0, Z4, Z4
+	VMULPS       Z1, Z4, Z4
+	VFMADD231PS  Z2, Z4, Z3
+	VMOVUPS.Z    (BX)(CX*4), K1, Z4
+	VADDPS       Z2, Z4, Z2
+	VMOVUPS      Z3, K1, (DX)(CX*4)
+	VMOVUPS      Z2, K1, (BX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -1181,48 +1413,64 @@ done:
 // Requires: AVX, AVX512F
 TEXT ·rotaryAVX512(SB), NOSPLIT, $0-144
 	MOVQ low_len+8(FP), AX
-	MOVQ low_base+0(FP), CX
-	MOVQ high_base+24(FP), DX
-	MOVQ x_base+48(FP), BX
-	MOVQ y_base+72(FP), SI
-	MOVQ cos_base+96(FP), DI
-	MOVQ sin_base+120(FP), R8
-	XORQ R9, R9
-	SUBQ $0x10, AX
+	MOVQ low_base+0(FP), DX
+	MOVQ high_base+24(FP), BX
+	MOVQ x_base+48(FP), SI
+	MOVQ y_base+72(FP), DI
+	MOVQ cos_base+96(FP), R8
+	MOVQ sin_base+120(FP), R9
+	XORQ CX, CX
+	SUBQ $0x20, AX
 	JLT  rest
 
 loop:
-	VMOVUPS     (BX)(R9*4), Z0
-	VMOVUPS     (SI)(R9*4), Z1
-	VMOVUPS     (DI)(R9*4), Z2
-	VMOVUPS     (R8)(R9*4), Z3
-	VMULPS      Z3, Z1, Z4
-	VMOVAPS     Z0, Z5
-	VFMSUB213PS Z4, Z2, Z5
-	VMULPS      Z3, Z0, Z0
-	VFMADD231PS Z1, Z2, Z0
-	VMOVUPS     Z5, (CX)(R9*4)
-	VMOVUPS     Z0, (DX)(R9*4)
-	ADDQ        $0x10, R9
-	SUBQ        $0x10, AX
+	VMOVUPS     (SI)(CX*4), Z0
+	VMOVUPS     64(SI)(CX*4), Z1
+	VMOVUPS     (DI)(CX*4), Z2
+	VMOVUPS     64(DI)(CX*4), Z3
+	VMOVUPS     (R8)(CX*4), Z4
+	VMOVUPS     64(R8)(CX*4), Z5
+	VMOVUPS     (R9)(CX*4), Z6
+	VMOVUPS     64(R9)(CX*4), Z7
+	VMULPS      Z6, Z2, Z8
+	VMULPS      Z7, Z3, Z9
+	VMOVAPS     Z0, Z10
+	VMOVAPS     Z1, Z11
+	VFMSUB213PS Z8, Z4, Z10
+	VFMSUB213PS Z9, Z5, Z11
+	VMULPS      Z6, Z0, Z0
+	VMULPS      Z7, Z1, Z1
+	VFMADD231PS Z2, Z4, Z0
+	VFMADD231PS Z3, Z5, Z1
+	VMOVUPS     Z10, (DX)(CX*4)
+	VMOVUPS     Z11, 64(DX)(CX*4)
+	VMOVUPS     Z0, (BX)(CX*4)
+	VMOVUPS     Z1, 64(BX)(CX*4)
+	ADDQ        $0x20, CX
+	SUBQ        $0x20, AX
 	JGE         loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z0
 	VPCMPGTD     iota<>+0(SB), Z0, K1
-	VMOVUPS.Z    (BX)(R9*4), K1, Z0
-	VMOVUPS.Z    (SI)(R9*4), K1, Z1
-	VMOVUPS.Z    (DI)(R9*4), K1, Z2
-	VMOVUPS.Z    (R8)(R9*4), K1, Z3
+	VMOVUPS.Z    (SI)(CX*4), K1, Z0
+	VMOVUPS.Z    (DI)(CX*4), K1, Z1
+	VMOVUPS.Z    (R8)(CX*4), K1, Z2
+	VMOVUPS.Z    (R9)(CX*4), K1, Z3
 	VMULPS       Z3, Z1, Z4
 	VMOVAPS      Z0, Z5
 	VFMSUB213PS  Z4, Z2, Z5
 	VMULPS       Z3, Z0, Z0
 	VFMADD231PS  Z1, Z2, Z0
-	VMOVUPS      Z5, K1, (CX)(R9*4)
-	VMOVUPS      Z0, K1, (DX)(R9*4)
+	VMOVUPS      Z5, K1, (DX)(CX*4)
+	VMOVUPS      Z0, K1, (BX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -1232,53 +1480,86 @@ done:
 // Requires: AVX, AVX512DQ, AVX512F
 TEXT ·swigluAVX512(SB), NOSPLIT, $0-72
 	MOVQ dst_len+8(FP), AX
-	MOVQ dst_base+0(FP), CX
-	MOVQ gate_base+24(FP), DX
-	MOVQ up_base+48(FP), BX
-	XORQ SI, SI
-	SUBQ $0x10, AX
+	MOVQ dst_base+0(FP), DX
+	MOVQ gate_base+24(FP), BX
+	MOVQ up_base+48(FP), SI
+	XORQ CX, CX
+	SUBQ $0x20, AX
 	JLT  rest
 
 loop:
-	VMOVUPS      (DX)(SI*4), Z0
-	VMOVUPS      c3f800000<>+0(SB), Z1
-	VXORPS       c80000000<>+0(SB), Z0, Z2
-	VMOVUPS      c4b400000<>+0(SB), Z3
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Z2, Z3
-	VSUBPS       c4b400000<>+0(SB), Z3, Z4
-	VMOVAPS      Z2, Z5
-	VFNMADD231PS c3f317218<>+0(SB), Z4, Z5
-	VFNMADD231PS cb102e308<>+0(SB), Z4, Z5
-	VMOVUPS      c3ab68885<>+0(SB), Z4
-	VFMADD213PS  c3c0905b7<>+0(SB), Z5, Z4
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Z5, Z4
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Z5, Z4
-	VFMADD213PS  c3f000000<>+0(SB), Z5, Z4
-	VFMADD213PS  c3f800000<>+0(SB), Z5, Z4
-	VFMADD213PS  c3f800000<>+0(SB), Z5, Z4
-	VPSLLD       $0x17, Z3, Z3
-	VPADDD       Z3, Z4, Z4
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z2, K1
-	VMOVAPS.Z    Z4, K1, Z3
-	VCMPPS       $0x16, c42b17217<>+0(SB), Z2, K1
-	VADDPS       c7f800000<>+0(SB), Z2, Z2
-	VBLENDMPS    Z2, Z3, K1, Z6
-	VADDPS       c3f800000<>+0(SB), Z6, Z2
-	VDIVPS       Z2, Z1, Z1
-	VMULPS       Z1, Z0, Z0
-	VMOVUPS      (BX)(SI*4), Z1
-	VMULPS       Z1, Z0, Z0
-	VMOVUPS      Z0, (CX)(SI*4)
-	ADDQ         $0x10, SI
-	SUBQ         $0x10, AX
+	VMOVUPS      (BX)(CX*4), Z0
+	VMOVUPS      64(BX)(CX*4), Z1
+	VMOVUPS      c3f800000<>+0(SB), Z2
+	VMOVUPS      c3f800000<>+0(SB), Z3
+	VXORPS       c80000000<>+0(SB), Z0, Z4
+	VXORPS       c80000000<>+0(SB), Z1, Z5
+	VMOVUPS      c4b400000<>+0(SB), Z6
+	VMOVUPS      c4b400000<>+0(SB), Z7
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z4, Z6
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z5, Z7
+	VSUBPS       c4b400000<>+0(SB), Z6, Z8
+	VSUBPS       c4b400000<>+0(SB), Z7, Z9
+	VMOVAPS      Z4, Z10
+	VMOVAPS      Z5, Z11
+	VFNMADD231PS c3f317218<>+0(SB), Z8, Z10
+	VFNMADD231PS c3f317218<>+0(SB), Z9, Z11
+	VFNMADD231PS cb102e308<>+0(SB), Z8, Z10
+	VFNMADD231PS cb102e308<>+0(SB), Z9, Z11
+	VMOVUPS      c3ab68885<>+0(SB), Z8
+	VMOVUPS      c3ab68885<>+0(SB), Z9
+	VFMADD213PS  c3c0905b7<>+0(SB), Z10, Z8
+	VFMADD213PS  c3c0905b7<>+0(SB), Z11, Z9
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z10, Z8
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z11, Z9
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z10, Z8
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z11, Z9
+	VFMADD213PS  c3f000000<>+0(SB), Z10, Z8
+	VFMADD213PS  c3f000000<>+0(SB), Z11, Z9
+	VFMADD213PS  c3f800000<>+0(SB), Z10, Z8
+	VFMADD213PS  c3f800000<>+0(SB), Z11, Z9
+	VFMADD213PS  c3f800000<>+0(SB), Z10, Z8
+	VFMADD213PS  c3f800000<>+0(SB), Z11, Z9
+	VPSLLD       $0x17, Z6, Z6
+	VPADDD       Z6, Z8, Z8
+	VPSLLD       $0x17, Z7, Z7
+	VPADDD       Z7, Z9, Z9
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z4, K1
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z5, K2
+	VMOVAPS.Z    Z8, K1, Z6
+	VMOVAPS.Z    Z9, K2, Z7
+	VCMPPS       $0x16, c42b17217<>+0(SB), Z4, K1
+	VCMPPS       $0x16, c42b17217<>+0(SB), Z5, K2
+	VADDPS       c7f800000<>+0(SB), Z4, Z4
+	VADDPS       c7f800000<>+0(SB), Z5, Z5
+	VMOVAPS      Z6, Z6
+	VMOVAPS      Z7, Z7
+	VMOVAPS      Z4, K1, Z6
+	VMOVAPS      Z5, K2, Z7
+	VADDPS       c3f800000<>+0(SB), Z6, Z4
+	VADDPS       c3f800000<>+0(SB), Z7, Z5
+	VDIVPS       Z4, Z2, Z2
+	VDIVPS       Z5, Z3, Z3
+	VMULPS       Z2, Z0, Z0
+	VMULPS       Z3, Z1, Z1
+	VMOVUPS      (SI)(CX*4), Z2
+	VMOVUPS      64(SI)(CX*4), Z3
+	VMULPS       Z2, Z0, Z0
+	VMULPS       Z3, Z1, Z1
+	VMOVUPS      Z0, (DX)(CX*4)
+	VMOVUPS      Z1, 64(DX)(CX*4)
+	ADDQ         $0x20, CX
+	SUBQ         $0x20, AX
 	JGE          loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z0
 	VPCMPGTD     iota<>+0(SB), Z0, K1
-	VMOVUPS.Z    (DX)(SI*4), K1, Z0
+	VMOVUPS.Z    (BX)(CX*4), K1, Z0
 	VMOVUPS      c3f800000<>+0(SB), Z1
 	VXORPS       c80000000<>+0(SB), Z0, Z2
 	VMOVUPS      c4b400000<>+0(SB), Z3
@@ -1300,13 +1581,17 @@ rest:
 	VMOVAPS.Z    Z4, K2, Z3
 	VCMPPS       $0x16, c42b17217<>+0(SB), Z2, K2
 	VADDPS       c7f800000<>+0(SB), Z2, Z2
-	VBLENDMPS    Z2, Z3, K2, Z7
-	VADDPS       c3f800000<>+0(SB), Z7, Z2
+	VMOVAPS      Z3, Z3
+	VMOVAPS      Z2, K2, Z3
+	VADDPS       c3f800000<>+0(SB), Z3, Z2
 	VDIVPS       Z2, Z1, Z1
 	VMULPS       Z1, Z0, Z0
-	VMOVUPS.Z    (BX)(SI*4), K1, Z1
+	VMOVUPS.Z    (SI)(CX*4), K1, Z1
 	VMULPS       Z1, Z0, Z0
-	VMOVUPS      Z0, K1, (CX)(SI*4)
+	VMOVUPS      Z0, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -1334,62 +1619,102 @@ GLOBL c80000000<>(SB), RODATA|NOPTR, $64
 // Requires: AVX, AVX512DQ, AVX512F
 TEXT ·swigluBackwardAVX512(SB), NOSPLIT, $0-120
 	MOVQ dgate_len+8(FP), AX
-	MOVQ dgate_base+0(FP), CX
-	MOVQ dup_base+24(FP), DX
-	MOVQ gate_base+48(FP), BX
-	MOVQ up_base+72(FP), SI
-	MOVQ dy_base+96(FP), DI
-	XORQ R8, R8
-	SUBQ $0x10, AX
+	MOVQ dgate_base+0(FP), DX
+	MOVQ dup_base+24(FP), BX
+	MOVQ gate_base+48(FP), SI
+	MOVQ up_base+72(FP), DI
+	MOVQ dy_base+96(FP), R8
+	XORQ CX, CX
+	SUBQ $0x20, AX
 	JLT  rest
 
 loop:
-	VMOVUPS      (BX)(R8*4), Z0
-	VMOVUPS      c3f800000<>+0(SB), Z1
-	VXORPS       c80000000<>+0(SB), Z0, Z2
-	VMOVUPS      c4b400000<>+0(SB), Z3
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Z2, Z3
-	VSUBPS       c4b400000<>+0(SB), Z3, Z4
-	VMOVAPS      Z2, Z5
-	VFNMADD231PS c3f317218<>+0(SB), Z4, Z5
-	VFNMADD231PS cb102e308<>+0(SB), Z4, Z5
-	VMOVUPS      c3ab68885<>+0(SB), Z4
-	VFMADD213PS  c3c0905b7<>+0(SB), Z5, Z4
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Z5, Z4
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Z5, Z4
-	VFMADD213PS  c3f000000<>+0(SB), Z5, Z4
-	VFMADD213PS  c3f800000<>+0(SB), Z5, Z4
-	VFMADD213PS  c3f800000<>+0(SB), Z5, Z4
-	VPSLLD       $0x17, Z3, Z3
-	VPADDD       Z3, Z4, Z4
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z2, K1
-	VMOVAPS.Z    Z4, K1, Z3
-	VCMPPS       $0x16, c42b17217<>+0(SB), Z2, K1
-	VADDPS       c7f800000<>+0(SB), Z2, Z2
-	VBLENDMPS    Z2, Z3, K1, Z6
-	VADDPS       c3f800000<>+0(SB), Z6, Z2
-	VDIVPS       Z2, Z1, Z1
-	VMULPS       Z1, Z0, Z0
-	VMOVAPS      Z0, Z2
-	VFNMADD231PS Z0, Z1, Z2
-	VMOVUPS      (DI)(R8*4), Z3
-	VMOVUPS      (SI)(R8*4), Z4
-	VMULPS       Z4, Z3, Z4
-	VADDPS       Z2, Z1, Z1
-	VMULPS       Z1, Z4, Z1
-	VMULPS       Z0, Z3, Z0
-	VMOVUPS      Z0, (DX)(R8*4)
-	VMOVUPS      Z1, (CX)(R8*4)
-	ADDQ         $0x10, R8
-	SUBQ         $0x10, AX
+	VMOVUPS      (SI)(CX*4), Z0
+	VMOVUPS      64(SI)(CX*4), Z1
+	VMOVUPS      c3f800000<>+0(SB), Z2
+	VMOVUPS      c3f800000<>+0(SB), Z3
+	VXORPS       c80000000<>+0(SB), Z0, Z4
+	VXORPS       c80000000<>+0(SB), Z1, Z5
+	VMOVUPS      c4b400000<>+0(SB), Z6
+	VMOVUPS      c4b400000<>+0(SB), Z7
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z4, Z6
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z5, Z7
+	VSUBPS       c4b400000<>+0(SB), Z6, Z8
+	VSUBPS       c4b400000<>+0(SB), Z7, Z9
+	VMOVAPS      Z4, Z10
+	VMOVAPS      Z5, Z11
+	VFNMADD231PS c3f317218<>+0(SB), Z8, Z10
+	VFNMADD231PS c3f317218<>+0(SB), Z9, Z11
+	VFNMADD231PS cb102e308<>+0(SB), Z8, Z10
+	VFNMADD231PS cb102e308<>+0(SB), Z9, Z11
+	VMOVUPS      c3ab68885<>+0(SB), Z8
+	VMOVUPS      c3ab68885<>+0(SB), Z9
+	VFMADD213PS  c3c0905b7<>+0(SB), Z10, Z8
+	VFMADD213PS  c3c0905b7<>+0(SB), Z11, Z9
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z10, Z8
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z11, Z9
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z10, Z8
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z11, Z9
+	VFMADD213PS  c3f000000<>+0(SB), Z10, Z8
+	VFMADD213PS  c3f000000<>+0(SB), Z11, Z9
+	VFMADD213PS  c3f800000<>+0(SB), Z10, Z8
+	VFMADD213PS  c3f800000<>+0(SB), Z11, Z9
+	VFMADD213PS  c3f800000<>+0(SB), Z10, Z8
+	VFMADD213PS  c3f800000<>+0(SB), Z11, Z9
+	VPSLLD       $0x17, Z6, Z6
+	VPADDD       Z6, Z8, Z8
+	VPSLLD       $0x17, Z7, Z7
+	VPADDD       Z7, Z9, Z9
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z4, K1
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z5, K2
+	VMOVAPS.Z    Z8, K1, Z6
+	VMOVAPS.Z    Z9, K2, Z7
+	VCMPPS       $0x16, c42b17217<>+0(SB), Z4, K1
+	VCMPPS       $0x16, c42b17217<>+0(SB), Z5, K2
+	VADDPS       c7f800000<>+0(SB), Z4, Z4
+	VADDPS       c7f800000<>+0(SB), Z5, Z5
+	VMOVAPS      Z6, Z6
+	VMOVAPS      Z7, Z7
+	VMOVAPS      Z4, K1, Z6
+	VMOVAPS      Z5, K2, Z7
+	VADDPS       c3f800000<>+0(SB), Z6, Z4
+	VADDPS       c3f800000<>+0(SB), Z7, Z5
+	VDIVPS       Z4, Z2, Z2
+	VDIVPS       Z5, Z3, Z3
+	VMULPS       Z2, Z0, Z0
+	VMULPS       Z3, Z1, Z1
+	VMOVAPS      Z0, Z4
+	VMOVAPS      Z1, Z5
+	VFNMADD231PS Z0, Z2, Z4
+	VFNMADD231PS Z1, Z3, Z5
+	VMOVUPS      (R8)(CX*4), Z6
+	VMOVUPS      64(R8)(CX*4), Z7
+	VMOVUPS      (DI)(CX*4), Z8
+	VMOVUPS      64(DI)(CX*4), Z9
+	VMULPS       Z8, Z6, Z8
+	VMULPS       Z9, Z7, Z9
+	VADDPS       Z4, Z2, Z2
+	VADDPS       Z5, Z3, Z3
+	VMULPS       Z2, Z8, Z2
+	VMULPS       Z3, Z9, Z3
+	VMULPS       Z0, Z6, Z0
+	VMULPS       Z1, Z7, Z1
+	VMOVUPS      Z0, (BX)(CX*4)
+	VMOVUPS      Z1, 64(BX)(CX*4)
+	VMOVUPS      Z2, (DX)(CX*4)
+	VMOVUPS      Z3, 64(DX)(CX*4)
+	ADDQ         $0x20, CX
+	SUBQ         $0x20, AX
 	JGE          loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z0
 	VPCMPGTD     iota<>+0(SB), Z0, K1
-	VMOVUPS.Z    (BX)(R8*4), K1, Z0
+	VMOVUPS.Z    (SI)(CX*4), K1, Z0
 	VMOVUPS      c3f800000<>+0(SB), Z1
 	VXORPS       c80000000<>+0(SB), Z0, Z2
 	VMOVUPS      c4b400000<>+0(SB), Z3
@@ -1411,20 +1736,24 @@ rest:
 	VMOVAPS.Z    Z4, K2, Z3
 	VCMPPS       $0x16, c42b17217<>+0(SB), Z2, K2
 	VADDPS       c7f800000<>+0(SB), Z2, Z2
-	VBLENDMPS    Z2, Z3, K2, Z7
-	VADDPS       c3f800000<>+0(SB), Z7, Z2
+	VMOVAPS      Z3, Z3
+	VMOVAPS      Z2, K2, Z3
+	VADDPS       c3f800000<>+0(SB), Z3, Z2
 	VDIVPS       Z2, Z1, Z1
 	VMULPS       Z1, Z0, Z0
 	VMOVAPS      Z0, Z2
 	VFNMADD231PS Z0, Z1, Z2
-	VMOVUPS.Z    (DI)(R8*4), K1, Z3
-	VMOVUPS.Z    (SI)(R8*4), K1, Z4
+	VMOVUPS.Z    (R8)(CX*4), K1, Z3
+	VMOVUPS.Z    (DI)(CX*4), K1, Z4
 	VMULPS       Z4, Z3, Z4
 	VADDPS       Z2, Z1, Z1
 	VMULPS       Z1, Z4, Z1
 	VMULPS       Z0, Z3, Z0
-	VMOVUPS      Z0, K1, (DX)(R8*4)
-	VMOVUPS      Z1, K1, (CX)(R8*4)
+	VMOVUPS      Z0, K1, (BX)(CX*4)
+	VMOVUPS      Z1, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -1434,110 +1763,165 @@ done:
 // Requires: AVX, AVX512DQ, AVX512F
 TEXT ·geluAVX512(SB), NOSPLIT, $0-48
 	MOVQ dst_len+8(FP), AX
-	MOVQ dst_base+0(FP), CX
-	MOVQ x_base+24(FP), DX
-	XORQ BX, BX
-	SUBQ $0x10, AX
+	MOVQ dst_base+0(FP), DX
+	MOVQ x_base+24(FP), BX
+	XORQ CX, CX
+	SUBQ $0x20, AX
 	JLT  rest
 
 loop:
-	VMOVUPS      (DX)(BX*4), Z0
-	VMULPS       Z0, Z0, Z1
-	VMULPS       cbf000000<>+0(SB), Z1, Z1
-	VMOVUPS      c4b400000<>+0(SB), Z6
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Z1, Z6
-	VSUBPS       c4b400000<>+0(SB), Z6, Z7
-	VMOVAPS      Z1, Z8
-	VFNMADD231PS c3f317218<>+0(SB), Z7, Z8
-	VFNMADD231PS cb102e308<>+0(SB), Z7, Z8
+	VMOVUPS      (BX)(CX*4), Z0
+	VMOVUPS      64(BX)(CX*4), Z1
+	VMULPS       Z0, Z0, Z2
+	VMULPS       Z1, Z1, Z3
+	VMULPS       cbf000000<>+0(SB), Z2, Z2
+	VMULPS       cbf000000<>+0(SB), Z3, Z3
+	VMOVUPS      c4b400000<>+0(SB), Z4
+	VMOVUPS      c4b400000<>+0(SB), Z5
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z2, Z4
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z3, Z5
+	VSUBPS       c4b400000<>+0(SB), Z4, Z6
+	VSUBPS       c4b400000<>+0(SB), Z5, Z7
+	VMOVAPS      Z2, Z8
+	VMOVAPS      Z3, Z9
+	VFNMADD231PS c3f317218<>+0(SB), Z6, Z8
+	VFNMADD231PS c3f317218<>+0(SB), Z7, Z9
+	VFNMADD231PS cb102e308<>+0(SB), Z6, Z8
+	VFNMADD231PS cb102e308<>+0(SB), Z7, Z9
+	VMOVUPS      c3ab68885<>+0(SB), Z6
 	VMOVUPS      c3ab68885<>+0(SB), Z7
-	VFMADD213PS  c3c0905b7<>+0(SB), Z8, Z7
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Z8, Z7
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Z8, Z7
-	VFMADD213PS  c3f000000<>+0(SB), Z8, Z7
-	VFMADD213PS  c3f800000<>+0(SB), Z8, Z7
-	VFMADD213PS  c3f800000<>+0(SB), Z8, Z7
-	VPSLLD       $0x17, Z6, Z6
-	VPADDD       Z6, Z7, Z7
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z1, K1
-	VMOVAPS.Z    Z7, K1, Z6
-	VCMPPS       $0x16, c42b17217<>+0(SB), Z1, K1
-	VADDPS       c7f800000<>+0(SB), Z1, Z1
-	VBLENDMPS    Z1, Z6, K1, Z2
-	VMOVUPS      c3f800000<>+0(SB), Z1
-	VMOVAPS      Z1, Z6
-	VANDPS       c7fffffff<>+0(SB), Z0, Z7
-	VFMADD231PS  c3eb504f3<>+0(SB), Z7, Z6
-	VDIVPS       Z6, Z1, Z6
-	VMOVUPS      cbcd67909<>+0(SB), Z7
-	VFMADD213PS  c3e0211f0<>+0(SB), Z6, Z7
-	VFMADD213PS  cbe5bccdd<>+0(SB), Z6, Z7
-	VFMADD213PS  c3de02142<>+0(SB), Z6, Z7
-	VFMADD213PS  c3b8cf334<>+0(SB), Z6, Z7
-	VFMADD213PS  c3dc2f716<>+0(SB), Z6, Z7
-	VFMADD213PS  c3dfb64e1<>+0(SB), Z6, Z7
-	VFMADD213PS  c3e107528<>+0(SB), Z6, Z7
-	VFMADD213PS  c3e106eb0<>+0(SB), Z6, Z7
-	VMULPS       Z6, Z7, Z6
-	VMULPS       Z2, Z6, Z6
+	VFMADD213PS  c3c0905b7<>+0(SB), Z8, Z6
+	VFMADD213PS  c3c0905b7<>+0(SB), Z9, Z7
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z8, Z6
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z9, Z7
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z8, Z6
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z9, Z7
+	VFMADD213PS  c3f000000<>+0(SB), Z8, Z6
+	VFMADD213PS  c3f000000<>+0(SB), Z9, Z7
+	VFMADD213PS  c3f800000<>+0(SB), Z8, Z6
+	VFMADD213PS  c3f800000<>+0(SB), Z9, Z7
+	VFMADD213PS  c3f800000<>+0(SB), Z8, Z6
+	VFMADD213PS  c3f800000<>+0(SB), Z9, Z7
+	VPSLLD       $0x17, Z4, Z4
+	VPADDD       Z4, Z6, Z6
+	VPSLLD       $0x17, Z5, Z5
+	VPADDD       Z5, Z7, Z7
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z2, K1
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z3, K2
+	VMOVAPS.Z    Z6, K1, Z4
+	VMOVAPS.Z    Z7, K2, Z5
+	VCMPPS       $0x16, c42b17217<>+0(SB), Z2, K1
+	VCMPPS       $0x16, c42b17217<>+0(SB), Z3, K2
+	VADDPS       c7f800000<>+0(SB), Z2, Z2
+	VADDPS       c7f800000<>+0(SB), Z3, Z3
+	VMOVAPS      Z4, Z4
+	VMOVAPS      Z5, Z5
+	VMOVAPS      Z2, K1, Z4
+	VMOVAPS      Z3, K2, Z5
+	VMOVUPS      c3f800000<>+0(SB), Z2
+	VMOVUPS      c3f800000<>+0(SB), Z3
+	VMOVAPS      Z2, Z6
+	VMOVAPS      Z3, Z7
+	VANDPS       c7fffffff<>+0(SB), Z0, Z8
+	VANDPS       c7fffffff<>+0(SB), Z1, Z9
+	VFMADD231PS  c3eb504f3<>+0(SB), Z8, Z6
+	VFMADD231PS  c3eb504f3<>+0(SB), Z9, Z7
+	VDIVPS       Z6, Z2, Z6
+	VDIVPS       Z7, Z3, Z7
+	VMOVUPS      cbcd67909<>+0(SB), Z8
+	VMOVUPS      cbcd67909<>+0(SB), Z9
+	VFMADD213PS  c3e0211f0<>+0(SB), Z6, Z8
+	VFMADD213PS  c3e0211f0<>+0(SB), Z7, Z9
+	VFMADD213PS  cbe5bccdd<>+0(SB), Z6, Z8
+	VFMADD213PS  cbe5bccdd<>+0(SB), Z7, Z9
+	VFMADD213PS  c3de02142<>+0(SB), Z6, Z8
+	VFMADD213PS  c3de02142<>+0(SB), Z7, Z9
+	VFMADD213PS  c3b8cf334<>+0(SB), Z6, Z8
+	VFMADD213PS  c3b8cf334<>+0(SB), Z7, Z9
+	VFMADD213PS  c3dc2f716<>+0(SB), Z6, Z8
+	VFMADD213PS  c3dc2f716<>+0(SB), Z7, Z9
+	VFMADD213PS  c3dfb64e1<>+0(SB), Z6, Z8
+	VFMADD213PS  c3dfb64e1<>+0(SB), Z7, Z9
+	VFMADD213PS  c3e107528<>+0(SB), Z6, Z8
+	VFMADD213PS  c3e107528<>+0(SB), Z7, Z9
+	VFMADD213PS  c3e106eb0<>+0(SB), Z6, Z8
+	VFMADD213PS  c3e106eb0<>+0(SB), Z7, Z9
+	VMULPS       Z6, Z8, Z6
+	VMULPS       Z7, Z9, Z7
+	VMULPS       Z4, Z6, Z4
+	VMULPS       Z5, Z7, Z5
 	VCMPPS       $0x11, c00000000<>+0(SB), Z0, K1
-	VSUBPS       Z6, Z1, Z1
-	VBLENDMPS    Z6, Z1, K1, Z3
-	VMULPS       Z3, Z0, Z0
-	VMOVUPS      Z0, (CX)(BX*4)
-	ADDQ         $0x10, BX
-	SUBQ         $0x10, AX
+	VCMPPS       $0x11, c00000000<>+0(SB), Z1, K2
+	VSUBPS       Z4, Z2, Z2
+	VSUBPS       Z5, Z3, Z3
+	VMOVAPS      Z2, Z2
+	VMOVAPS      Z3, Z3
+	VMOVAPS      Z4, K1, Z2
+	VMOVAPS      Z5, K2, Z3
+	VMULPS       Z2, Z0, Z0
+	VMULPS       Z3, Z1, Z1
+	VMOVUPS      Z0, (DX)(CX*4)
+	VMOVUPS      Z1, 64(DX)(CX*4)
+	ADDQ         $0x20, CX
+	SUBQ         $0x20, AX
 	JGE          loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z0
 	VPCMPGTD     iota<>+0(SB), Z0, K1
-	VMOVUPS.Z    (DX)(BX*4), K1, Z0
+	VMOVUPS.Z    (BX)(CX*4), K1, Z0
 	VMULPS       Z0, Z0, Z1
 	VMULPS       cbf000000<>+0(SB), Z1, Z1
 	VMOVUPS      c4b400000<>+0(SB), Z2
 	VFMADD231PS  c3fb8aa3b<>+0(SB), Z1, Z2
 	VSUBPS       c4b400000<>+0(SB), Z2, Z3
-	VMOVAPS      Z1, Z6
-	VFNMADD231PS c3f317218<>+0(SB), Z3, Z6
-	VFNMADD231PS cb102e308<>+0(SB), Z3, Z6
+	VMOVAPS      Z1, Z4
+	VFNMADD231PS c3f317218<>+0(SB), Z3, Z4
+	VFNMADD231PS cb102e308<>+0(SB), Z3, Z4
 	VMOVUPS      c3ab68885<>+0(SB), Z3
-	VFMADD213PS  c3c0905b7<>+0(SB), Z6, Z3
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Z6, Z3
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Z6, Z3
-	VFMADD213PS  c3f000000<>+0(SB), Z6, Z3
-	VFMADD213PS  c3f800000<>+0(SB), Z6, Z3
-	VFMADD213PS  c3f800000<>+0(SB), Z6, Z3
+	VFMADD213PS  c3c0905b7<>+0(SB), Z4, Z3
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z4, Z3
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z4, Z3
+	VFMADD213PS  c3f000000<>+0(SB), Z4, Z3
+	VFMADD213PS  c3f800000<>+0(SB), Z4, Z3
+	VFMADD213PS  c3f800000<>+0(SB), Z4, Z3
 	VPSLLD       $0x17, Z2, Z2
 	VPADDD       Z2, Z3, Z3
 	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z1, K2
 	VMOVAPS.Z    Z3, K2, Z2
 	VCMPPS       $0x16, c42b17217<>+0(SB), Z1, K2
 	VADDPS       c7f800000<>+0(SB), Z1, Z1
-	VBLENDMPS    Z1, Z2, K2, Z4
+	VMOVAPS      Z2, Z2
+	VMOVAPS      Z1, K2, Z2
 	VMOVUPS      c3f800000<>+0(SB), Z1
-	VMOVAPS      Z1, Z2
-	VANDPS       c7fffffff<>+0(SB), Z0, Z3
-	VFMADD231PS  c3eb504f3<>+0(SB), Z3, Z2
-	VDIVPS       Z2, Z1, Z2
-	VMOVUPS      cbcd67909<>+0(SB), Z3
-	VFMADD213PS  c3e0211f0<>+0(SB), Z2, Z3
-	VFMADD213PS  cbe5bccdd<>+0(SB), Z2, Z3
-	VFMADD213PS  c3de02142<>+0(SB), Z2, Z3
-	VFMADD213PS  c3b8cf334<>+0(SB), Z2, Z3
-	VFMADD213PS  c3dc2f716<>+0(SB), Z2, Z3
-	VFMADD213PS  c3dfb64e1<>+0(SB), Z2, Z3
-	VFMADD213PS  c3e107528<>+0(SB), Z2, Z3
-	VFMADD213PS  c3e106eb0<>+0(SB), Z2, Z3
+	VMOVAPS      Z1, Z3
+	VANDPS       c7fffffff<>+0(SB), Z0, Z4
+	VFMADD231PS  c3eb504f3<>+0(SB), Z4, Z3
+	VDIVPS       Z3, Z1, Z3
+	VMOVUPS      cbcd67909<>+0(SB), Z4
+	VFMADD213PS  c3e0211f0<>+0(SB), Z3, Z4
+	VFMADD213PS  cbe5bccdd<>+0(SB), Z3, Z4
+	VFMADD213PS  c3de02142<>+0(SB), Z3, Z4
+	VFMADD213PS  c3b8cf334<>+0(SB), Z3, Z4
+	VFMADD213PS  c3dc2f716<>+0(SB), Z3, Z4
+	VFMADD213PS  c3dfb64e1<>+0(SB), Z3, Z4
+	VFMADD213PS  c3e107528<>+0(SB), Z3, Z4
+	VFMADD213PS  c3e106eb0<>+0(SB), Z3, Z4
+	VMULPS       Z3, Z4, Z3
 	VMULPS       Z2, Z3, Z2
-	VMULPS       Z4, Z2, Z2
 	VCMPPS       $0x11, c00000000<>+0(SB), Z0, K2
 	VSUBPS       Z2, Z1, Z1
-	VBLENDMPS    Z2, Z1, K2, Z5
-	VMULPS       Z5, Z0, Z0
-	VMOVUPS      Z0, K1, (CX)(BX*4)
+	VMOVAPS      Z1, Z1
+	VMOVAPS      Z2, K2, Z1
+	VMULPS       Z1, Z0, Z0
+	VMOVUPS      Z0, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -1781,117 +2165,175 @@ GLOBL c00000000<>(SB), RODATA|NOPTR, $64
 // Requires: AVX, AVX512DQ, AVX512F
 TEXT ·geluBackwardAVX512(SB), NOSPLIT, $0-72
 	MOVQ dx_len+8(FP), AX
-	MOVQ dx_base+0(FP), CX
-	MOVQ x_base+24(FP), DX
-	MOVQ dy_base+48(FP), BX
-	XORQ SI, SI
-	SUBQ $0x10, AX
+	MOVQ dx_base+0(FP), DX
+	MOVQ x_base+24(FP), BX
+	MOVQ dy_base+48(FP), SI
+	XORQ CX, CX
+	SUBQ $0x20, AX
 	JLT  rest
 
 loop:
-	VMOVUPS      (DX)(SI*4), Z0
-	VMULPS       Z0, Z0, Z1
-	VMULPS       cbf000000<>+0(SB), Z1, Z1
-	VMOVUPS      c4b400000<>+0(SB), Z6
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Z1, Z6
-	VSUBPS       c4b400000<>+0(SB), Z6, Z7
-	VMOVAPS      Z1, Z8
-	VFNMADD231PS c3f317218<>+0(SB), Z7, Z8
-	VFNMADD231PS cb102e308<>+0(SB), Z7, Z8
+	VMOVUPS      (BX)(CX*4), Z0
+	VMOVUPS      64(BX)(CX*4), Z1
+	VMULPS       Z0, Z0, Z2
+	VMULPS       Z1, Z1, Z3
+	VMULPS       cbf000000<>+0(SB), Z2, Z2
+	VMULPS       cbf000000<>+0(SB), Z3, Z3
+	VMOVUPS      c4b400000<>+0(SB), Z4
+	VMOVUPS      c4b400000<>+0(SB), Z5
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z2, Z4
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z3, Z5
+	VSUBPS       c4b400000<>+0(SB), Z4, Z6
+	VSUBPS       c4b400000<>+0(SB), Z5, Z7
+	VMOVAPS      Z2, Z8
+	VMOVAPS      Z3, Z9
+	VFNMADD231PS c3f317218<>+0(SB), Z6, Z8
+	VFNMADD231PS c3f317218<>+0(SB), Z7, Z9
+	VFNMADD231PS cb102e308<>+0(SB), Z6, Z8
+	VFNMADD231PS cb102e308<>+0(SB), Z7, Z9
+	VMOVUPS      c3ab68885<>+0(SB), Z6
 	VMOVUPS      c3ab68885<>+0(SB), Z7
-	VFMADD213PS  c3c0905b7<>+0(SB), Z8, Z7
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Z8, Z7
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Z8, Z7
-	VFMADD213PS  c3f000000<>+0(SB), Z8, Z7
-	VFMADD213PS  c3f800000<>+0(SB), Z8, Z7
-	VFMADD213PS  c3f800000<>+0(SB), Z8, Z7
-	VPSLLD       $0x17, Z6, Z6
-	VPADDD       Z6, Z7, Z7
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z1, K1
-	VMOVAPS.Z    Z7, K1, Z6
-	VCMPPS       $0x16, c42b17217<>+0(SB), Z1, K1
-	VADDPS       c7f800000<>+0(SB), Z1, Z1
-	VBLENDMPS    Z1, Z6, K1, Z2
-	VMOVUPS      c3f800000<>+0(SB), Z1
-	VMOVAPS      Z1, Z6
-	VANDPS       c7fffffff<>+0(SB), Z0, Z7
-	VFMADD231PS  c3eb504f3<>+0(SB), Z7, Z6
-	VDIVPS       Z6, Z1, Z6
-	VMOVUPS      cbcd67909<>+0(SB), Z7
-	VFMADD213PS  c3e0211f0<>+0(SB), Z6, Z7
-	VFMADD213PS  cbe5bccdd<>+0(SB), Z6, Z7
-	VFMADD213PS  c3de02142<>+0(SB), Z6, Z7
-	VFMADD213PS  c3b8cf334<>+0(SB), Z6, Z7
-	VFMADD213PS  c3dc2f716<>+0(SB), Z6, Z7
-	VFMADD213PS  c3dfb64e1<>+0(SB), Z6, Z7
-	VFMADD213PS  c3e107528<>+0(SB), Z6, Z7
-	VFMADD213PS  c3e106eb0<>+0(SB), Z6, Z7
-	VMULPS       Z6, Z7, Z6
-	VMULPS       Z2, Z6, Z6
+	VFMADD213PS  c3c0905b7<>+0(SB), Z8, Z6
+	VFMADD213PS  c3c0905b7<>+0(SB), Z9, Z7
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z8, Z6
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z9, Z7
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z8, Z6
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z9, Z7
+	VFMADD213PS  c3f000000<>+0(SB), Z8, Z6
+	VFMADD213PS  c3f000000<>+0(SB), Z9, Z7
+	VFMADD213PS  c3f800000<>+0(SB), Z8, Z6
+	VFMADD213PS  c3f800000<>+0(SB), Z9, Z7
+	VFMADD213PS  c3f800000<>+0(SB), Z8, Z6
+	VFMADD213PS  c3f800000<>+0(SB), Z9, Z7
+	VPSLLD       $0x17, Z4, Z4
+	VPADDD       Z4, Z6, Z6
+	VPSLLD       $0x17, Z5, Z5
+	VPADDD       Z5, Z7, Z7
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z2, K1
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z3, K2
+	VMOVAPS.Z    Z6, K1, Z4
+	VMOVAPS.Z    Z7, K2, Z5
+	VCMPPS       $0x16, c42b17217<>+0(SB), Z2, K1
+	VCMPPS       $0x16, c42b17217<>+0(SB), Z3, K2
+	VADDPS       c7f800000<>+0(SB), Z2, Z2
+	VADDPS       c7f800000<>+0(SB), Z3, Z3
+	VMOVAPS      Z4, Z4
+	VMOVAPS      Z5, Z5
+	VMOVAPS      Z2, K1, Z4
+	VMOVAPS      Z3, K2, Z5
+	VMOVUPS      c3f800000<>+0(SB), Z2
+	VMOVUPS      c3f800000<>+0(SB), Z3
+	VMOVAPS      Z2, Z6
+	VMOVAPS      Z3, Z7
+	VANDPS       c7fffffff<>+0(SB), Z0, Z8
+	VANDPS       c7fffffff<>+0(SB), Z1, Z9
+	VFMADD231PS  c3eb504f3<>+0(SB), Z8, Z6
+	VFMADD231PS  c3eb504f3<>+0(SB), Z9, Z7
+	VDIVPS       Z6, Z2, Z6
+	VDIVPS       Z7, Z3, Z7
+	VMOVUPS      cbcd67909<>+0(SB), Z8
+	VMOVUPS      cbcd67909<>+0(SB), Z9
+	VFMADD213PS  c3e0211f0<>+0(SB), Z6, Z8
+	VFMADD213PS  c3e0211f0<>+0(SB), Z7, Z9
+	VFMADD213PS  cbe5bccdd<>+0(SB), Z6, Z8
+	VFMADD213PS  cbe5bccdd<>+0(SB), Z7, Z9
+	VFMADD213PS  c3de02142<>+0(SB), Z6, Z8
+	VFMADD213PS  c3de02142<>+0(SB), Z7, Z9
+	VFMADD213PS  c3b8cf334<>+0(SB), Z6, Z8
+	VFMADD213PS  c3b8cf334<>+0(SB), Z7, Z9
+	VFMADD213PS  c3dc2f716<>+0(SB), Z6, Z8
+	VFMADD213PS  c3dc2f716<>+0(SB), Z7, Z9
+	VFMADD213PS  c3dfb64e1<>+0(SB), Z6, Z8
+	VFMADD213PS  c3dfb64e1<>+0(SB), Z7, Z9
+	VFMADD213PS  c3e107528<>+0(SB), Z6, Z8
+	VFMADD213PS  c3e107528<>+0(SB), Z7, Z9
+	VFMADD213PS  c3e106eb0<>+0(SB), Z6, Z8
+	VFMADD213PS  c3e106eb0<>+0(SB), Z7, Z9
+	VMULPS       Z6, Z8, Z6
+	VMULPS       Z7, Z9, Z7
+	VMULPS       Z4, Z6, Z6
+	VMULPS       Z5, Z7, Z7
 	VCMPPS       $0x11, c00000000<>+0(SB), Z0, K1
-	VSUBPS       Z6, Z1, Z1
-	VBLENDMPS    Z6, Z1, K1, Z3
-	VMULPS       c3ecc422a<>+0(SB), Z2, Z1
-	VFMADD231PS  Z1, Z0, Z3
-	VMOVUPS      (BX)(SI*4), Z0
-	VMULPS       Z0, Z3, Z0
-	VMOVUPS      Z0, (CX)(SI*4)
-	ADDQ         $0x10, SI
-	SUBQ         $0x10, AX
+	VCMPPS       $0x11, c00000000<>+0(SB), Z1, K2
+	VSUBPS       Z6, Z2, Z2
+	VSUBPS       Z7, Z3, Z3
+	VMOVAPS      Z2, Z2
+	VMOVAPS      Z3, Z3
+	VMOVAPS      Z6, K1, Z2
+	VMOVAPS      Z7, K2, Z3
+	VMULPS       c3ecc422a<>+0(SB), Z4, Z4
+	VMULPS       c3ecc422a<>+0(SB), Z5, Z5
+	VFMADD231PS  Z4, Z0, Z2
+	VFMADD231PS  Z5, Z1, Z3
+	VMOVUPS      (SI)(CX*4), Z0
+	VMOVUPS      64(SI)(CX*4), Z1
+	VMULPS       Z0, Z2, Z0
+	VMULPS       Z1, Z3, Z1
+	VMOVUPS      Z0, (DX)(CX*4)
+	VMOVUPS      Z1, 64(DX)(CX*4)
+	ADDQ         $0x20, CX
+	SUBQ         $0x20, AX
 	JGE          loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z0
 	VPCMPGTD     iota<>+0(SB), Z0, K1
-	VMOVUPS.Z    (DX)(SI*4), K1, Z0
+	VMOVUPS.Z    (BX)(CX*4), K1, Z0
 	VMULPS       Z0, Z0, Z1
 	VMULPS       cbf000000<>+0(SB), Z1, Z1
 	VMOVUPS      c4b400000<>+0(SB), Z2
 	VFMADD231PS  c3fb8aa3b<>+0(SB), Z1, Z2
 	VSUBPS       c4b400000<>+0(SB), Z2, Z3
-	VMOVAPS      Z1, Z6
-	VFNMADD231PS c3f317218<>+0(SB), Z3, Z6
-	VFNMADD231PS cb102e308<>+0(SB), Z3, Z6
+	VMOVAPS      Z1, Z4
+	VFNMADD231PS c3f317218<>+0(SB), Z3, Z4
+	VFNMADD231PS cb102e308<>+0(SB), Z3, Z4
 	VMOVUPS      c3ab68885<>+0(SB), Z3
-	VFMADD213PS  c3c0905b7<>+0(SB), Z6, Z3
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Z6, Z3
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Z6, Z3
-	VFMADD213PS  c3f000000<>+0(SB), Z6, Z3
-	VFMADD213PS  c3f800000<>+0(SB), Z6, Z3
-	VFMADD213PS  c3f800000<>+0(SB), Z6, Z3
+	VFMADD213PS  c3c0905b7<>+0(SB), Z4, Z3
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z4, Z3
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z4, Z3
+	VFMADD213PS  c3f000000<>+0(SB), Z4, Z3
+	VFMADD213PS  c3f800000<>+0(SB), Z4, Z3
+	VFMADD213PS  c3f800000<>+0(SB), Z4, Z3
 	VPSLLD       $0x17, Z2, Z2
 	VPADDD       Z2, Z3, Z3
 	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z1, K2
 	VMOVAPS.Z    Z3, K2, Z2
 	VCMPPS       $0x16, c42b17217<>+0(SB), Z1, K2
 	VADDPS       c7f800000<>+0(SB), Z1, Z1
-	VBLENDMPS    Z1, Z2, K2, Z4
+	VMOVAPS      Z2, Z2
+	VMOVAPS      Z1, K2, Z2
 	VMOVUPS      c3f800000<>+0(SB), Z1
-	VMOVAPS      Z1, Z2
-	VANDPS       c7fffffff<>+0(SB), Z0, Z3
-	VFMADD231PS  c3eb504f3<>+0(SB), Z3, Z2
-	VDIVPS       Z2, Z1, Z2
-	VMOVUPS      cbcd67909<>+0(SB), Z3
-	VFMADD213PS  c3e0211f0<>+0(SB), Z2, Z3
-	VFMADD213PS  cbe5bccdd<>+0(SB), Z2, Z3
-	VFMADD213PS  c3de02142<>+0(SB), Z2, Z3
-	VFMADD213PS  c3b8cf334<>+0(SB), Z2, Z3
-	VFMADD213PS  c3dc2f716<>+0(SB), Z2, Z3
-	VFMADD213PS  c3dfb64e1<>+0(SB), Z2, Z3
-	VFMADD213PS  c3e107528<>+0(SB), Z2, Z3
-	VFMADD213PS  c3e106eb0<>+0(SB), Z2, Z3
-	VMULPS       Z2, Z3, Z2
-	VMULPS       Z4, Z2, Z2
+	VMOVAPS      Z1, Z3
+	VANDPS       c7fffffff<>+0(SB), Z0, Z4
+	VFMADD231PS  c3eb504f3<>+0(SB), Z4, Z3
+	VDIVPS       Z3, Z1, Z3
+	VMOVUPS      cbcd67909<>+0(SB), Z4
+	VFMADD213PS  c3e0211f0<>+0(SB), Z3, Z4
+	VFMADD213PS  cbe5bccdd<>+0(SB), Z3, Z4
+	VFMADD213PS  c3de02142<>+0(SB), Z3, Z4
+	VFMADD213PS  c3b8cf334<>+0(SB), Z3, Z4
+	VFMADD213PS  c3dc2f716<>+0(SB), Z3, Z4
+	VFMADD213PS  c3dfb64e1<>+0(SB), Z3, Z4
+	VFMADD213PS  c3e107528<>+0(SB), Z3, Z4
+	VFMADD213PS  c3e106eb0<>+0(SB), Z3, Z4
+	VMULPS       Z3, Z4, Z3
+	VMULPS       Z2, Z3, Z3
 	VCMPPS       $0x11, c00000000<>+0(SB), Z0, K2
-	VSUBPS       Z2, Z1, Z1
-	VBLENDMPS    Z2, Z1, K2, Z5
-	VMULPS       c3ecc422a<>+0(SB), Z4, Z1
-	VFMADD231PS  Z1, Z0, Z5
-	VMOVUPS.Z    (BX)(SI*4), K1, Z0
-	VMULPS       Z0, Z5, Z0
-	VMOVUPS      Z0, K1, (CX)(SI*4)
+	VSUBPS       Z3, Z1, Z1
+	VMOVAPS      Z1, Z1
+	VMOVAPS      Z3, K2, Z1
+	VMULPS       c3ecc422a<>+0(SB), Z2, Z2
+	VFMADD231PS  Z2, Z0, Z1
+	VMOVUPS.Z    (SI)(CX*4), K1, Z0
+	VMULPS       Z0, Z1, Z0
+	VMOVUPS      Z0, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -1919,54 +2361,89 @@ GLOBL c3ecc422a<>(SB), RODATA|NOPTR, $64
 // Requires: AVX, AVX512DQ, AVX512F
 TEXT ·geluTanhAVX512(SB), NOSPLIT, $0-48
 	MOVQ dst_len+8(FP), AX
-	MOVQ dst_base+0(FP), CX
-	MOVQ x_base+24(FP), DX
-	XORQ BX, BX
-	SUBQ $0x10, AX
+	MOVQ dst_base+0(FP), DX
+	MOVQ x_base+24(FP), BX
+	XORQ CX, CX
+	SUBQ $0x20, AX
 	JLT  rest
 
 loop:
-	VMOVUPS      (DX)(BX*4), Z0
-	VMULPS       Z0, Z0, Z1
-	VMOVUPS      c3fcc422a<>+0(SB), Z2
-	VFMADD231PS  c3d922279<>+0(SB), Z1, Z2
-	VMULPS       Z2, Z0, Z1
-	VMOVUPS      c3f800000<>+0(SB), Z2
-	VXORPS       c80000000<>+0(SB), Z1, Z1
-	VMOVUPS      c4b400000<>+0(SB), Z5
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Z1, Z5
-	VSUBPS       c4b400000<>+0(SB), Z5, Z6
-	VMOVAPS      Z1, Z7
-	VFNMADD231PS c3f317218<>+0(SB), Z6, Z7
-	VFNMADD231PS cb102e308<>+0(SB), Z6, Z7
-	VMOVUPS      c3ab68885<>+0(SB), Z6
-	VFMADD213PS  c3c0905b7<>+0(SB), Z7, Z6
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Z7, Z6
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Z7, Z6
-	VFMADD213PS  c3f000000<>+0(SB), Z7, Z6
-	VFMADD213PS  c3f800000<>+0(SB), Z7, Z6
-	VFMADD213PS  c3f800000<>+0(SB), Z7, Z6
-	VPSLLD       $0x17, Z5, Z5
-	VPADDD       Z5, Z6, Z6
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z1, K1
-	VMOVAPS.Z    Z6, K1, Z5
-	VCMPPS       $0x16, c42b17217<>+0(SB), Z1, K1
-	VADDPS       c7f800000<>+0(SB), Z1, Z1
-	VBLENDMPS    Z1, Z5, K1, Z3
-	VADDPS       c3f800000<>+0(SB), Z3, Z1
-	VDIVPS       Z1, Z2, Z1
-	VMULPS       Z1, Z0, Z0
-	VMOVUPS      Z0, (CX)(BX*4)
-	ADDQ         $0x10, BX
-	SUBQ         $0x10, AX
+	VMOVUPS      (BX)(CX*4), Z0
+	VMOVUPS      64(BX)(CX*4), Z1
+	VMULPS       Z0, Z0, Z2
+	VMULPS       Z1, Z1, Z3
+	VMOVUPS      c3fcc422a<>+0(SB), Z4
+	VMOVUPS      c3fcc422a<>+0(SB), Z5
+	VFMADD231PS  c3d922279<>+0(SB), Z2, Z4
+	VFMADD231PS  c3d922279<>+0(SB), Z3, Z5
+	VMULPS       Z4, Z0, Z2
+	VMULPS       Z5, Z1, Z3
+	VMOVUPS      c3f800000<>+0(SB), Z4
+	VMOVUPS      c3f800000<>+0(SB), Z5
+	VXORPS       c80000000<>+0(SB), Z2, Z2
+	VXORPS       c80000000<>+0(SB), Z3, Z3
+	VMOVUPS      c4b400000<>+0(SB), Z6
+	VMOVUPS      c4b400000<>+0(SB), Z7
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z2, Z6
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z3, Z7
+	VSUBPS       c4b400000<>+0(SB), Z6, Z8
+	VSUBPS       c4b400000<>+0(SB), Z7, Z9
+	VMOVAPS      Z2, Z10
+	VMOVAPS      Z3, Z11
+	VFNMADD231PS c3f317218<>+0(SB), Z8, Z10
+	VFNMADD231PS c3f317218<>+0(SB), Z9, Z11
+	VFNMADD231PS cb102e308<>+0(SB), Z8, Z10
+	VFNMADD231PS cb102e308<>+0(SB), Z9, Z11
+	VMOVUPS      c3ab68885<>+0(SB), Z8
+	VMOVUPS      c3ab68885<>+0(SB), Z9
+	VFMADD213PS  c3c0905b7<>+0(SB), Z10, Z8
+	VFMADD213PS  c3c0905b7<>+0(SB), Z11, Z9
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z10, Z8
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z11, Z9
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z10, Z8
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z11, Z9
+	VFMADD213PS  c3f000000<>+0(SB), Z10, Z8
+	VFMADD213PS  c3f000000<>+0(SB), Z11, Z9
+	VFMADD213PS  c3f800000<>+0(SB), Z10, Z8
+	VFMADD213PS  c3f800000<>+0(SB), Z11, Z9
+	VFMADD213PS  c3f800000<>+0(SB), Z10, Z8
+	VFMADD213PS  c3f800000<>+0(SB), Z11, Z9
+	VPSLLD       $0x17, Z6, Z6
+	VPADDD       Z6, Z8, Z8
+	VPSLLD       $0x17, Z7, Z7
+	VPADDD       Z7, Z9, Z9
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z2, K1
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z3, K2
+	VMOVAPS.Z    Z8, K1, Z6
+	VMOVAPS.Z    Z9, K2, Z7
+	VCMPPS       $0x16, c42b17217<>+0(SB), Z2, K1
+	VCMPPS       $0x16, c42b17217<>+0(SB), Z3, K2
+	VADDPS       c7f800000<>+0(SB), Z2, Z2
+	VADDPS       c7f800000<>+0(SB), Z3, Z3
+	VMOVAPS      Z6, Z6
+	VMOVAPS      Z7, Z7
+	VMOVAPS      Z2, K1, Z6
+	VMOVAPS      Z3, K2, Z7
+	VADDPS       c3f800000<>+0(SB), Z6, Z2
+	VADDPS       c3f800000<>+0(SB), Z7, Z3
+	VDIVPS       Z2, Z4, Z2
+	VDIVPS       Z3, Z5, Z3
+	VMULPS       Z2, Z0, Z0
+	VMULPS       Z3, Z1, Z1
+	VMOVUPS      Z0, (DX)(CX*4)
+	VMOVUPS      Z1, 64(DX)(CX*4)
+	ADDQ         $0x20, CX
+	SUBQ         $0x20, AX
 	JGE          loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z0
 	VPCMPGTD     iota<>+0(SB), Z0, K1
-	VMOVUPS.Z    (DX)(BX*4), K1, Z0
+	VMOVUPS.Z    (BX)(CX*4), K1, Z0
 	VMULPS       Z0, Z0, Z1
 	VMOVUPS      c3fcc422a<>+0(SB), Z2
 	VFMADD231PS  c3d922279<>+0(SB), Z1, Z2
@@ -1975,28 +2452,32 @@ rest:
 	VXORPS       c80000000<>+0(SB), Z1, Z1
 	VMOVUPS      c4b400000<>+0(SB), Z3
 	VFMADD231PS  c3fb8aa3b<>+0(SB), Z1, Z3
-	VSUBPS       c4b400000<>+0(SB), Z3, Z5
-	VMOVAPS      Z1, Z6
-	VFNMADD231PS c3f317218<>+0(SB), Z5, Z6
-	VFNMADD231PS cb102e308<>+0(SB), Z5, Z6
-	VMOVUPS      c3ab68885<>+0(SB), Z5
-	VFMADD213PS  c3c0905b7<>+0(SB), Z6, Z5
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Z6, Z5
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Z6, Z5
-	VFMADD213PS  c3f000000<>+0(SB), Z6, Z5
-	VFMADD213PS  c3f800000<>+0(SB), Z6, Z5
-	VFMADD213PS  c3f800000<>+0(SB), Z6, Z5
+	VSUBPS       c4b400000<>+0(SB), Z3, Z4
+	VMOVAPS      Z1, Z5
+	VFNMADD231PS c3f317218<>+0(SB), Z4, Z5
+	VFNMADD231PS cb102e308<>+0(SB), Z4, Z5
+	VMOVUPS      c3ab68885<>+0(SB), Z4
+	VFMADD213PS  c3c0905b7<>+0(SB), Z5, Z4
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z5, Z4
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z5, Z4
+	VFMADD213PS  c3f000000<>+0(SB), Z5, Z4
+	VFMADD213PS  c3f800000<>+0(SB), Z5, Z4
+	VFMADD213PS  c3f800000<>+0(SB), Z5, Z4
 	VPSLLD       $0x17, Z3, Z3
-	VPADDD       Z3, Z5, Z5
+	VPADDD       Z3, Z4, Z4
 	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z1, K2
-	VMOVAPS.Z    Z5, K2, Z3
+	VMOVAPS.Z    Z4, K2, Z3
 	VCMPPS       $0x16, c42b17217<>+0(SB), Z1, K2
 	VADDPS       c7f800000<>+0(SB), Z1, Z1
-	VBLENDMPS    Z1, Z3, K2, Z4
-	VADDPS       c3f800000<>+0(SB), Z4, Z1
+	VMOVAPS      Z3, Z3
+	VMOVAPS      Z1, K2, Z3
+	VADDPS       c3f800000<>+0(SB), Z3, Z1
 	VDIVPS       Z1, Z2, Z1
 	VMULPS       Z1, Z0, Z0
-	VMOVUPS      Z0, K1, (CX)(BX*4)
+	VMOVUPS      Z0, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -2042,88 +2523,131 @@ GLOBL c3d922279<>(SB), RODATA|NOPTR, $64
 // Requires: AVX, AVX512DQ, AVX512F
 TEXT ·geluTanhBackwardAVX512(SB), NOSPLIT, $0-72
 	MOVQ dx_len+8(FP), AX
-	MOVQ dx_base+0(FP), CX
-	MOVQ x_base+24(FP), DX
-	MOVQ dy_base+48(FP), BX
-	XORQ SI, SI
-	SUBQ $0x10, AX
+	MOVQ dx_base+0(FP), DX
+	MOVQ x_base+24(FP), BX
+	MOVQ dy_base+48(FP), SI
+	XORQ CX, CX
+	SUBQ $0x20, AX
 	JLT  rest
 
 loop:
-	VMOVUPS      (DX)(SI*4), Z0
-	VMULPS       Z0, Z0, Z1
-	VMOVUPS      c3fcc422a<>+0(SB), Z2
-	VFMADD231PS  c3d922279<>+0(SB), Z1, Z2
-	VMULPS       Z2, Z0, Z2
-	VMOVUPS      c3f800000<>+0(SB), Z5
-	VXORPS       c80000000<>+0(SB), Z2, Z2
-	VMOVUPS      c4b400000<>+0(SB), Z6
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Z2, Z6
-	VSUBPS       c4b400000<>+0(SB), Z6, Z7
-	VMOVAPS      Z2, Z8
-	VFNMADD231PS c3f317218<>+0(SB), Z7, Z8
-	VFNMADD231PS cb102e308<>+0(SB), Z7, Z8
-	VMOVUPS      c3ab68885<>+0(SB), Z7
-	VFMADD213PS  c3c0905b7<>+0(SB), Z8, Z7
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Z8, Z7
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Z8, Z7
-	VFMADD213PS  c3f000000<>+0(SB), Z8, Z7
-	VFMADD213PS  c3f800000<>+0(SB), Z8, Z7
-	VFMADD213PS  c3f800000<>+0(SB), Z8, Z7
-	VPSLLD       $0x17, Z6, Z6
-	VPADDD       Z6, Z7, Z7
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z2, K1
-	VMOVAPS.Z    Z7, K1, Z6
-	VCMPPS       $0x16, c42b17217<>+0(SB), Z2, K1
-	VADDPS       c7f800000<>+0(SB), Z2, Z2
-	VBLENDMPS    Z2, Z6, K1, Z3
-	VADDPS       c3f800000<>+0(SB), Z3, Z2
-	VDIVPS       Z2, Z5, Z2
-	VMULPS       Z2, Z0, Z0
+	VMOVUPS      (BX)(CX*4), Z0
+	VMOVUPS      64(BX)(CX*4), Z1
+	VMULPS       Z0, Z0, Z2
+	VMULPS       Z1, Z1, Z3
+	VMOVUPS      c3fcc422a<>+0(SB), Z4
 	VMOVUPS      c3fcc422a<>+0(SB), Z5
-	VFMADD231PS  c3e5b33b6<>+0(SB), Z1, Z5
-	VMULPS       Z2, Z0, Z1
-	VSUBPS       Z1, Z0, Z0
-	VFMADD231PS  Z0, Z5, Z2
-	VMOVUPS      (BX)(SI*4), Z0
-	VMULPS       Z0, Z2, Z0
-	VMOVUPS      Z0, (CX)(SI*4)
-	ADDQ         $0x10, SI
-	SUBQ         $0x10, AX
+	VFMADD231PS  c3d922279<>+0(SB), Z2, Z4
+	VFMADD231PS  c3d922279<>+0(SB), Z3, Z5
+	VMULPS       Z4, Z0, Z4
+	VMULPS       Z5, Z1, Z5
+	VMOVUPS      c3f800000<>+0(SB), Z6
+	VMOVUPS      c3f800000<>+0(SB), Z7
+	VXORPS       c80000000<>+0(SB), Z4, Z4
+	VXORPS       c80000000<>+0(SB), Z5, Z5
+	VMOVUPS      c4b400000<>+0(SB), Z8
+	VMOVUPS      c4b400000<>+0(SB), Z9
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z4, Z8
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z5, Z9
+	VSUBPS       c4b400000<>+0(SB), Z8, Z10
+	VSUBPS       c4b400000<>+0(SB), Z9, Z11
+	VMOVAPS      Z4, Z12
+	VMOVAPS      Z5, Z13
+	VFNMADD231PS c3f317218<>+0(SB), Z10, Z12
+	VFNMADD231PS c3f317218<>+0(SB), Z11, Z13
+	VFNMADD231PS cb102e308<>+0(SB), Z10, Z12
+	VFNMADD231PS cb102e308<>+0(SB), Z11, Z13
+	VMOVUPS      c3ab68885<>+0(SB), Z10
+	VMOVUPS      c3ab68885<>+0(SB), Z11
+	VFMADD213PS  c3c0905b7<>+0(SB), Z12, Z10
+	VFMADD213PS  c3c0905b7<>+0(SB), Z13, Z11
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z12, Z10
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z13, Z11
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z12, Z10
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z13, Z11
+	VFMADD213PS  c3f000000<>+0(SB), Z12, Z10
+	VFMADD213PS  c3f000000<>+0(SB), Z13, Z11
+	VFMADD213PS  c3f800000<>+0(SB), Z12, Z10
+	VFMADD213PS  c3f800000<>+0(SB), Z13, Z11
+	VFMADD213PS  c3f800000<>+0(SB), Z12, Z10
+	VFMADD213PS  c3f800000<>+0(SB), Z13, Z11
+	VPSLLD       $0x17, Z8, Z8
+	VPADDD       Z8, Z10, Z10
+	VPSLLD       $0x17, Z9, Z9
+	VPADDD       Z9, Z11, Z11
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z4, K1
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z5, K2
+	VMOVAPS.Z    Z10, K1, Z8
+	VMOVAPS.Z    Z11, K2, Z9
+	VCMPPS       $0x16, c42b17217<>+0(SB), Z4, K1
+	VCMPPS       $0x16, c42b17217<>+0(SB), Z5, K2
+	VADDPS       c7f800000<>+0(SB), Z4, Z4
+	VADDPS       c7f800000<>+0(SB), Z5, Z5
+	VMOVAPS      Z8, Z8
+	VMOVAPS      Z9, Z9
+	VMOVAPS      Z4, K1, Z8
+	VMOVAPS      Z5, K2, Z9
+	VADDPS       c3f800000<>+0(SB), Z8, Z4
+	VADDPS       c3f800000<>+0(SB), Z9, Z5
+	VDIVPS       Z4, Z6, Z4
+	VDIVPS       Z5, Z7, Z5
+	VMULPS       Z4, Z0, Z0
+	VMULPS       Z5, Z1, Z1
+	VMOVUPS      c3fcc422a<>+0(SB), Z6
+	VMOVUPS      c3fcc422a<>+0(SB), Z7
+	VFMADD231PS  c3e5b33b6<>+0(SB), Z2, Z6
+	VFMADD231PS  c3e5b33b6<>+0(SB), Z3, Z7
+	VMULPS       Z4, Z0, Z2
+	VMULPS       Z5, Z1, Z3
+	VSUBPS       Z2, Z0, Z0
+	VSUBPS       Z3, Z1, Z1
+	VFMADD231PS  Z0, Z6, Z4
+	VFMADD231PS  Z1, Z7, Z5
+	VMOVUPS      (SI)(CX*4), Z0
+	VMOVUPS      64(SI)(CX*4), Z1
+	VMULPS       Z0, Z4, Z0
+	VMULPS       Z1, Z5, Z1
+	VMOVUPS      Z0, (DX)(CX*4)
+	VMOVUPS      Z1, 64(DX)(CX*4)
+	ADDQ         $0x20, CX
+	SUBQ         $0x20, AX
 	JGE          loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z0
 	VPCMPGTD     iota<>+0(SB), Z0, K1
-	VMOVUPS.Z    (DX)(SI*4), K1, Z0
+	VMOVUPS.Z    (BX)(CX*4), K1, Z0
 	VMULPS       Z0, Z0, Z1
 	VMOVUPS      c3fcc422a<>+0(SB), Z2
 	VFMADD231PS  c3d922279<>+0(SB), Z1, Z2
 	VMULPS       Z2, Z0, Z2
 	VMOVUPS      c3f800000<>+0(SB), Z3
 	VXORPS       c80000000<>+0(SB), Z2, Z2
-	VMOVUPS      c4b400000<>+0(SB), Z5
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Z2, Z5
-	VSUBPS       c4b400000<>+0(SB), Z5, Z6
-	VMOVAPS      Z2, Z7
-	VFNMADD231PS c3f317218<>+0(SB), Z6, Z7
-	VFNMADD231PS cb102e308<>+0(SB), Z6, Z7
-	VMOVUPS      c3ab68885<>+0(SB), Z6
-	VFMADD213PS  c3c0905b7<>+0(SB), Z7, Z6
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Z7, Z6
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Z7, Z6
-	VFMADD213PS  c3f000000<>+0(SB), Z7, Z6
-	VFMADD213PS  c3f800000<>+0(SB), Z7, Z6
-	VFMADD213PS  c3f800000<>+0(SB), Z7, Z6
-	VPSLLD       $0x17, Z5, Z5
-	VPADDD       Z5, Z6, Z6
+	VMOVUPS      c4b400000<>+0(SB), Z4
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z2, Z4
+	VSUBPS       c4b400000<>+0(SB), Z4, Z5
+	VMOVAPS      Z2, Z6
+	VFNMADD231PS c3f317218<>+0(SB), Z5, Z6
+	VFNMADD231PS cb102e308<>+0(SB), Z5, Z6
+	VMOVUPS      c3ab68885<>+0(SB), Z5
+	VFMADD213PS  c3c0905b7<>+0(SB), Z6, Z5
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z6, Z5
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z6, Z5
+	VFMADD213PS  c3f000000<>+0(SB), Z6, Z5
+	VFMADD213PS  c3f800000<>+0(SB), Z6, Z5
+	VFMADD213PS  c3f800000<>+0(SB), Z6, Z5
+	VPSLLD       $0x17, Z4, Z4
+	VPADDD       Z4, Z5, Z5
 	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z2, K2
-	VMOVAPS.Z    Z6, K2, Z5
+	VMOVAPS.Z    Z5, K2, Z4
 	VCMPPS       $0x16, c42b17217<>+0(SB), Z2, K2
 	VADDPS       c7f800000<>+0(SB), Z2, Z2
-	VBLENDMPS    Z2, Z5, K2, Z4
+	VMOVAPS      Z4, Z4
+	VMOVAPS      Z2, K2, Z4
 	VADDPS       c3f800000<>+0(SB), Z4, Z2
 	VDIVPS       Z2, Z3, Z2
 	VMULPS       Z2, Z0, Z0
@@ -2132,9 +2656,12 @@ rest:
 	VMULPS       Z2, Z0, Z1
 	VSUBPS       Z1, Z0, Z0
 	VFMADD231PS  Z0, Z3, Z2
-	VMOVUPS.Z    (BX)(SI*4), K1, Z0
+	VMOVUPS.Z    (SI)(CX*4), K1, Z0
 	VMULPS       Z0, Z2, Z0
-	VMOVUPS      Z0, K1, (CX)(SI*4)
+	VMOVUPS      Z0, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -2162,10 +2689,10 @@ GLOBL c3e5b33b6<>(SB), RODATA|NOPTR, $64
 // Requires: AVX, AVX512F
 TEXT ·adamwAVX512(SB), NOSPLIT, $0-132
 	MOVQ         w_len+8(FP), AX
-	MOVQ         w_base+0(FP), CX
-	MOVQ         m_base+24(FP), DX
-	MOVQ         v_base+48(FP), BX
-	MOVQ         g_base+72(FP), SI
+	MOVQ         w_base+0(FP), DX
+	MOVQ         m_base+24(FP), BX
+	MOVQ         v_base+48(FP), SI
+	MOVQ         g_base+72(FP), DI
 	VBROADCASTSS scale+96(FP), Z0
 	VBROADCASTSS beta1+100(FP), Z1
 	VBROADCASTSS rest1+104(FP), Z2
@@ -2175,64 +2702,91 @@ TEXT ·adamwAVX512(SB), NOSPLIT, $0-132
 	VBROADCASTSS unbias2+120(FP), Z6
 	VBROADCASTSS epsilon+124(FP), Z7
 	VBROADCASTSS keep+128(FP), Z8
-	XORQ         DI, DI
-	SUBQ         $0x10, AX
+	XORQ         CX, CX
+	SUBQ         $0x20, AX
 	JLT          rest
 
 loop:
-	VMOVUPS (SI)(DI*4), Z9
+	VMOVUPS (DI)(CX*4), Z9
+	VMOVUPS 64(DI)(CX*4), Z10
 	VMULPS  Z0, Z9, Z9
-	VMOVUPS (DX)(DI*4), Z10
-	VMULPS  Z1, Z10, Z10
-	VMULPS  Z2, Z9, Z11
-	VADDPS  Z11, Z10, Z10
-	VMOVUPS (BX)(DI*4), Z11
-	VMULPS  Z3, Z11, Z11
+	VMULPS  Z0, Z10, Z10
+	VMOVUPS (BX)(CX*4), Z11
+	VMOVUPS 64(BX)(CX*4), Z12
+	VMULPS  Z1, Z11, Z11
+	VMULPS  Z1, Z12, Z12
+	VMULPS  Z2, Z9, Z13
+	VMULPS  Z2, Z10, Z14
+	VADDPS  Z13, Z11, Z11
+	VADDPS  Z14, Z12, Z12
+	VMOVUPS (SI)(CX*4), Z13
+	VMOVUPS 64(SI)(CX*4), Z14
+	VMULPS  Z3, Z13, Z13
+	VMULPS  Z3, Z14, Z14
 	VMULPS  Z9, Z9, Z9
+	VMULPS  Z10, Z10, Z10
 	VMULPS  Z4, Z9, Z9
-	VADDPS  Z9, Z11, Z9
-	VMOVUPS Z10, (DX)(DI*4)
-	VMOVUPS Z9, (BX)(DI*4)
-	VMULPS  Z5, Z10, Z10
+	VMULPS  Z4, Z10, Z10
+	VADDPS  Z9, Z13, Z9
+	VADDPS  Z10, Z14, Z10
+	VMOVUPS Z11, (BX)(CX*4)
+	VMOVUPS Z12, 64(BX)(CX*4)
+	VMOVUPS Z9, (SI)(CX*4)
+	VMOVUPS Z10, 64(SI)(CX*4)
+	VMULPS  Z5, Z11, Z11
+	VMULPS  Z5, Z12, Z12
 	VMULPS  Z6, Z9, Z9
+	VMULPS  Z6, Z10, Z10
 	VSQRTPS Z9, Z9
+	VSQRTPS Z10, Z10
 	VADDPS  Z7, Z9, Z9
-	VDIVPS  Z9, Z10, Z9
-	VMOVUPS (CX)(DI*4), Z10
-	VMULPS  Z8, Z10, Z10
-	VSUBPS  Z9, Z10, Z9
-	VMOVUPS Z9, (CX)(DI*4)
-	ADDQ    $0x10, DI
-	SUBQ    $0x10, AX
+	VADDPS  Z7, Z10, Z10
+	VDIVPS  Z9, Z11, Z9
+	VDIVPS  Z10, Z12, Z10
+	VMOVUPS (DX)(CX*4), Z11
+	VMOVUPS 64(DX)(CX*4), Z12
+	VMULPS  Z8, Z11, Z11
+	VMULPS  Z8, Z12, Z12
+	VSUBPS  Z9, Z11, Z9
+	VSUBPS  Z10, Z12, Z10
+	VMOVUPS Z9, (DX)(CX*4)
+	VMOVUPS Z10, 64(DX)(CX*4)
+	ADDQ    $0x20, CX
+	SUBQ    $0x20, AX
 	JGE     loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z9
 	VPCMPGTD     iota<>+0(SB), Z9, K1
-	VMOVUPS.Z    (SI)(DI*4), K1, Z9
-	VMULPS       Z0, Z9, Z0
-	VMOVUPS.Z    (DX)(DI*4), K1, Z9
-	VMULPS       Z1, Z9, Z1
-	VMULPS       Z2, Z0, Z2
-	VADDPS       Z2, Z1, Z1
-	VMOVUPS.Z    (BX)(DI*4), K1, Z2
-	VMULPS       Z3, Z2, Z2
-	VMULPS       Z0, Z0, Z0
-	VMULPS       Z4, Z0, Z0
-	VADDPS       Z0, Z2, Z0
-	VMOVUPS      Z1, K1, (DX)(DI*4)
-	VMOVUPS      Z0, K1, (BX)(DI*4)
-	VMULPS       Z5, Z1, Z1
-	VMULPS       Z6, Z0, Z0
-	VSQRTPS      Z0, Z0
-	VADDPS       Z7, Z0, Z0
-	VDIVPS       Z0, Z1, Z0
-	VMOVUPS.Z    (CX)(DI*4), K1, Z1
-	VMULPS       Z8, Z1, Z1
-	VSUBPS       Z0, Z1, Z0
-	VMOVUPS      Z0, K1, (CX)(DI*4)
+	VMOVUPS.Z    (DI)(CX*4), K1, Z9
+	VMULPS       Z0, Z9, Z9
+	VMOVUPS.Z    (BX)(CX*4), K1, Z10
+	VMULPS       Z1, Z10, Z10
+	VMULPS       Z2, Z9, Z11
+	VADDPS       Z11, Z10, Z10
+	VMOVUPS.Z    (SI)(CX*4), K1, Z11
+	VMULPS       Z3, Z11, Z11
+	VMULPS       Z9, Z9, Z9
+	VMULPS       Z4, Z9, Z9
+	VADDPS       Z9, Z11, Z9
+	VMOVUPS      Z10, K1, (BX)(CX*4)
+	VMOVUPS      Z9, K1, (SI)(CX*4)
+	VMULPS       Z5, Z10, Z10
+	VMULPS       Z6, Z9, Z9
+	VSQRTPS      Z9, Z9
+	VADDPS       Z7, Z9, Z9
+	VDIVPS       Z9, Z10, Z9
+	VMOVUPS.Z    (DX)(CX*4), K1, Z10
+	VMULPS       Z8, Z10, Z10
+	VSUBPS       Z9, Z10, Z9
+	VMOVUPS      Z9, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER

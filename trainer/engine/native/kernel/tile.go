@@ -52,7 +52,7 @@ func (s Set) multiplyColumns(p *Product, k, rows, panels span, mostRows int) {
 			t.c, t.cRow = &c[0], p.CRow
 			s.multiplyTile(&t)
 		} else {
-			s.multiplyPart(&t, columns, c, p.CRow)
+			s.multiplyPart(t, columns, c, p.CRow)
 		}
 		m += t.rows
 	}
@@ -105,7 +105,7 @@ type tile struct {
 }
 
 // multiplyPart computes a tile of C whose last panel is not full, by way of one that is.
-func (s Set) multiplyPart(t *tile, columns int, c []float32, cRow int) {
+func (s Set) multiplyPart(t tile, columns int, c []float32, cRow int) {
 	const row = tilePanelsAVX512 * panel
 	var full [tileRowsAVX512 * row]float32
 	if t.add {
@@ -114,7 +114,7 @@ func (s Set) multiplyPart(t *tile, columns int, c []float32, cRow int) {
 		}
 	}
 	t.c, t.cRow = &full[0], row
-	s.multiplyTile(t)
+	s.multiplyTile(&t)
 	for m := range t.rows {
 		copy(c[m*cRow:][:columns], full[m*row:])
 	}
