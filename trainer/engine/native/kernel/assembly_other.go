@@ -94,27 +94,27 @@ func adamwAVX2(w []float32, m []float32, v []float32, g []float32, scale float32
 
 func sumSquares64AVX2(x []float32) float64 { panic("kernel: not on this architecture") }
 
-func tile1x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool) {
+func tile1x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool) {
 	panic("kernel: not on this architecture")
 }
 
-func tile2x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool) {
+func tile2x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool) {
 	panic("kernel: not on this architecture")
 }
 
-func tile3x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool) {
+func tile3x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool) {
 	panic("kernel: not on this architecture")
 }
 
-func tile4x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool) {
+func tile4x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool) {
 	panic("kernel: not on this architecture")
 }
 
-func tile5x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool) {
+func tile5x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool) {
 	panic("kernel: not on this architecture")
 }
 
-func tile6x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool) {
+func tile6x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool) {
 	panic("kernel: not on this architecture")
 }
 
@@ -218,99 +218,99 @@ func adamwAVX512(w []float32, m []float32, v []float32, g []float32, scale float
 
 func sumSquares64AVX512(x []float32) float64 { panic("kernel: not on this architecture") }
 
-func tile1x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool) {
+func tile1x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool) {
 	panic("kernel: not on this architecture")
 }
 
-func tile1x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool) {
+func tile1x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool) {
 	panic("kernel: not on this architecture")
 }
 
-func tile1x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool) {
+func tile1x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool) {
 	panic("kernel: not on this architecture")
 }
 
-func tile2x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool) {
+func tile2x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool) {
 	panic("kernel: not on this architecture")
 }
 
-func tile2x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool) {
+func tile2x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool) {
 	panic("kernel: not on this architecture")
 }
 
-func tile2x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool) {
+func tile2x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool) {
 	panic("kernel: not on this architecture")
 }
 
-func tile3x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool) {
+func tile3x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool) {
 	panic("kernel: not on this architecture")
 }
 
-func tile3x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool) {
+func tile3x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool) {
 	panic("kernel: not on this architecture")
 }
 
-func tile3x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool) {
+func tile3x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool) {
 	panic("kernel: not on this architecture")
 }
 
-func tile4x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool) {
+func tile4x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool) {
 	panic("kernel: not on this architecture")
 }
 
-func tile4x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool) {
+func tile4x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool) {
 	panic("kernel: not on this architecture")
 }
 
-func tile4x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool) {
+func tile4x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool) {
 	panic("kernel: not on this architecture")
 }
 
-func tile5x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool) {
+func tile5x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool) {
 	panic("kernel: not on this architecture")
 }
 
-func tile5x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool) {
+func tile5x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool) {
 	panic("kernel: not on this architecture")
 }
 
-func tile5x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool) {
+func tile5x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool) {
 	panic("kernel: not on this architecture")
 }
 
-func tile6x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool) {
+func tile6x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool) {
 	panic("kernel: not on this architecture")
 }
 
-func tile6x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool) {
+func tile6x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool) {
 	panic("kernel: not on this architecture")
 }
 
-func tile6x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool) {
+func tile6x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool) {
 	panic("kernel: not on this architecture")
 }
 
-func tile7x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool) {
+func tile7x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool) {
 	panic("kernel: not on this architecture")
 }
 
-func tile7x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool) {
+func tile7x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool) {
 	panic("kernel: not on this architecture")
 }
 
-func tile7x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool) {
+func tile7x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool) {
 	panic("kernel: not on this architecture")
 }
 
-func tile8x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool) {
+func tile8x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool) {
 	panic("kernel: not on this architecture")
 }
 
-func tile8x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool) {
+func tile8x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool) {
 	panic("kernel: not on this architecture")
 }
 
-func tile8x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool) {
+func tile8x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool) {
 	panic("kernel: not on this architecture")
 }
 

@@ -147,32 +147,32 @@ func sumSquares64AVX2(x []float32) float64
 // tile1x1AVX2 computes 1 rows of 1 panels of C.
 //
 //go:noescape
-func tile1x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
+func tile1x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
 
 // tile2x1AVX2 computes 2 rows of 1 panels of C.
 //
 //go:noescape
-func tile2x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
+func tile2x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
 
 // tile3x1AVX2 computes 3 rows of 1 panels of C.
 //
 //go:noescape
-func tile3x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
+func tile3x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
 
 // tile4x1AVX2 computes 4 rows of 1 panels of C.
 //
 //go:noescape
-func tile4x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
+func tile4x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
 
 // tile5x1AVX2 computes 5 rows of 1 panels of C.
 //
 //go:noescape
-func tile5x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
+func tile5x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
 
 // tile6x1AVX2 computes 6 rows of 1 panels of C.
 //
 //go:noescape
-func tile6x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
+func tile6x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
 
 // transpose8AVX2 transposes 8 rows of src, for a number of columns that is a positive multiple of 8.
 //

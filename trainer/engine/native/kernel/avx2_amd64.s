@@ -8,23 +8,23 @@
 // Requires: AVX, AVX2
 TEXT ·addAVX2(SB), NOSPLIT, $0-72
 	MOVQ dst_len+8(FP), AX
-	MOVQ dst_base+0(FP), CX
-	MOVQ a_base+24(FP), DX
-	MOVQ b_base+48(FP), BX
-	XORQ SI, SI
+	MOVQ dst_base+0(FP), DX
+	MOVQ a_base+24(FP), BX
+	MOVQ b_base+48(FP), SI
+	XORQ CX, CX
 	SUBQ $0x10, AX
 	JLT  rest
 
 loop:
-	VMOVUPS (DX)(SI*4), Y0
-	VMOVUPS (BX)(SI*4), Y1
-	VADDPS  Y1, Y0, Y0
-	VMOVUPS Y0, (CX)(SI*4)
-	VMOVUPS 32(DX)(SI*4), Y0
-	VMOVUPS 32(BX)(SI*4), Y1
-	VADDPS  Y1, Y0, Y0
-	VMOVUPS Y0, 32(CX)(SI*4)
-	ADDQ    $0x10, SI
+	VMOVUPS (BX)(CX*4), Y0
+	VMOVUPS 32(BX)(CX*4), Y1
+	VMOVUPS (SI)(CX*4), Y2
+	VMOVUPS 32(SI)(CX*4), Y3
+	VADDPS  Y2, Y0, Y0
+	VADDPS  Y3, Y1, Y1
+	VMOVUPS Y0, (DX)(CX*4)
+	VMOVUPS Y1, 32(DX)(CX*4)
+	ADDQ    $0x10, CX
 	SUBQ    $0x10, AX
 	JGE     loop
 
@@ -34,17 +34,17 @@ rest:
 	VMOVD        AX, X0
 	VPBROADCASTD X0, Y0
 	VPCMPGTD     iota<>+0(SB), Y0, Y0
-	VMASKMOVPS   (DX)(SI*4), Y0, Y1
-	VMASKMOVPS   (BX)(SI*4), Y0, Y2
-	VADDPS       Y2, Y1, Y1
-	VMASKMOVPS   Y1, Y0, (CX)(SI*4)
-	VMOVD        AX, X0
-	VPBROADCASTD X0, Y0
-	VPCMPGTD     iota<>+32(SB), Y0, Y0
-	VMASKMOVPS   32(DX)(SI*4), Y0, Y1
-	VMASKMOVPS   32(BX)(SI*4), Y0, Y2
-	VADDPS       Y2, Y1, Y1
-	VMASKMOVPS   Y1, Y0, 32(CX)(SI*4)
+	VMOVD        AX, X1
+	VPBROADCASTD X1, Y1
+	VPCMPGTD     iota<>+32(SB), Y1, Y1
+	VMASKMOVPS   (BX)(CX*4), Y0, Y2
+	VMASKMOVPS   32(BX)(CX*4), Y1, Y3
+	VMASKMOVPS   (SI)(CX*4), Y0, Y4
+	VMASKMOVPS   32(SI)(CX*4), Y1, Y5
+	VADDPS       Y4, Y2, Y2
+	VADDPS       Y5, Y3, Y3
+	VMASKMOVPS   Y2, Y0, (DX)(CX*4)
+	VMASKMOVPS   Y3, Y1, 32(DX)(CX*4)
 
 done:
 	VZEROUPPER
@@ -72,23 +72,23 @@ GLOBL iota<>(SB), RODATA|NOPTR, $64
 // Requires: AVX, AVX2, FMA3
 TEXT ·addScaledAVX2(SB), NOSPLIT, $0-52
 	MOVQ         dst_len+8(FP), AX
-	MOVQ         dst_base+0(FP), CX
-	MOVQ         x_base+24(FP), DX
+	MOVQ         dst_base+0(FP), DX
+	MOVQ         x_base+24(FP), BX
 	VBROADCASTSS scale+48(FP), Y0
-	XORQ         BX, BX
+	XORQ         CX, CX
 	SUBQ         $0x10, AX
 	JLT          rest
 
 loop:
-	VMOVUPS     (CX)(BX*4), Y1
-	VMOVUPS     (DX)(BX*4), Y2
-	VFMADD231PS Y2, Y0, Y1
-	VMOVUPS     Y1, (CX)(BX*4)
-	VMOVUPS     32(CX)(BX*4), Y1
-	VMOVUPS     32(DX)(BX*4), Y2
-	VFMADD231PS Y2, Y0, Y1
-	VMOVUPS     Y1, 32(CX)(BX*4)
-	ADDQ        $0x10, BX
+	VMOVUPS     (DX)(CX*4), Y1
+	VMOVUPS     32(DX)(CX*4), Y2
+	VMOVUPS     (BX)(CX*4), Y3
+	VMOVUPS     32(BX)(CX*4), Y4
+	VFMADD231PS Y3, Y0, Y1
+	VFMADD231PS Y4, Y0, Y2
+	VMOVUPS     Y1, (DX)(CX*4)
+	VMOVUPS     Y2, 32(DX)(CX*4)
+	ADDQ        $0x10, CX
 	SUBQ        $0x10, AX
 	JGE         loop
 
@@ -98,17 +98,17 @@ rest:
 	VMOVD        AX, X1
 	VPBROADCASTD X1, Y1
 	VPCMPGTD     iota<>+0(SB), Y1, Y1
-	VMASKMOVPS   (CX)(BX*4), Y1, Y2
-	VMASKMOVPS   (DX)(BX*4), Y1, Y3
-	VFMADD231PS  Y3, Y0, Y2
-	VMASKMOVPS   Y2, Y1, (CX)(BX*4)
-	VMOVD        AX, X1
-	VPBROADCASTD X1, Y1
-	VPCMPGTD     iota<>+32(SB), Y1, Y1
-	VMASKMOVPS   32(CX)(BX*4), Y1, Y2
-	VMASKMOVPS   32(DX)(BX*4), Y1, Y3
-	VFMADD231PS  Y3, Y0, Y2
-	VMASKMOVPS   Y2, Y1, 32(CX)(BX*4)
+	VMOVD        AX, X2
+	VPBROADCASTD X2, Y2
+	VPCMPGTD     iota<>+32(SB), Y2, Y2
+	VMASKMOVPS   (DX)(CX*4), Y1, Y3
+	VMASKMOVPS   32(DX)(CX*4), Y2, Y4
+	VMASKMOVPS   (BX)(CX*4), Y1, Y5
+	VMASKMOVPS   32(BX)(CX*4), Y2, Y6
+	VFMADD231PS  Y5, Y0, Y3
+	VFMADD231PS  Y6, Y0, Y4
+	VMASKMOVPS   Y3, Y1, (DX)(CX*4)
+	VMASKMOVPS   Y4, Y2, 32(DX)(CX*4)
 
 done:
 	VZEROUPPER
@@ -118,21 +118,21 @@ done:
 // Requires: AVX, AVX2
 TEXT ·scaleAVX2(SB), NOSPLIT, $0-52
 	MOVQ         dst_len+8(FP), AX
-	MOVQ         dst_base+0(FP), CX
-	MOVQ         x_base+24(FP), DX
+	MOVQ         dst_base+0(FP), DX
+	MOVQ         x_base+24(FP), BX
 	VBROADCASTSS scale+48(FP), Y0
-	XORQ         BX, BX
+	XORQ         CX, CX
 	SUBQ         $0x10, AX
 	JLT          rest
 
 loop:
-	VMOVUPS (DX)(BX*4), Y1
+	VMOVUPS (BX)(CX*4), Y1
+	VMOVUPS 32(BX)(CX*4), Y2
 	VMULPS  Y0, Y1, Y1
-	VMOVUPS Y1, (CX)(BX*4)
-	VMOVUPS 32(DX)(BX*4), Y1
-	VMULPS  Y0, Y1, Y1
-	VMOVUPS Y1, 32(CX)(BX*4)
-	ADDQ    $0x10, BX
+	VMULPS  Y0, Y2, Y2
+	VMOVUPS Y1, (DX)(CX*4)
+	VMOVUPS Y2, 32(DX)(CX*4)
+	ADDQ    $0x10, CX
 	SUBQ    $0x10, AX
 	JGE     loop
 
@@ -142,15 +142,15 @@ rest:
 	VMOVD        AX, X1
 	VPBROADCASTD X1, Y1
 	VPCMPGTD     iota<>+0(SB), Y1, Y1
-	VMASKMOVPS   (DX)(BX*4), Y1, Y2
-	VMULPS       Y0, Y2, Y2
-	VMASKMOVPS   Y2, Y1, (CX)(BX*4)
-	VMOVD        AX, X1
-	VPBROADCASTD X1, Y1
-	VPCMPGTD     iota<>+32(SB), Y1, Y1
-	VMASKMOVPS   32(DX)(BX*4), Y1, Y2
-	VMULPS       Y0, Y2, Y0
-	VMASKMOVPS   Y0, Y1, 32(CX)(BX*4)
+	VMOVD        AX, X2
+	VPBROADCASTD X2, Y2
+	VPCMPGTD     iota<>+32(SB), Y2, Y2
+	VMASKMOVPS   (BX)(CX*4), Y1, Y3
+	VMASKMOVPS   32(BX)(CX*4), Y2, Y4
+	VMULPS       Y0, Y3, Y3
+	VMULPS       Y0, Y4, Y0
+	VMASKMOVPS   Y3, Y1, (DX)(CX*4)
+	VMASKMOVPS   Y0, Y2, 32(DX)(CX*4)
 
 done:
 	VZEROUPPER
@@ -160,23 +160,23 @@ done:
 // Requires: AVX, AVX2
 TEXT ·mulAVX2(SB), NOSPLIT, $0-72
 	MOVQ dst_len+8(FP), AX
-	MOVQ dst_base+0(FP), CX
-	MOVQ a_base+24(FP), DX
-	MOVQ b_base+48(FP), BX
-	XORQ SI, SI
+	MOVQ dst_base+0(FP), DX
+	MOVQ a_base+24(FP), BX
+	MOVQ b_base+48(FP), SI
+	XORQ CX, CX
 	SUBQ $0x10, AX
 	JLT  rest
 
 loop:
-	VMOVUPS (DX)(SI*4), Y0
-	VMOVUPS (BX)(SI*4), Y1
-	VMULPS  Y1, Y0, Y0
-	VMOVUPS Y0, (CX)(SI*4)
-	VMOVUPS 32(DX)(SI*4), Y0
-	VMOVUPS 32(BX)(SI*4), Y1
-	VMULPS  Y1, Y0, Y0
-	VMOVUPS Y0, 32(CX)(SI*4)
-	ADDQ    $0x10, SI
+	VMOVUPS (BX)(CX*4), Y0
+	VMOVUPS 32(BX)(CX*4), Y1
+	VMOVUPS (SI)(CX*4), Y2
+	VMOVUPS 32(SI)(CX*4), Y3
+	VMULPS  Y2, Y0, Y0
+	VMULPS  Y3, Y1, Y1
+	VMOVUPS Y0, (DX)(CX*4)
+	VMOVUPS Y1, 32(DX)(CX*4)
+	ADDQ    $0x10, CX
 	SUBQ    $0x10, AX
 	JGE     loop
 
@@ -186,17 +186,17 @@ rest:
 	VMOVD        AX, X0
 	VPBROADCASTD X0, Y0
 	VPCMPGTD     iota<>+0(SB), Y0, Y0
-	VMASKMOVPS   (DX)(SI*4), Y0, Y1
-	VMASKMOVPS   (BX)(SI*4), Y0, Y2
-	VMULPS       Y2, Y1, Y1
-	VMASKMOVPS   Y1, Y0, (CX)(SI*4)
-	VMOVD        AX, X0
-	VPBROADCASTD X0, Y0
-	VPCMPGTD     iota<>+32(SB), Y0, Y0
-	VMASKMOVPS   32(DX)(SI*4), Y0, Y1
-	VMASKMOVPS   32(BX)(SI*4), Y0, Y2
-	VMULPS       Y2, Y1, Y1
-	VMASKMOVPS   Y1, Y0, 32(CX)(SI*4)
+	VMOVD        AX, X1
+	VPBROADCASTD X1, Y1
+	VPCMPGTD     iota<>+32(SB), Y1, Y1
+	VMASKMOVPS   (BX)(CX*4), Y0, Y2
+	VMASKMOVPS   32(BX)(CX*4), Y1, Y3
+	VMASKMOVPS   (SI)(CX*4), Y0, Y4
+	VMASKMOVPS   32(SI)(CX*4), Y1, Y5
+	VMULPS       Y4, Y2, Y2
+	VMULPS       Y5, Y3, Y3
+	VMASKMOVPS   Y2, Y0, (DX)(CX*4)
+	VMASKMOVPS   Y3, Y1, 32(DX)(CX*4)
 
 done:
 	VZEROUPPER
@@ -206,19 +206,19 @@ done:
 // Requires: AVX, AVX2, SSE
 TEXT ·sumAVX2(SB), NOSPLIT, $0-28
 	MOVQ   x_len+8(FP), AX
-	MOVQ   x_base+0(FP), CX
+	MOVQ   x_base+0(FP), DX
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
-	XORQ   DX, DX
+	XORQ   CX, CX
 	SUBQ   $0x10, AX
 	JLT    rest
 
 loop:
-	VMOVUPS (CX)(DX*4), Y2
+	VMOVUPS (DX)(CX*4), Y2
+	VMOVUPS 32(DX)(CX*4), Y3
 	VADDPS  Y2, Y0, Y0
-	VMOVUPS 32(CX)(DX*4), Y2
-	VADDPS  Y2, Y1, Y1
-	ADDQ    $0x10, DX
+	VADDPS  Y3, Y1, Y1
+	ADDQ    $0x10, CX
 	SUBQ    $0x10, AX
 	JGE     loop
 
@@ -228,17 +228,17 @@ rest:
 	VMOVD        AX, X2
 	VPBROADCASTD X2, Y2
 	VPCMPGTD     iota<>+0(SB), Y2, Y2
-	VMOVAPS      Y0, Y3
-	VMASKMOVPS   (CX)(DX*4), Y2, Y4
-	VADDPS       Y4, Y3, Y3
-	VBLENDVPS    Y2, Y3, Y0, Y0
-	VMOVD        AX, X2
-	VPBROADCASTD X2, Y2
-	VPCMPGTD     iota<>+32(SB), Y2, Y2
-	VMOVAPS      Y1, Y3
-	VMASKMOVPS   32(CX)(DX*4), Y2, Y4
-	VADDPS       Y4, Y3, Y3
-	VBLENDVPS    Y2, Y3, Y1, Y1
+	VMOVD        AX, X3
+	VPBROADCASTD X3, Y3
+	VPCMPGTD     iota<>+32(SB), Y3, Y3
+	VMOVAPS      Y0, Y4
+	VMOVAPS      Y1, Y5
+	VMASKMOVPS   (DX)(CX*4), Y2, Y6
+	VMASKMOVPS   32(DX)(CX*4), Y3, Y7
+	VADDPS       Y6, Y4, Y4
+	VADDPS       Y7, Y5, Y5
+	VBLENDVPS    Y2, Y4, Y0, Y0
+	VBLENDVPS    Y3, Y5, Y1, Y1
 
 done:
 	VADDPS       Y1, Y0, Y0
@@ -256,22 +256,22 @@ done:
 // Requires: AVX, AVX2, FMA3, SSE
 TEXT ·dotAVX2(SB), NOSPLIT, $0-52
 	MOVQ   a_len+8(FP), AX
-	MOVQ   a_base+0(FP), CX
-	MOVQ   b_base+24(FP), DX
+	MOVQ   a_base+0(FP), DX
+	MOVQ   b_base+24(FP), BX
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
-	XORQ   BX, BX
+	XORQ   CX, CX
 	SUBQ   $0x10, AX
 	JLT    rest
 
 loop:
-	VMOVUPS     (CX)(BX*4), Y2
-	VMOVUPS     (DX)(BX*4), Y3
-	VFMADD231PS Y2, Y3, Y0
-	VMOVUPS     32(CX)(BX*4), Y2
-	VMOVUPS     32(DX)(BX*4), Y3
-	VFMADD231PS Y2, Y3, Y1
-	ADDQ        $0x10, BX
+	VMOVUPS     (DX)(CX*4), Y2
+	VMOVUPS     32(DX)(CX*4), Y3
+	VMOVUPS     (BX)(CX*4), Y4
+	VMOVUPS     32(BX)(CX*4), Y5
+	VFMADD231PS Y2, Y4, Y0
+	VFMADD231PS Y3, Y5, Y1
+	ADDQ        $0x10, CX
 	SUBQ        $0x10, AX
 	JGE         loop
 
@@ -281,19 +281,19 @@ rest:
 	VMOVD        AX, X2
 	VPBROADCASTD X2, Y2
 	VPCMPGTD     iota<>+0(SB), Y2, Y2
-	VMOVAPS      Y0, Y3
-	VMASKMOVPS   (CX)(BX*4), Y2, Y4
-	VMASKMOVPS   (DX)(BX*4), Y2, Y5
-	VFMADD231PS  Y4, Y5, Y3
-	VBLENDVPS    Y2, Y3, Y0, Y0
-	VMOVD        AX, X2
-	VPBROADCASTD X2, Y2
-	VPCMPGTD     iota<>+32(SB), Y2, Y2
-	VMOVAPS      Y1, Y3
-	VMASKMOVPS   32(CX)(BX*4), Y2, Y4
-	VMASKMOVPS   32(DX)(BX*4), Y2, Y5
-	VFMADD231PS  Y4, Y5, Y3
-	VBLENDVPS    Y2, Y3, Y1, Y1
+	VMOVD        AX, X3
+	VPBROADCASTD X3, Y3
+	VPCMPGTD     iota<>+32(SB), Y3, Y3
+	VMOVAPS      Y0, Y4
+	VMOVAPS      Y1, Y5
+	VMASKMOVPS   (DX)(CX*4), Y2, Y6
+	VMASKMOVPS   32(DX)(CX*4), Y3, Y7
+	VMASKMOVPS   (BX)(CX*4), Y2, Y8
+	VMASKMOVPS   32(BX)(CX*4), Y3, Y9
+	VFMADD231PS  Y6, Y8, Y4
+	VFMADD231PS  Y7, Y9, Y5
+	VBLENDVPS    Y2, Y4, Y0, Y0
+	VBLENDVPS    Y3, Y5, Y1, Y1
 
 done:
 	VADDPS       Y1, Y0, Y0
@@ -311,27 +311,27 @@ done:
 // Requires: AVX, AVX2, FMA3, SSE
 TEXT ·dotMulAVX2(SB), NOSPLIT, $0-76
 	MOVQ   a_len+8(FP), AX
-	MOVQ   a_base+0(FP), CX
-	MOVQ   b_base+24(FP), DX
-	MOVQ   c_base+48(FP), BX
+	MOVQ   a_base+0(FP), DX
+	MOVQ   b_base+24(FP), BX
+	MOVQ   c_base+48(FP), SI
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
-	XORQ   SI, SI
+	XORQ   CX, CX
 	SUBQ   $0x10, AX
 	JLT    rest
 
 loop:
-	VMOVUPS     (CX)(SI*4), Y2
-	VMOVUPS     (DX)(SI*4), Y3
-	VMULPS      Y3, Y2, Y2
-	VMOVUPS     (BX)(SI*4), Y3
-	VFMADD231PS Y2, Y3, Y0
-	VMOVUPS     32(CX)(SI*4), Y2
-	VMOVUPS     32(DX)(SI*4), Y3
-	VMULPS      Y3, Y2, Y2
-	VMOVUPS     32(BX)(SI*4), Y3
-	VFMADD231PS Y2, Y3, Y1
-	ADDQ        $0x10, SI
+	VMOVUPS     (DX)(CX*4), Y2
+	VMOVUPS     32(DX)(CX*4), Y3
+	VMOVUPS     (BX)(CX*4), Y4
+	VMOVUPS     32(BX)(CX*4), Y5
+	VMULPS      Y4, Y2, Y2
+	VMULPS      Y5, Y3, Y3
+	VMOVUPS     (SI)(CX*4), Y4
+	VMOVUPS     32(SI)(CX*4), Y5
+	VFMADD231PS Y2, Y4, Y0
+	VFMADD231PS Y3, Y5, Y1
+	ADDQ        $0x10, CX
 	SUBQ        $0x10, AX
 	JGE         loop
 
@@ -341,23 +341,23 @@ rest:
 	VMOVD        AX, X2
 	VPBROADCASTD X2, Y2
 	VPCMPGTD     iota<>+0(SB), Y2, Y2
-	VMOVAPS      Y0, Y3
-	VMASKMOVPS   (CX)(SI*4), Y2, Y4
-	VMASKMOVPS   (DX)(SI*4), Y2, Y5
-	VMULPS       Y5, Y4, Y4
-	VMASKMOVPS   (BX)(SI*4), Y2, Y5
-	VFMADD231PS  Y4, Y5, Y3
-	VBLENDVPS    Y2, Y3, Y0, Y0
-	VMOVD        AX, X2
-	VPBROADCASTD X2, Y2
-	VPCMPGTD     iota<>+32(SB), Y2, Y2
-	VMOVAPS      Y1, Y3
-	VMASKMOVPS   32(CX)(SI*4), Y2, Y4
-	VMASKMOVPS   32(DX)(SI*4), Y2, Y5
-	VMULPS       Y5, Y4, Y4
-	VMASKMOVPS   32(BX)(SI*4), Y2, Y5
-	VFMADD231PS  Y4, Y5, Y3
-	VBLENDVPS    Y2, Y3, Y1, Y1
+	VMOVD        AX, X3
+	VPBROADCASTD X3, Y3
+	VPCMPGTD     iota<>+32(SB), Y3, Y3
+	VMOVAPS      Y0, Y4
+	VMOVAPS      Y1, Y5
+	VMASKMOVPS   (DX)(CX*4), Y2, Y6
+	VMASKMOVPS   32(DX)(CX*4), Y3, Y7
+	VMASKMOVPS   (BX)(CX*4), Y2, Y8
+	VMASKMOVPS   32(BX)(CX*4), Y3, Y9
+	VMULPS       Y8, Y6, Y6
+	VMULPS       Y9, Y7, Y7
+	VMASKMOVPS   (SI)(CX*4), Y2, Y8
+	VMASKMOVPS   32(SI)(CX*4), Y3, Y9
+	VFMADD231PS  Y6, Y8, Y4
+	VFMADD231PS  Y7, Y9, Y5
+	VBLENDVPS    Y2, Y4, Y0, Y0
+	VBLENDVPS    Y3, Y5, Y1, Y1
 
 done:
 	VADDPS       Y1, Y0, Y0
@@ -375,22 +375,22 @@ done:
 // Requires: AVX, AVX2, FMA3, SSE
 TEXT ·sumSquaredDiffAVX2(SB), NOSPLIT, $0-36
 	MOVQ         x_len+8(FP), AX
-	MOVQ         x_base+0(FP), CX
+	MOVQ         x_base+0(FP), DX
 	VBROADCASTSS mean+24(FP), Y0
 	VXORPS       Y1, Y1, Y1
 	VXORPS       Y2, Y2, Y2
-	XORQ         DX, DX
+	XORQ         CX, CX
 	SUBQ         $0x10, AX
 	JLT          rest
 
 loop:
-	VMOVUPS     (CX)(DX*4), Y3
+	VMOVUPS     (DX)(CX*4), Y3
+	VMOVUPS     32(DX)(CX*4), Y4
 	VSUBPS      Y0, Y3, Y3
+	VSUBPS      Y0, Y4, Y4
 	VFMADD231PS Y3, Y3, Y1
-	VMOVUPS     32(CX)(DX*4), Y3
-	VSUBPS      Y0, Y3, Y3
-	VFMADD231PS Y3, Y3, Y2
-	ADDQ        $0x10, DX
+	VFMADD231PS Y4, Y4, Y2
+	ADDQ        $0x10, CX
 	SUBQ        $0x10, AX
 	JGE         loop
 
@@ -400,19 +400,19 @@ rest:
 	VMOVD        AX, X3
 	VPBROADCASTD X3, Y3
 	VPCMPGTD     iota<>+0(SB), Y3, Y3
-	VMOVAPS      Y1, Y4
-	VMASKMOVPS   (CX)(DX*4), Y3, Y5
-	VSUBPS       Y0, Y5, Y5
-	VFMADD231PS  Y5, Y5, Y4
-	VBLENDVPS    Y3, Y4, Y1, Y1
-	VMOVD        AX, X3
-	VPBROADCASTD X3, Y3
-	VPCMPGTD     iota<>+32(SB), Y3, Y3
-	VMOVAPS      Y2, Y4
-	VMASKMOVPS   32(CX)(DX*4), Y3, Y5
-	VSUBPS       Y0, Y5, Y0
-	VFMADD231PS  Y0, Y0, Y4
-	VBLENDVPS    Y3, Y4, Y2, Y2
+	VMOVD        AX, X4
+	VPBROADCASTD X4, Y4
+	VPCMPGTD     iota<>+32(SB), Y4, Y4
+	VMOVAPS      Y1, Y5
+	VMOVAPS      Y2, Y6
+	VMASKMOVPS   (DX)(CX*4), Y3, Y7
+	VMASKMOVPS   32(DX)(CX*4), Y4, Y8
+	VSUBPS       Y0, Y7, Y7
+	VSUBPS       Y0, Y8, Y0
+	VFMADD231PS  Y7, Y7, Y5
+	VFMADD231PS  Y0, Y0, Y6
+	VBLENDVPS    Y3, Y5, Y1, Y1
+	VBLENDVPS    Y4, Y6, Y2, Y2
 
 done:
 	VADDPS       Y2, Y1, Y1
@@ -429,25 +429,27 @@ done:
 // func maxAVX2(x []float32) float32
 // Requires: AVX, AVX2, SSE
 TEXT ·maxAVX2(SB), NOSPLIT, $0-28
+	MOVQ    x_base+0(FP), DX
 	MOVQ    x_len+8(FP), AX
-	MOVQ    x_base+0(FP), CX
 	VMOVUPS cff800000<>+0(SB), Y0
 	VMOVUPS cff800000<>+0(SB), Y1
 	VXORPS  Y2, Y2, Y2
-	XORQ    DX, DX
+	XORQ    CX, CX
 	SUBQ    $0x10, AX
 	JLT     rest
 
 loop:
-	VMOVUPS (CX)(DX*4), Y3
-	VCMPPS  $0x03, Y3, Y3, Y4
-	VORPS   Y4, Y2, Y2
+	VMOVUPS (DX)(CX*4), Y3
+	VMOVUPS 32(DX)(CX*4), Y4
+	VCMPPS  $0x03, Y3, Y3, Y5
+	VCMPPS  $0x03, Y4, Y4, Y6
+	VORPS   Y5, Y2, Y2
+	VORPS   Y6, Y2, Y2
 	VMAXPS  Y0, Y3, Y0
-	VMOVUPS 32(CX)(DX*4), Y3
-	VCMPPS  $0x03, Y3, Y3, Y4
-	VORPS   Y4, Y2, Y2
-	VMAXPS  Y1, Y3, Y1
-	ADDQ    $0x10, DX
+	VMAXPS  Y1, Y4, Y1
+	VMOVAPS Y0, Y0
+	VMOVAPS Y1, Y1
+	ADDQ    $0x10, CX
 	SUBQ    $0x10, AX
 	JGE     loop
 
@@ -457,19 +459,19 @@ rest:
 	VMOVD        AX, X3
 	VPBROADCASTD X3, Y3
 	VPCMPGTD     iota<>+0(SB), Y3, Y3
-	VMASKMOVPS   (CX)(DX*4), Y3, Y4
-	VCMPPS       $0x03, Y4, Y4, Y5
-	VORPS        Y5, Y2, Y2
-	VMAXPS       Y0, Y4, Y4
-	VBLENDVPS    Y3, Y4, Y0, Y0
-	VMOVD        AX, X3
-	VPBROADCASTD X3, Y3
-	VPCMPGTD     iota<>+32(SB), Y3, Y3
-	VMASKMOVPS   32(CX)(DX*4), Y3, Y4
-	VCMPPS       $0x03, Y4, Y4, Y5
-	VORPS        Y5, Y2, Y2
-	VMAXPS       Y1, Y4, Y4
-	VBLENDVPS    Y3, Y4, Y1, Y1
+	VMOVD        AX, X4
+	VPBROADCASTD X4, Y4
+	VPCMPGTD     iota<>+32(SB), Y4, Y4
+	VMASKMOVPS   (DX)(CX*4), Y3, Y5
+	VMASKMOVPS   32(DX)(CX*4), Y4, Y6
+	VCMPPS       $0x03, Y5, Y5, Y7
+	VCMPPS       $0x03, Y6, Y6, Y8
+	VORPS        Y7, Y2, Y2
+	VORPS        Y8, Y2, Y2
+	VMAXPS       Y0, Y5, Y5
+	VMAXPS       Y1, Y6, Y6
+	VBLENDVPS    Y3, Y5, Y0, Y0
+	VBLENDVPS    Y4, Y6, Y1, Y1
 
 done:
 	VMAXPS       Y0, Y1, Y0
@@ -529,64 +531,66 @@ GLOBL c7fc00000<>(SB), RODATA|NOPTR, $64
 // Requires: AVX, AVX2, FMA3, SSE
 TEXT ·expSumAVX2(SB), NOSPLIT, $0-36
 	MOVQ         x_len+8(FP), AX
-	MOVQ         x_base+0(FP), CX
+	MOVQ         x_base+0(FP), DX
 	VBROADCASTSS top+24(FP), Y0
 	VXORPS       Y1, Y1, Y1
 	VXORPS       Y2, Y2, Y2
-	XORQ         DX, DX
+	XORQ         CX, CX
 	SUBQ         $0x10, AX
 	JLT          rest
 
 loop:
-	VMOVUPS      (CX)(DX*4), Y3
+	VMOVUPS      (DX)(CX*4), Y3
+	VMOVUPS      32(DX)(CX*4), Y4
 	VSUBPS       Y0, Y3, Y3
-	VMOVUPS      c4b400000<>+0(SB), Y4
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Y3, Y4
-	VSUBPS       c4b400000<>+0(SB), Y4, Y5
-	VMOVAPS      Y3, Y6
-	VFNMADD231PS c3f317218<>+0(SB), Y5, Y6
-	VFNMADD231PS cb102e308<>+0(SB), Y5, Y6
-	VMOVUPS      c3ab68885<>+0(SB), Y5
-	VFMADD213PS  c3c0905b7<>+0(SB), Y6, Y5
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Y6, Y5
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f000000<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f800000<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f800000<>+0(SB), Y6, Y5
-	VPSLLD       $0x17, Y4, Y4
-	VPADDD       Y4, Y5, Y5
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y3, Y4
-	VANDPS       Y5, Y4, Y4
-	VCMPPS       $0x16, c42b17217<>+0(SB), Y3, Y5
+	VSUBPS       Y0, Y4, Y4
+	VMOVUPS      c4b400000<>+0(SB), Y5
+	VMOVUPS      c4b400000<>+0(SB), Y6
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Y3, Y5
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Y4, Y6
+	VSUBPS       c4b400000<>+0(SB), Y5, Y7
+	VSUBPS       c4b400000<>+0(SB), Y6, Y8
+	VMOVAPS      Y3, Y9
+	VMOVAPS      Y4, Y10
+	VFNMADD231PS c3f317218<>+0(SB), Y7, Y9
+	VFNMADD231PS c3f317218<>+0(SB), Y8, Y10
+	VFNMADD231PS cb102e308<>+0(SB), Y7, Y9
+	VFNMADD231PS cb102e308<>+0(SB), Y8, Y10
+	VMOVUPS      c3ab68885<>+0(SB), Y7
+	VMOVUPS      c3ab68885<>+0(SB), Y8
+	VFMADD213PS  c3c0905b7<>+0(SB), Y9, Y7
+	VFMADD213PS  c3c0905b7<>+0(SB), Y10, Y8
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Y9, Y7
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Y10, Y8
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Y9, Y7
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Y10, Y8
+	VFMADD213PS  c3f000000<>+0(SB), Y9, Y7
+	VFMADD213PS  c3f000000<>+0(SB), Y10, Y8
+	VFMADD213PS  c3f800000<>+0(SB), Y9, Y7
+	VFMADD213PS  c3f800000<>+0(SB), Y10, Y8
+	VFMADD213PS  c3f800000<>+0(SB), Y9, Y7
+	VFMADD213PS  c3f800000<>+0(SB), Y10, Y8
+	VPSLLD       $0x17, Y5, Y5
+	VPADDD       Y5, Y7, Y7
+	VPSLLD       $0x17, Y6, Y6
+	VPADDD       Y6, Y8, Y8
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y3, Y5
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y4, Y6
+	VANDPS       Y7, Y5, Y5
+	VANDPS       Y8, Y6, Y6
+	VCMPPS       $0x16, c42b17217<>+0(SB), Y3, Y7
+	VCMPPS       $0x16, c42b17217<>+0(SB), Y4, Y8
 	VADDPS       c7f800000<>+0(SB), Y3, Y3
-	VBLENDVPS    Y5, Y3, Y4, Y3
-	VMOVUPS      Y3, (CX)(DX*4)
-	VADDPS       Y3, Y1, Y1
-	VMOVUPS      32(CX)(DX*4), Y3
-	VSUBPS       Y0, Y3, Y3
-	VMOVUPS      c4b400000<>+0(SB), Y4
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Y3, Y4
-	VSUBPS       c4b400000<>+0(SB), Y4, Y5
-	VMOVAPS      Y3, Y6
-	VFNMADD231PS c3f317218<>+0(SB), Y5, Y6
-	VFNMADD231PS cb102e308<>+0(SB), Y5, Y6
-	VMOVUPS      c3ab68885<>+0(SB), Y5
-	VFMADD213PS  c3c0905b7<>+0(SB), Y6, Y5
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Y6, Y5
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f000000<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f800000<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f800000<>+0(SB), Y6, Y5
-	VPSLLD       $0x17, Y4, Y4
-	VPADDD       Y4, Y5, Y5
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y3, Y4
-	VANDPS       Y5, Y4, Y4
-	VCMPPS       $0x16, c42b17217<>+0(SB), Y3, Y5
-	VADDPS       c7f800000<>+0(SB), Y3, Y3
-	VBLENDVPS    Y5, Y3, Y4, Y3
-	VMOVUPS      Y3, 32(CX)(DX*4)
-	VADDPS       Y3, Y2, Y2
-	ADDQ         $0x10, DX
+	VADDPS       c7f800000<>+0(SB), Y4, Y4
+	VMOVAPS      Y5, Y5
+	VMOVAPS      Y6, Y6
+	VBLENDVPS    Y7, Y3, Y5, Y5
+	VBLENDVPS    Y8, Y4, Y6, Y6
+	VMOVUPS      Y5, (DX)(CX*4)
+	VMOVUPS      Y6, 32(DX)(CX*4)
+	VADDPS       Y5, Y1, Y1
+	VADDPS       Y6, Y2, Y2
+	ADDQ         $0x10, CX
 	SUBQ         $0x10, AX
 	JGE          loop
 
@@ -596,61 +600,63 @@ rest:
 	VMOVD        AX, X3
 	VPBROADCASTD X3, Y3
 	VPCMPGTD     iota<>+0(SB), Y3, Y3
-	VMOVAPS      Y1, Y4
-	VMASKMOVPS   (CX)(DX*4), Y3, Y5
-	VSUBPS       Y0, Y5, Y5
-	VMOVUPS      c4b400000<>+0(SB), Y6
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Y5, Y6
-	VSUBPS       c4b400000<>+0(SB), Y6, Y7
-	VMOVAPS      Y5, Y8
-	VFNMADD231PS c3f317218<>+0(SB), Y7, Y8
-	VFNMADD231PS cb102e308<>+0(SB), Y7, Y8
-	VMOVUPS      c3ab68885<>+0(SB), Y7
-	VFMADD213PS  c3c0905b7<>+0(SB), Y8, Y7
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Y8, Y7
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Y8, Y7
-	VFMADD213PS  c3f000000<>+0(SB), Y8, Y7
-	VFMADD213PS  c3f800000<>+0(SB), Y8, Y7
-	VFMADD213PS  c3f800000<>+0(SB), Y8, Y7
-	VPSLLD       $0x17, Y6, Y6
-	VPADDD       Y6, Y7, Y7
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y5, Y6
-	VANDPS       Y7, Y6, Y6
-	VCMPPS       $0x16, c42b17217<>+0(SB), Y5, Y7
-	VADDPS       c7f800000<>+0(SB), Y5, Y5
-	VBLENDVPS    Y7, Y5, Y6, Y5
-	VMASKMOVPS   Y5, Y3, (CX)(DX*4)
-	VADDPS       Y5, Y4, Y4
-	VBLENDVPS    Y3, Y4, Y1, Y1
-	VMOVD        AX, X3
-	VPBROADCASTD X3, Y3
-	VPCMPGTD     iota<>+32(SB), Y3, Y3
-	VMOVAPS      Y2, Y4
-	VMASKMOVPS   32(CX)(DX*4), Y3, Y5
-	VSUBPS       Y0, Y5, Y0
-	VMOVUPS      c4b400000<>+0(SB), Y5
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Y0, Y5
-	VSUBPS       c4b400000<>+0(SB), Y5, Y6
-	VMOVAPS      Y0, Y7
-	VFNMADD231PS c3f317218<>+0(SB), Y6, Y7
-	VFNMADD231PS cb102e308<>+0(SB), Y6, Y7
-	VMOVUPS      c3ab68885<>+0(SB), Y6
-	VFMADD213PS  c3c0905b7<>+0(SB), Y7, Y6
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Y7, Y6
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Y7, Y6
-	VFMADD213PS  c3f000000<>+0(SB), Y7, Y6
-	VFMADD213PS  c3f800000<>+0(SB), Y7, Y6
-	VFMADD213PS  c3f800000<>+0(SB), Y7, Y6
-	VPSLLD       $0x17, Y5, Y5
-	VPADDD       Y5, Y6, Y6
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y0, Y5
-	VANDPS       Y6, Y5, Y5
-	VCMPPS       $0x16, c42b17217<>+0(SB), Y0, Y6
+	VMOVD        AX, X4
+	VPBROADCASTD X4, Y4
+	VPCMPGTD     iota<>+32(SB), Y4, Y4
+	VMOVAPS      Y1, Y5
+	VMOVAPS      Y2, Y6
+	VMASKMOVPS   (DX)(CX*4), Y3, Y7
+	VMASKMOVPS   32(DX)(CX*4), Y4, Y8
+	VSUBPS       Y0, Y7, Y7
+	VSUBPS       Y0, Y8, Y0
+	VMOVUPS      c4b400000<>+0(SB), Y8
+	VMOVUPS      c4b400000<>+0(SB), Y9
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Y7, Y8
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Y0, Y9
+	VSUBPS       c4b400000<>+0(SB), Y8, Y10
+	VSUBPS       c4b400000<>+0(SB), Y9, Y11
+	VMOVAPS      Y7, Y12
+	VMOVAPS      Y0, Y13
+	VFNMADD231PS c3f317218<>+0(SB), Y10, Y12
+	VFNMADD231PS c3f317218<>+0(SB), Y11, Y13
+	VFNMADD231PS cb102e308<>+0(SB), Y10, Y12
+	VFNMADD231PS cb102e308<>+0(SB), Y11, Y13
+	VMOVUPS      c3ab68885<>+0(SB), Y10
+	VMOVUPS      c3ab68885<>+0(SB), Y11
+	VFMADD213PS  c3c0905b7<>+0(SB), Y12, Y10
+	VFMADD213PS  c3c0905b7<>+0(SB), Y13, Y11
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Y12, Y10
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Y13, Y11
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Y12, Y10
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Y13, Y11
+	VFMADD213PS  c3f000000<>+0(SB), Y12, Y10
+	VFMADD213PS  c3f000000<>+0(SB), Y13, Y11
+	VFMADD213PS  c3f800000<>+0(SB), Y12, Y10
+	VFMADD213PS  c3f800000<>+0(SB), Y13, Y11
+	VFMADD213PS  c3f800000<>+0(SB), Y12, Y10
+	VFMADD213PS  c3f800000<>+0(SB), Y13, Y11
+	VPSLLD       $0x17, Y8, Y8
+	VPADDD       Y8, Y10, Y10
+	VPSLLD       $0x17, Y9, Y9
+	VPADDD       Y9, Y11, Y11
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y7, Y8
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y0, Y9
+	VANDPS       Y10, Y8, Y8
+	VANDPS       Y11, Y9, Y9
+	VCMPPS       $0x16, c42b17217<>+0(SB), Y7, Y10
+	VCMPPS       $0x16, c42b17217<>+0(SB), Y0, Y11
+	VADDPS       c7f800000<>+0(SB), Y7, Y7
 	VADDPS       c7f800000<>+0(SB), Y0, Y0
-	VBLENDVPS    Y6, Y0, Y5, Y0
-	VMASKMOVPS   Y0, Y3, 32(CX)(DX*4)
-	VADDPS       Y0, Y4, Y4
-	VBLENDVPS    Y3, Y4, Y2, Y2
+	VMOVAPS      Y8, Y8
+	VMOVAPS      Y9, Y9
+	VBLENDVPS    Y10, Y7, Y8, Y8
+	VBLENDVPS    Y11, Y0, Y9, Y9
+	VMASKMOVPS   Y8, Y3, (DX)(CX*4)
+	VMASKMOVPS   Y9, Y4, 32(DX)(CX*4)
+	VADDPS       Y8, Y5, Y5
+	VADDPS       Y9, Y6, Y6
+	VBLENDVPS    Y3, Y5, Y1, Y1
+	VBLENDVPS    Y4, Y6, Y2, Y2
 
 done:
 	VADDPS       Y2, Y1, Y1
@@ -902,63 +908,65 @@ GLOBL c7f800000<>(SB), RODATA|NOPTR, $64
 // Requires: AVX, AVX2, FMA3
 TEXT ·expScaleAVX2(SB), NOSPLIT, $0-32
 	MOVQ         x_len+8(FP), AX
-	MOVQ         x_base+0(FP), CX
+	MOVQ         x_base+0(FP), DX
 	VBROADCASTSS top+24(FP), Y0
 	VBROADCASTSS inverse+28(FP), Y1
-	XORQ         DX, DX
+	XORQ         CX, CX
 	SUBQ         $0x10, AX
 	JLT          rest
 
 loop:
-	VMOVUPS      (CX)(DX*4), Y2
+	VMOVUPS      (DX)(CX*4), Y2
+	VMOVUPS      32(DX)(CX*4), Y3
 	VSUBPS       Y0, Y2, Y2
-	VMOVUPS      c4b400000<>+0(SB), Y3
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Y2, Y3
-	VSUBPS       c4b400000<>+0(SB), Y3, Y4
-	VMOVAPS      Y2, Y5
-	VFNMADD231PS c3f317218<>+0(SB), Y4, Y5
-	VFNMADD231PS cb102e308<>+0(SB), Y4, Y5
-	VMOVUPS      c3ab68885<>+0(SB), Y4
-	VFMADD213PS  c3c0905b7<>+0(SB), Y5, Y4
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Y5, Y4
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f000000<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f800000<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f800000<>+0(SB), Y5, Y4
-	VPSLLD       $0x17, Y3, Y3
-	VPADDD       Y3, Y4, Y4
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y2, Y3
-	VANDPS       Y4, Y3, Y3
-	VCMPPS       $0x16, c42b17217<>+0(SB), Y2, Y4
+	VSUBPS       Y0, Y3, Y3
+	VMOVUPS      c4b400000<>+0(SB), Y4
+	VMOVUPS      c4b400000<>+0(SB), Y5
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Y2, Y4
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Y3, Y5
+	VSUBPS       c4b400000<>+0(SB), Y4, Y6
+	VSUBPS       c4b400000<>+0(SB), Y5, Y7
+	VMOVAPS      Y2, Y8
+	VMOVAPS      Y3, Y9
+	VFNMADD231PS c3f317218<>+0(SB), Y6, Y8
+	VFNMADD231PS c3f317218<>+0(SB), Y7, Y9
+	VFNMADD231PS cb102e308<>+0(SB), Y6, Y8
+	VFNMADD231PS cb102e308<>+0(SB), Y7, Y9
+	VMOVUPS      c3ab68885<>+0(SB), Y6
+	VMOVUPS      c3ab68885<>+0(SB), Y7
+	VFMADD213PS  c3c0905b7<>+0(SB), Y8, Y6
+	VFMADD213PS  c3c0905b7<>+0(SB), Y9, Y7
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Y8, Y6
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Y9, Y7
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Y8, Y6
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Y9, Y7
+	VFMADD213PS  c3f000000<>+0(SB), Y8, Y6
+	VFMADD213PS  c3f000000<>+0(SB), Y9, Y7
+	VFMADD213PS  c3f800000<>+0(SB), Y8, Y6
+	VFMADD213PS  c3f800000<>+0(SB), Y9, Y7
+	VFMADD213PS  c3f800000<>+0(SB), Y8, Y6
+	VFMADD213PS  c3f800000<>+0(SB), Y9, Y7
+	VPSLLD       $0x17, Y4, Y4
+	VPADDD       Y4, Y6, Y6
+	VPSLLD       $0x17, Y5, Y5
+	VPADDD       Y5, Y7, Y7
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y2, Y4
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y3, Y5
+	VANDPS       Y6, Y4, Y4
+	VANDPS       Y7, Y5, Y5
+	VCMPPS       $0x16, c42b17217<>+0(SB), Y2, Y6
+	VCMPPS       $0x16, c42b17217<>+0(SB), Y3, Y7
 	VADDPS       c7f800000<>+0(SB), Y2, Y2
-	VBLENDVPS    Y4, Y2, Y3, Y2
-	VMULPS       Y1, Y2, Y2
-	VMOVUPS      Y2, (CX)(DX*4)
-	VMOVUPS      32(CX)(DX*4), Y2
-	VSUBPS       Y0, Y2, Y2
-	VMOVUPS      c4b400000<>+0(SB), Y3
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Y2, Y3
-	VSUBPS       c4b400000<>+0(SB), Y3, Y4
-	VMOVAPS      Y2, Y5
-	VFNMADD231PS c3f317218<>+0(SB), Y4, Y5
-	VFNMADD231PS cb102e308<>+0(SB), Y4, Y5
-	VMOVUPS      c3ab68885<>+0(SB), Y4
-	VFMADD213PS  c3c0905b7<>+0(SB), Y5, Y4
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Y5, Y4
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f000000<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f800000<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f800000<>+0(SB), Y5, Y4
-	VPSLLD       $0x17, Y3, Y3
-	VPADDD       Y3, Y4, Y4
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y2, Y3
-	VANDPS       Y4, Y3, Y3
-	VCMPPS       $0x16, c42b17217<>+0(SB), Y2, Y4
-	VADDPS       c7f800000<>+0(SB), Y2, Y2
-	VBLENDVPS    Y4, Y2, Y3, Y2
-	VMULPS       Y1, Y2, Y2
-	VMOVUPS      Y2, 32(CX)(DX*4)
-	ADDQ         $0x10, DX
+	VADDPS       c7f800000<>+0(SB), Y3, Y3
+	VMOVAPS      Y4, Y4
+	VMOVAPS      Y5, Y5
+	VBLENDVPS    Y6, Y2, Y4, Y4
+	VBLENDVPS    Y7, Y3, Y5, Y5
+	VMULPS       Y1, Y4, Y2
+	VMULPS       Y1, Y5, Y3
+	VMOVUPS      Y2, (DX)(CX*4)
+	VMOVUPS      Y3, 32(DX)(CX*4)
+	ADDQ         $0x10, CX
 	SUBQ         $0x10, AX
 	JGE          loop
 
@@ -968,57 +976,59 @@ rest:
 	VMOVD        AX, X2
 	VPBROADCASTD X2, Y2
 	VPCMPGTD     iota<>+0(SB), Y2, Y2
-	VMASKMOVPS   (CX)(DX*4), Y2, Y3
-	VSUBPS       Y0, Y3, Y3
-	VMOVUPS      c4b400000<>+0(SB), Y4
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Y3, Y4
-	VSUBPS       c4b400000<>+0(SB), Y4, Y5
-	VMOVAPS      Y3, Y6
-	VFNMADD231PS c3f317218<>+0(SB), Y5, Y6
-	VFNMADD231PS cb102e308<>+0(SB), Y5, Y6
-	VMOVUPS      c3ab68885<>+0(SB), Y5
-	VFMADD213PS  c3c0905b7<>+0(SB), Y6, Y5
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Y6, Y5
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f000000<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f800000<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f800000<>+0(SB), Y6, Y5
-	VPSLLD       $0x17, Y4, Y4
-	VPADDD       Y4, Y5, Y5
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y3, Y4
-	VANDPS       Y5, Y4, Y4
-	VCMPPS       $0x16, c42b17217<>+0(SB), Y3, Y5
-	VADDPS       c7f800000<>+0(SB), Y3, Y3
-	VBLENDVPS    Y5, Y3, Y4, Y3
-	VMULPS       Y1, Y3, Y3
-	VMASKMOVPS   Y3, Y2, (CX)(DX*4)
-	VMOVD        AX, X2
-	VPBROADCASTD X2, Y2
-	VPCMPGTD     iota<>+32(SB), Y2, Y2
-	VMASKMOVPS   32(CX)(DX*4), Y2, Y3
-	VSUBPS       Y0, Y3, Y0
-	VMOVUPS      c4b400000<>+0(SB), Y3
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Y0, Y3
-	VSUBPS       c4b400000<>+0(SB), Y3, Y4
-	VMOVAPS      Y0, Y5
-	VFNMADD231PS c3f317218<>+0(SB), Y4, Y5
-	VFNMADD231PS cb102e308<>+0(SB), Y4, Y5
-	VMOVUPS      c3ab68885<>+0(SB), Y4
-	VFMADD213PS  c3c0905b7<>+0(SB), Y5, Y4
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Y5, Y4
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f000000<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f800000<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f800000<>+0(SB), Y5, Y4
-	VPSLLD       $0x17, Y3, Y3
-	VPADDD       Y3, Y4, Y4
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y0, Y3
-	VANDPS       Y4, Y3, Y3
-	VCMPPS       $0x16, c42b17217<>+0(SB), Y0, Y4
+	VMOVD        AX, X3
+	VPBROADCASTD X3, Y3
+	VPCMPGTD     iota<>+32(SB), Y3, Y3
+	VMASKMOVPS   (DX)(CX*4), Y2, Y4
+	VMASKMOVPS   32(DX)(CX*4), Y3, Y5
+	VSUBPS       Y0, Y4, Y4
+	VSUBPS       Y0, Y5, Y0
+	VMOVUPS      c4b400000<>+0(SB), Y5
+	VMOVUPS      c4b400000<>+0(SB), Y6
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Y4, Y5
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Y0, Y6
+	VSUBPS       c4b400000<>+0(SB), Y5, Y7
+	VSUBPS       c4b400000<>+0(SB), Y6, Y8
+	VMOVAPS      Y4, Y9
+	VMOVAPS      Y0, Y10
+	VFNMADD231PS c3f317218<>+0(SB), Y7, Y9
+	VFNMADD231PS c3f317218<>+0(SB), Y8, Y10
+	VFNMADD231PS cb102e308<>+0(SB), Y7, Y9
+	VFNMADD231PS cb102e308<>+0(SB), Y8, Y10
+	VMOVUPS      c3ab68885<>+0(SB), Y7
+	VMOVUPS      c3ab68885<>+0(SB), Y8
+	VFMADD213PS  c3c0905b7<>+0(SB), Y9, Y7
+	VFMADD213PS  c3c0905b7<>+0(SB), Y10, Y8
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Y9, Y7
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Y10, Y8
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Y9, Y7
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Y10, Y8
+	VFMADD213PS  c3f000000<>+0(SB), Y9, Y7
+	VFMADD213PS  c3f000000<>+0(SB), Y10, Y8
+	VFMADD213PS  c3f800000<>+0(SB), Y9, Y7
+	VFMADD213PS  c3f800000<>+0(SB), Y10, Y8
+	VFMADD213PS  c3f800000<>+0(SB), Y9, Y7
+	VFMADD213PS  c3f800000<>+0(SB), Y10, Y8
+	VPSLLD       $0x17, Y5, Y5
+	VPADDD       Y5, Y7, Y7
+	VPSLLD       $0x17, Y6, Y6
+	VPADDD       Y6, Y8, Y8
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y4, Y5
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y0, Y6
+	VANDPS       Y7, Y5, Y5
+	VANDPS       Y8, Y6, Y6
+	VCMPPS       $0x16, c42b17217<>+0(SB), Y4, Y7
+	VCMPPS       $0x16, c42b17217<>+0(SB), Y0, Y8
+	VADDPS       c7f800000<>+0(SB), Y4, Y4
 	VADDPS       c7f800000<>+0(SB), Y0, Y0
-	VBLENDVPS    Y4, Y0, Y3, Y0
-	VMULPS       Y1, Y0, Y0
-	VMASKMOVPS   Y0, Y2, 32(CX)(DX*4)
+	VMOVAPS      Y5, Y5
+	VMOVAPS      Y6, Y6
+	VBLENDVPS    Y7, Y4, Y5, Y5
+	VBLENDVPS    Y8, Y0, Y6, Y6
+	VMULPS       Y1, Y5, Y0
+	VMULPS       Y1, Y6, Y1
+	VMASKMOVPS   Y0, Y2, (DX)(CX*4)
+	VMASKMOVPS   Y1, Y3, 32(DX)(CX*4)
 
 done:
 	VZEROUPPER
@@ -1028,25 +1038,25 @@ done:
 // Requires: AVX, AVX2
 TEXT ·softmaxBackwardAVX2(SB), NOSPLIT, $0-52
 	MOVQ         d_len+8(FP), AX
-	MOVQ         d_base+0(FP), CX
-	MOVQ         p_base+24(FP), DX
+	MOVQ         d_base+0(FP), DX
+	MOVQ         p_base+24(FP), BX
 	VBROADCASTSS delta+48(FP), Y0
-	XORQ         BX, BX
+	XORQ         CX, CX
 	SUBQ         $0x10, AX
 	JLT          rest
 
 loop:
-	VMOVUPS (DX)(BX*4), Y1
-	VMOVUPS (CX)(BX*4), Y2
-	VSUBPS  Y0, Y2, Y2
-	VMULPS  Y2, Y1, Y1
-	VMOVUPS Y1, (CX)(BX*4)
-	VMOVUPS 32(DX)(BX*4), Y1
-	VMOVUPS 32(CX)(BX*4), Y2
-	VSUBPS  Y0, Y2, Y2
-	VMULPS  Y2, Y1, Y1
-	VMOVUPS Y1, 32(CX)(BX*4)
-	ADDQ    $0x10, BX
+	VMOVUPS (BX)(CX*4), Y1
+	VMOVUPS 32(BX)(CX*4), Y2
+	VMOVUPS (DX)(CX*4), Y3
+	VMOVUPS 32(DX)(CX*4), Y4
+	VSUBPS  Y0, Y3, Y3
+	VSUBPS  Y0, Y4, Y4
+	VMULPS  Y3, Y1, Y1
+	VMULPS  Y4, Y2, Y2
+	VMOVUPS Y1, (DX)(CX*4)
+	VMOVUPS Y2, 32(DX)(CX*4)
+	ADDQ    $0x10, CX
 	SUBQ    $0x10, AX
 	JGE     loop
 
@@ -1056,19 +1066,19 @@ rest:
 	VMOVD        AX, X1
 	VPBROADCASTD X1, Y1
 	VPCMPGTD     iota<>+0(SB), Y1, Y1
-	VMASKMOVPS   (DX)(BX*4), Y1, Y2
-	VMASKMOVPS   (CX)(BX*4), Y1, Y3
-	VSUBPS       Y0, Y3, Y3
-	VMULPS       Y3, Y2, Y2
-	VMASKMOVPS   Y2, Y1, (CX)(BX*4)
-	VMOVD        AX, X1
-	VPBROADCASTD X1, Y1
-	VPCMPGTD     iota<>+32(SB), Y1, Y1
-	VMASKMOVPS   32(DX)(BX*4), Y1, Y2
-	VMASKMOVPS   32(CX)(BX*4), Y1, Y3
-	VSUBPS       Y0, Y3, Y0
-	VMULPS       Y0, Y2, Y0
-	VMASKMOVPS   Y0, Y1, 32(CX)(BX*4)
+	VMOVD        AX, X2
+	VPBROADCASTD X2, Y2
+	VPCMPGTD     iota<>+32(SB), Y2, Y2
+	VMASKMOVPS   (BX)(CX*4), Y1, Y3
+	VMASKMOVPS   32(BX)(CX*4), Y2, Y4
+	VMASKMOVPS   (DX)(CX*4), Y1, Y5
+	VMASKMOVPS   32(DX)(CX*4), Y2, Y6
+	VSUBPS       Y0, Y5, Y5
+	VSUBPS       Y0, Y6, Y0
+	VMULPS       Y5, Y3, Y3
+	VMULPS       Y0, Y4, Y0
+	VMASKMOVPS   Y3, Y1, (DX)(CX*4)
+	VMASKMOVPS   Y0, Y2, 32(DX)(CX*4)
 
 done:
 	VZEROUPPER
@@ -1078,26 +1088,26 @@ done:
 // Requires: AVX, AVX2
 TEXT ·rmsNormAVX2(SB), NOSPLIT, $0-76
 	MOVQ         dst_len+8(FP), AX
-	MOVQ         dst_base+0(FP), CX
-	MOVQ         x_base+24(FP), DX
-	MOVQ         w_base+48(FP), BX
+	MOVQ         dst_base+0(FP), DX
+	MOVQ         x_base+24(FP), BX
+	MOVQ         w_base+48(FP), SI
 	VBROADCASTSS inverse+72(FP), Y0
-	XORQ         SI, SI
+	XORQ         CX, CX
 	SUBQ         $0x10, AX
 	JLT          rest
 
 loop:
-	VMOVUPS (DX)(SI*4), Y1
+	VMOVUPS (BX)(CX*4), Y1
+	VMOVUPS 32(BX)(CX*4), Y2
 	VMULPS  Y0, Y1, Y1
-	VMOVUPS (BX)(SI*4), Y2
-	VMULPS  Y2, Y1, Y1
-	VMOVUPS Y1, (CX)(SI*4)
-	VMOVUPS 32(DX)(SI*4), Y1
-	VMULPS  Y0, Y1, Y1
-	VMOVUPS 32(BX)(SI*4), Y2
-	VMULPS  Y2, Y1, Y1
-	VMOVUPS Y1, 32(CX)(SI*4)
-	ADDQ    $0x10, SI
+	VMULPS  Y0, Y2, Y2
+	VMOVUPS (SI)(CX*4), Y3
+	VMOVUPS 32(SI)(CX*4), Y4
+	VMULPS  Y3, Y1, Y1
+	VMULPS  Y4, Y2, Y2
+	VMOVUPS Y1, (DX)(CX*4)
+	VMOVUPS Y2, 32(DX)(CX*4)
+	ADDQ    $0x10, CX
 	SUBQ    $0x10, AX
 	JGE     loop
 
@@ -1107,19 +1117,19 @@ rest:
 	VMOVD        AX, X1
 	VPBROADCASTD X1, Y1
 	VPCMPGTD     iota<>+0(SB), Y1, Y1
-	VMASKMOVPS   (DX)(SI*4), Y1, Y2
-	VMULPS       Y0, Y2, Y2
-	VMASKMOVPS   (BX)(SI*4), Y1, Y3
-	VMULPS       Y3, Y2, Y2
-	VMASKMOVPS   Y2, Y1, (CX)(SI*4)
-	VMOVD        AX, X1
-	VPBROADCASTD X1, Y1
-	VPCMPGTD     iota<>+32(SB), Y1, Y1
-	VMASKMOVPS   32(DX)(SI*4), Y1, Y2
-	VMULPS       Y0, Y2, Y0
-	VMASKMOVPS   32(BX)(SI*4), Y1, Y2
-	VMULPS       Y2, Y0, Y0
-	VMASKMOVPS   Y0, Y1, 32(CX)(SI*4)
+	VMOVD        AX, X2
+	VPBROADCASTD X2, Y2
+	VPCMPGTD     iota<>+32(SB), Y2, Y2
+	VMASKMOVPS   (BX)(CX*4), Y1, Y3
+	VMASKMOVPS   32(BX)(CX*4), Y2, Y4
+	VMULPS       Y0, Y3, Y3
+	VMULPS       Y0, Y4, Y0
+	VMASKMOVPS   (SI)(CX*4), Y1, Y4
+	VMASKMOVPS   32(SI)(CX*4), Y2, Y5
+	VMULPS       Y4, Y3, Y3
+	VMULPS       Y5, Y0, Y0
+	VMASKMOVPS   Y3, Y1, (DX)(CX*4)
+	VMASKMOVPS   Y0, Y2, 32(DX)(CX*4)
 
 done:
 	VZEROUPPER
@@ -1129,34 +1139,34 @@ done:
 // Requires: AVX, AVX2, FMA3
 TEXT ·rmsNormBackwardAVX2(SB), NOSPLIT, $0-104
 	MOVQ         dx_len+8(FP), AX
-	MOVQ         dx_base+0(FP), CX
-	MOVQ         dy_base+24(FP), DX
-	MOVQ         x_base+48(FP), BX
-	MOVQ         w_base+72(FP), SI
+	MOVQ         dx_base+0(FP), DX
+	MOVQ         dy_base+24(FP), BX
+	MOVQ         x_base+48(FP), SI
+	MOVQ         w_base+72(FP), DI
 	VBROADCASTSS inverse+96(FP), Y0
 	VBROADCASTSS c+100(FP), Y1
-	XORQ         DI, DI
+	XORQ         CX, CX
 	SUBQ         $0x10, AX
 	JLT          rest
 
 loop:
-	VMOVUPS     (DX)(DI*4), Y2
-	VMOVUPS     (SI)(DI*4), Y3
-	VMULPS      Y3, Y2, Y2
-	VMOVUPS     (BX)(DI*4), Y3
-	VMULPS      Y1, Y3, Y3
+	VMOVUPS     (BX)(CX*4), Y2
+	VMOVUPS     32(BX)(CX*4), Y3
+	VMOVUPS     (DI)(CX*4), Y4
+	VMOVUPS     32(DI)(CX*4), Y5
+	VMULPS      Y4, Y2, Y2
+	VMULPS      Y5, Y3, Y3
+	VMOVUPS     (SI)(CX*4), Y4
+	VMOVUPS     32(SI)(CX*4), Y5
+	VMULPS      Y1, Y4, Y4
+	VMULPS      Y1, Y5, Y5
 	VMOVAPS     Y2, Y2
-	VFMSUB213PS Y3, Y0, Y2
-	VMOVUPS     Y2, (CX)(DI*4)
-	VMOVUPS     32(DX)(DI*4), Y2
-	VMOVUPS     32(SI)(DI*4), Y3
-	VMULPS      Y3, Y2, Y2
-	VMOVUPS     32(BX)(DI*4), Y3
-	VMULPS      Y1, Y3, Y3
-	VMOVAPS     Y2, Y2
-	VFMSUB213PS Y3, Y0, Y2
-	VMOVUPS     Y2, 32(CX)(DI*4)
-	ADDQ        $0x10, DI
+	VMOVAPS     Y3, Y3
+	VFMSUB213PS Y4, Y0, Y2
+	VFMSUB213PS Y5, Y0, Y3
+	VMOVUPS     Y2, (DX)(CX*4)
+	VMOVUPS     Y3, 32(DX)(CX*4)
+	ADDQ        $0x10, CX
 	SUBQ        $0x10, AX
 	JGE         loop
 
@@ -1166,25 +1176,25 @@ rest:
 	VMOVD        AX, X2
 	VPBROADCASTD X2, Y2
 	VPCMPGTD     iota<>+0(SB), Y2, Y2
-	VMASKMOVPS   (DX)(DI*4), Y2, Y3
-	VMASKMOVPS   (SI)(DI*4), Y2, Y4
-	VMULPS       Y4, Y3, Y3
-	VMASKMOVPS   (BX)(DI*4), Y2, Y4
-	VMULPS       Y1, Y4, Y4
-	VMOVAPS      Y3, Y3
-	VFMSUB213PS  Y4, Y0, Y3
-	VMASKMOVPS   Y3, Y2, (CX)(DI*4)
-	VMOVD        AX, X2
-	VPBROADCASTD X2, Y2
-	VPCMPGTD     iota<>+32(SB), Y2, Y2
-	VMASKMOVPS   32(DX)(DI*4), Y2, Y3
-	VMASKMOVPS   32(SI)(DI*4), Y2, Y4
-	VMULPS       Y4, Y3, Y3
-	VMASKMOVPS   32(BX)(DI*4), Y2, Y4
-	VMULPS       Y1, Y4, Y1
-	VMOVAPS      Y3, Y3
-	VFMSUB213PS  Y1, Y0, Y3
-	VMASKMOVPS   Y3, Y2, 32(CX)(DI*4)
+	VMOVD        AX, X3
+	VPBROADCASTD X3, Y3
+	VPCMPGTD     iota<>+32(SB), Y3, Y3
+	VMASKMOVPS   (BX)(CX*4), Y2, Y4
+	VMASKMOVPS   32(BX)(CX*4), Y3, Y5
+	VMASKMOVPS   (DI)(CX*4), Y2, Y6
+	VMASKMOVPS   32(DI)(CX*4), Y3, Y7
+	VMULPS       Y6, Y4, Y4
+	VMULPS       Y7, Y5, Y5
+	VMASKMOVPS   (SI)(CX*4), Y2, Y6
+	VMASKMOVPS   32(SI)(CX*4), Y3, Y7
+	VMULPS       Y1, Y6, Y6
+	VMULPS       Y1, Y7, Y1
+	VMOVAPS      Y4, Y4
+	VMOVAPS      Y5, Y5
+	VFMSUB213PS  Y6, Y0, Y4
+	VFMSUB213PS  Y1, Y0, Y5
+	VMASKMOVPS   Y4, Y2, (DX)(CX*4)
+	VMASKMOVPS   Y5, Y3, 32(DX)(CX*4)
 
 done:
 	VZEROUPPER
@@ -1194,28 +1204,28 @@ done:
 // Requires: AVX, AVX2, FMA3
 TEXT ·rmsNormGradAVX2(SB), NOSPLIT, $0-76
 	MOVQ         dw_len+8(FP), AX
-	MOVQ         dw_base+0(FP), CX
-	MOVQ         dy_base+24(FP), DX
-	MOVQ         x_base+48(FP), BX
+	MOVQ         dw_base+0(FP), DX
+	MOVQ         dy_base+24(FP), BX
+	MOVQ         x_base+48(FP), SI
 	VBROADCASTSS inverse+72(FP), Y0
-	XORQ         SI, SI
+	XORQ         CX, CX
 	SUBQ         $0x10, AX
 	JLT          rest
 
 loop:
-	VMOVUPS     (CX)(SI*4), Y1
-	VMOVUPS     (DX)(SI*4), Y2
-	VMOVUPS     (BX)(SI*4), Y3
-	VMULPS      Y0, Y3, Y3
-	VFMADD231PS Y2, Y3, Y1
-	VMOVUPS     Y1, (CX)(SI*4)
-	VMOVUPS     32(CX)(SI*4), Y1
-	VMOVUPS     32(DX)(SI*4), Y2
-	VMOVUPS     32(BX)(SI*4), Y3
-	VMULPS      Y0, Y3, Y3
-	VFMADD231PS Y2, Y3, Y1
-	VMOVUPS     Y1, 32(CX)(SI*4)
-	ADDQ        $0x10, SI
+	VMOVUPS     (DX)(CX*4), Y1
+	VMOVUPS     32(DX)(CX*4), Y2
+	VMOVUPS     (BX)(CX*4), Y3
+	VMOVUPS     32(BX)(CX*4), Y4
+	VMOVUPS     (SI)(CX*4), Y5
+	VMOVUPS     32(SI)(CX*4), Y6
+	VMULPS      Y0, Y5, Y5
+	VMULPS      Y0, Y6, Y6
+	VFMADD231PS Y3, Y5, Y1
+	VFMADD231PS Y4, Y6, Y2
+	VMOVUPS     Y1, (DX)(CX*4)
+	VMOVUPS     Y2, 32(DX)(CX*4)
+	ADDQ        $0x10, CX
 	SUBQ        $0x10, AX
 	JGE         loop
 
@@ -1225,21 +1235,21 @@ rest:
 	VMOVD        AX, X1
 	VPBROADCASTD X1, Y1
 	VPCMPGTD     iota<>+0(SB), Y1, Y1
-	VMASKMOVPS   (CX)(SI*4), Y1, Y2
-	VMASKMOVPS   (DX)(SI*4), Y1, Y3
-	VMASKMOVPS   (BX)(SI*4), Y1, Y4
-	VMULPS       Y0, Y4, Y4
-	VFMADD231PS  Y3, Y4, Y2
-	VMASKMOVPS   Y2, Y1, (CX)(SI*4)
-	VMOVD        AX, X1
-	VPBROADCASTD X1, Y1
-	VPCMPGTD     iota<>+32(SB), Y1, Y1
-	VMASKMOVPS   32(CX)(SI*4), Y1, Y2
-	VMASKMOVPS   32(DX)(SI*4), Y1, Y3
-	VMASKMOVPS   32(BX)(SI*4), Y1, Y4
-	VMULPS       Y0, Y4, Y0
-	VFMADD231PS  Y3, Y0, Y2
-	VMASKMOVPS   Y2, Y1, 32(CX)(SI*4)
+	VMOVD        AX, X2
+	VPBROADCASTD X2, Y2
+	VPCMPGTD     iota<>+32(SB), Y2, Y2
+	VMASKMOVPS   (DX)(CX*4), Y1, Y3
+	VMASKMOVPS   32(DX)(CX*4), Y2, Y4
+	VMASKMOVPS   (BX)(CX*4), Y1, Y5
+	VMASKMOVPS   32(BX)(CX*4), Y2, Y6
+	VMASKMOVPS   (SI)(CX*4), Y1, Y7
+	VMASKMOVPS   32(SI)(CX*4), Y2, Y8
+	VMULPS       Y0, Y7, Y7
+	VMULPS       Y0, Y8, Y0
+	VFMADD231PS  Y5, Y7, Y3
+	VFMADD231PS  Y6, Y0, Y4
+	VMASKMOVPS   Y3, Y1, (DX)(CX*4)
+	VMASKMOVPS   Y4, Y2, 32(DX)(CX*4)
 
 done:
 	VZEROUPPER
@@ -1249,32 +1259,32 @@ done:
 // Requires: AVX, AVX2, FMA3
 TEXT ·layerNormAVX2(SB), NOSPLIT, $0-104
 	MOVQ         dst_len+8(FP), AX
-	MOVQ         dst_base+0(FP), CX
-	MOVQ         x_base+24(FP), DX
-	MOVQ         w_base+48(FP), BX
-	MOVQ         b_base+72(FP), SI
+	MOVQ         dst_base+0(FP), DX
+	MOVQ         x_base+24(FP), BX
+	MOVQ         w_base+48(FP), SI
+	MOVQ         b_base+72(FP), DI
 	VBROADCASTSS mean+96(FP), Y0
 	VBROADCASTSS inverse+100(FP), Y1
-	XORQ         DI, DI
+	XORQ         CX, CX
 	SUBQ         $0x10, AX
 	JLT          rest
 
 loop:
-	VMOVUPS     (SI)(DI*4), Y2
-	VMOVUPS     (BX)(DI*4), Y3
-	VMOVUPS     (DX)(DI*4), Y4
-	VSUBPS      Y0, Y4, Y4
-	VMULPS      Y1, Y4, Y4
-	VFMADD231PS Y3, Y4, Y2
-	VMOVUPS     Y2, (CX)(DI*4)
-	VMOVUPS     32(SI)(DI*4), Y2
-	VMOVUPS     32(BX)(DI*4), Y3
-	VMOVUPS     32(DX)(DI*4), Y4
-	VSUBPS      Y0, Y4, Y4
-	VMULPS      Y1, Y4, Y4
-	VFMADD231PS Y3, Y4, Y2
-	VMOVUPS     Y2, 32(CX)(DI*4)
-	ADDQ        $0x10, DI
+	VMOVUPS     (DI)(CX*4), Y2
+	VMOVUPS     32(DI)(CX*4), Y3
+	VMOVUPS     (SI)(CX*4), Y4
+	VMOVUPS     32(SI)(CX*4), Y5
+	VMOVUPS     (BX)(CX*4), Y6
+	VMOVUPS     32(BX)(CX*4), Y7
+	VSUBPS      Y0, Y6, Y6
+	VSUBPS      Y0, Y7, Y7
+	VMULPS      Y1, Y6, Y6
+	VMULPS      Y1, Y7, Y7
+	VFMADD231PS Y4, Y6, Y2
+	VFMADD231PS Y5, Y7, Y3
+	VMOVUPS     Y2, (DX)(CX*4)
+	VMOVUPS     Y3, 32(DX)(CX*4)
+	ADDQ        $0x10, CX
 	SUBQ        $0x10, AX
 	JGE         loop
 
@@ -1284,23 +1294,23 @@ rest:
 	VMOVD        AX, X2
 	VPBROADCASTD X2, Y2
 	VPCMPGTD     iota<>+0(SB), Y2, Y2
-	VMASKMOVPS   (SI)(DI*4), Y2, Y3
-	VMASKMOVPS   (BX)(DI*4), Y2, Y4
-	VMASKMOVPS   (DX)(DI*4), Y2, Y5
-	VSUBPS       Y0, Y5, Y5
-	VMULPS       Y1, Y5, Y5
-	VFMADD231PS  Y4, Y5, Y3
-	VMASKMOVPS   Y3, Y2, (CX)(DI*4)
-	VMOVD        AX, X2
-	VPBROADCASTD X2, Y2
-	VPCMPGTD     iota<>+32(SB), Y2, Y2
-	VMASKMOVPS   32(SI)(DI*4), Y2, Y3
-	VMASKMOVPS   32(BX)(DI*4), Y2, Y4
-	VMASKMOVPS   32(DX)(DI*4), Y2, Y5
-	VSUBPS       Y0, Y5, Y0
+	VMOVD        AX, X3
+	VPBROADCASTD X3, Y3
+	VPCMPGTD     iota<>+32(SB), Y3, Y3
+	VMASKMOVPS   (DI)(CX*4), Y2, Y4
+	VMASKMOVPS   32(DI)(CX*4), Y3, Y5
+	VMASKMOVPS   (SI)(CX*4), Y2, Y6
+	VMASKMOVPS   32(SI)(CX*4), Y3, Y7
+	VMASKMOVPS   (BX)(CX*4), Y2, Y8
+	VMASKMOVPS   32(BX)(CX*4), Y3, Y9
+	VSUBPS       Y0, Y8, Y8
+	VSUBPS       Y0, Y9, Y0
+	VMULPS       Y1, Y8, Y8
 	VMULPS       Y1, Y0, Y0
-	VFMADD231PS  Y4, Y0, Y3
-	VMASKMOVPS   Y3, Y2, 32(CX)(DI*4)
+	VFMADD231PS  Y6, Y8, Y4
+	VFMADD231PS  Y7, Y0, Y5
+	VMASKMOVPS   Y4, Y2, (DX)(CX*4)
+	VMASKMOVPS   Y5, Y3, 32(DX)(CX*4)
 
 done:
 	VZEROUPPER
@@ -1310,37 +1320,37 @@ done:
 // Requires: AVX, AVX2, FMA3, SSE
 TEXT ·layerNormSumsAVX2(SB), NOSPLIT, $0-88
 	MOVQ         dy_len+8(FP), AX
-	MOVQ         dy_base+0(FP), CX
-	MOVQ         w_base+24(FP), DX
-	MOVQ         x_base+48(FP), BX
+	MOVQ         dy_base+0(FP), DX
+	MOVQ         w_base+24(FP), BX
+	MOVQ         x_base+48(FP), SI
 	VBROADCASTSS mean+72(FP), Y0
 	VBROADCASTSS inverse+76(FP), Y1
 	VXORPS       Y2, Y2, Y2
 	VXORPS       Y3, Y3, Y3
 	VXORPS       Y4, Y4, Y4
 	VXORPS       Y5, Y5, Y5
-	XORQ         SI, SI
+	XORQ         CX, CX
 	SUBQ         $0x10, AX
 	JLT          rest
 
 loop:
-	VMOVUPS     (CX)(SI*4), Y6
-	VMOVUPS     (DX)(SI*4), Y7
-	VMULPS      Y7, Y6, Y6
+	VMOVUPS     (DX)(CX*4), Y6
+	VMOVUPS     32(DX)(CX*4), Y7
+	VMOVUPS     (BX)(CX*4), Y8
+	VMOVUPS     32(BX)(CX*4), Y9
+	VMULPS      Y8, Y6, Y6
+	VMULPS      Y9, Y7, Y7
 	VADDPS      Y6, Y2, Y2
-	VMOVUPS     (BX)(SI*4), Y7
-	VSUBPS      Y0, Y7, Y7
-	VMULPS      Y1, Y7, Y7
-	VFMADD231PS Y6, Y7, Y3
-	VMOVUPS     32(CX)(SI*4), Y6
-	VMOVUPS     32(DX)(SI*4), Y7
-	VMULPS      Y7, Y6, Y6
-	VADDPS      Y6, Y4, Y4
-	VMOVUPS     32(BX)(SI*4), Y7
-	VSUBPS      Y0, Y7, Y7
-	VMULPS      Y1, Y7, Y7
-	VFMADD231PS Y6, Y7, Y5
-	ADDQ        $0x10, SI
+	VADDPS      Y7, Y3, Y3
+	VMOVUPS     (SI)(CX*4), Y8
+	VMOVUPS     32(SI)(CX*4), Y9
+	VSUBPS      Y0, Y8, Y8
+	VSUBPS      Y0, Y9, Y9
+	VMULPS      Y1, Y8, Y8
+	VMULPS      Y1, Y9, Y9
+	VFMADD231PS Y6, Y8, Y4
+	VFMADD231PS Y7, Y9, Y5
+	ADDQ        $0x10, CX
 	SUBQ        $0x10, AX
 	JGE         loop
 
@@ -1350,36 +1360,36 @@ rest:
 	VMOVD        AX, X6
 	VPBROADCASTD X6, Y6
 	VPCMPGTD     iota<>+0(SB), Y6, Y6
-	VMOVAPS      Y2, Y7
-	VMOVAPS      Y3, Y8
-	VMASKMOVPS   (CX)(SI*4), Y6, Y9
-	VMASKMOVPS   (DX)(SI*4), Y6, Y10
-	VMULPS       Y10, Y9, Y9
-	VADDPS       Y9, Y7, Y7
-	VMASKMOVPS   (BX)(SI*4), Y6, Y10
-	VSUBPS       Y0, Y10, Y10
-	VMULPS       Y1, Y10, Y10
-	VFMADD231PS  Y9, Y10, Y8
-	VBLENDVPS    Y6, Y7, Y2, Y2
-	VBLENDVPS    Y6, Y8, Y3, Y3
-	VMOVD        AX, X6
-	VPBROADCASTD X6, Y6
-	VPCMPGTD     iota<>+32(SB), Y6, Y6
-	VMOVAPS      Y4, Y7
-	VMOVAPS      Y5, Y8
-	VMASKMOVPS   32(CX)(SI*4), Y6, Y9
-	VMASKMOVPS   32(DX)(SI*4), Y6, Y10
-	VMULPS       Y10, Y9, Y9
-	VADDPS       Y9, Y7, Y7
-	VMASKMOVPS   32(BX)(SI*4), Y6, Y10
-	VSUBPS       Y0, Y10, Y0
+	VMOVD        AX, X7
+	VPBROADCASTD X7, Y7
+	VPCMPGTD     iota<>+32(SB), Y7, Y7
+	VMOVAPS      Y2, Y8
+	VMOVAPS      Y3, Y9
+	VMOVAPS      Y4, Y10
+	VMOVAPS      Y5, Y11
+	VMASKMOVPS   (DX)(CX*4), Y6, Y12
+	VMASKMOVPS   32(DX)(CX*4), Y7, Y13
+	VMASKMOVPS   (BX)(CX*4), Y6, Y14
+	VMASKMOVPS   32(BX)(CX*4), Y7, Y15
+	VMULPS       Y14, Y12, Y12
+	VMULPS       Y15, Y13, Y13
+	VADDPS       Y12, Y8, Y8
+	VADDPS       Y13, Y9, Y9
+	VMASKMOVPS   (SI)(CX*4), Y6, Y14
+	VMASKMOVPS   32(SI)(CX*4), Y7, Y15
+	VSUBPS       Y0, Y14, Y14
+	VSUBPS       Y0, Y15, Y0
+	VMULPS       Y1, Y14, Y14
 	VMULPS       Y1, Y0, Y0
-	VFMADD231PS  Y9, Y0, Y8
-	VBLENDVPS    Y6, Y7, Y4, Y4
-	VBLENDVPS    Y6, Y8, Y5, Y5
+	VFMADD231PS  Y12, Y14, Y10
+	VFMADD231PS  Y13, Y0, Y11
+	VBLENDVPS    Y6, Y8, Y2, Y2
+	VBLENDVPS    Y7, Y9, Y3, Y3
+	VBLENDVPS    Y6, Y10, Y4, Y4
+	VBLENDVPS    Y7, Y11, Y5, Y5
 
 done:
-	VADDPS       Y4, Y2, Y2
+	VADDPS       Y3, Y2, Y2
 	VEXTRACTF128 $0x01, Y2, X0
 	VADDPS       X0, X2, X2
 	VMOVHLPS     X2, X2, X0
@@ -1387,14 +1397,14 @@ done:
 	VMOVSHDUP    X2, X0
 	VADDPS       X0, X2, X2
 	MOVSS        X2, u+80(FP)
-	VADDPS       Y5, Y3, Y3
-	VEXTRACTF128 $0x01, Y3, X0
-	VADDPS       X0, X3, X3
-	VMOVHLPS     X3, X3, X0
-	VADDPS       X0, X3, X3
-	VMOVSHDUP    X3, X0
-	VADDPS       X0, X3, X3
-	MOVSS        X3, ux+84(FP)
+	VADDPS       Y5, Y4, Y4
+	VEXTRACTF128 $0x01, Y4, X0
+	VADDPS       X0, X4, X4
+	VMOVHLPS     X4, X4, X0
+	VADDPS       X0, X4, X4
+	VMOVSHDUP    X4, X0
+	VADDPS       X0, X4, X4
+	MOVSS        X4, ux+84(FP)
 	VZEROUPPER
 	RET
 
@@ -1402,40 +1412,40 @@ done:
 // Requires: AVX, AVX2, FMA3
 TEXT ·layerNormBackwardAVX2(SB), NOSPLIT, $0-112
 	MOVQ         dx_len+8(FP), AX
-	MOVQ         dx_base+0(FP), CX
-	MOVQ         dy_base+24(FP), DX
-	MOVQ         w_base+48(FP), BX
-	MOVQ         x_base+72(FP), SI
+	MOVQ         dx_base+0(FP), DX
+	MOVQ         dy_base+24(FP), BX
+	MOVQ         w_base+48(FP), SI
+	MOVQ         x_base+72(FP), DI
 	VBROADCASTSS mean+96(FP), Y0
 	VBROADCASTSS inverse+100(FP), Y1
 	VBROADCASTSS mu+104(FP), Y2
 	VBROADCASTSS mux+108(FP), Y3
-	XORQ         DI, DI
+	XORQ         CX, CX
 	SUBQ         $0x10, AX
 	JLT          rest
 
 loop:
-	VMOVUPS      (DX)(DI*4), Y4
-	VMOVUPS      (BX)(DI*4), Y5
-	VMULPS       Y5, Y4, Y4
+	VMOVUPS      (BX)(CX*4), Y4
+	VMOVUPS      32(BX)(CX*4), Y5
+	VMOVUPS      (SI)(CX*4), Y6
+	VMOVUPS      32(SI)(CX*4), Y7
+	VMULPS       Y6, Y4, Y4
+	VMULPS       Y7, Y5, Y5
 	VSUBPS       Y2, Y4, Y4
-	VMOVUPS      (SI)(DI*4), Y5
-	VSUBPS       Y0, Y5, Y5
-	VMULPS       Y1, Y5, Y5
-	VFNMADD231PS Y5, Y3, Y4
+	VSUBPS       Y2, Y5, Y5
+	VMOVUPS      (DI)(CX*4), Y6
+	VMOVUPS      32(DI)(CX*4), Y7
+	VSUBPS       Y0, Y6, Y6
+	VSUBPS       Y0, Y7, Y7
+	VMULPS       Y1, Y6, Y6
+	VMULPS       Y1, Y7, Y7
+	VFNMADD231PS Y6, Y3, Y4
+	VFNMADD231PS Y7, Y3, Y5
 	VMULPS       Y4, Y1, Y4
-	VMOVUPS      Y4, (CX)(DI*4)
-	VMOVUPS      32(DX)(DI*4), Y4
-	VMOVUPS      32(BX)(DI*4), Y5
-	VMULPS       Y5, Y4, Y4
-	VSUBPS       Y2, Y4, Y4
-	VMOVUPS      32(SI)(DI*4), Y5
-	VSUBPS       Y0, Y5, Y5
-	VMULPS       Y1, Y5, Y5
-	VFNMADD231PS Y5, Y3, Y4
-	VMULPS       Y4, Y1, Y4
-	VMOVUPS      Y4, 32(CX)(DI*4)
-	ADDQ         $0x10, DI
+	VMULPS       Y5, Y1, Y5
+	VMOVUPS      Y4, (DX)(CX*4)
+	VMOVUPS      Y5, 32(DX)(CX*4)
+	ADDQ         $0x10, CX
 	SUBQ         $0x10, AX
 	JGE          loop
 
@@ -1445,29 +1455,29 @@ rest:
 	VMOVD        AX, X4
 	VPBROADCASTD X4, Y4
 	VPCMPGTD     iota<>+0(SB), Y4, Y4
-	VMASKMOVPS   (DX)(DI*4), Y4, Y5
-	VMASKMOVPS   (BX)(DI*4), Y4, Y6
-	VMULPS       Y6, Y5, Y5
-	VSUBPS       Y2, Y5, Y5
-	VMASKMOVPS   (SI)(DI*4), Y4, Y6
-	VSUBPS       Y0, Y6, Y6
-	VMULPS       Y1, Y6, Y6
-	VFNMADD231PS Y6, Y3, Y5
-	VMULPS       Y5, Y1, Y5
-	VMASKMOVPS   Y5, Y4, (CX)(DI*4)
-	VMOVD        AX, X4
-	VPBROADCASTD X4, Y4
-	VPCMPGTD     iota<>+32(SB), Y4, Y4
-	VMASKMOVPS   32(DX)(DI*4), Y4, Y5
-	VMASKMOVPS   32(BX)(DI*4), Y4, Y6
-	VMULPS       Y6, Y5, Y5
-	VSUBPS       Y2, Y5, Y2
-	VMASKMOVPS   32(SI)(DI*4), Y4, Y5
-	VSUBPS       Y0, Y5, Y0
+	VMOVD        AX, X5
+	VPBROADCASTD X5, Y5
+	VPCMPGTD     iota<>+32(SB), Y5, Y5
+	VMASKMOVPS   (BX)(CX*4), Y4, Y6
+	VMASKMOVPS   32(BX)(CX*4), Y5, Y7
+	VMASKMOVPS   (SI)(CX*4), Y4, Y8
+	VMASKMOVPS   32(SI)(CX*4), Y5, Y9
+	VMULPS       Y8, Y6, Y6
+	VMULPS       Y9, Y7, Y7
+	VSUBPS       Y2, Y6, Y6
+	VSUBPS       Y2, Y7, Y2
+	VMASKMOVPS   (DI)(CX*4), Y4, Y7
+	VMASKMOVPS   32(DI)(CX*4), Y5, Y8
+	VSUBPS       Y0, Y7, Y7
+	VSUBPS       Y0, Y8, Y0
+	VMULPS       Y1, Y7, Y7
 	VMULPS       Y1, Y0, Y0
+	VFNMADD231PS Y7, Y3, Y6
 	VFNMADD231PS Y0, Y3, Y2
-	VMULPS       Y2, Y1, Y0
-	VMASKMOVPS   Y0, Y4, 32(CX)(DI*4)
+	VMULPS       Y6, Y1, Y0
+	VMULPS       Y2, Y1, Y1
+	VMASKMOVPS   Y0, Y4, (DX)(CX*4)
+	VMASKMOVPS   Y1, Y5, 32(DX)(CX*4)
 
 done:
 	VZEROUPPER
@@ -1477,38 +1487,38 @@ done:
 // Requires: AVX, AVX2, FMA3
 TEXT ·layerNormGradAVX2(SB), NOSPLIT, $0-104
 	MOVQ         dw_len+8(FP), AX
-	MOVQ         dw_base+0(FP), CX
-	MOVQ         db_base+24(FP), DX
-	MOVQ         dy_base+48(FP), BX
-	MOVQ         x_base+72(FP), SI
+	MOVQ         dw_base+0(FP), DX
+	MOVQ         db_base+24(FP), BX
+	MOVQ         dy_base+48(FP), SI
+	MOVQ         x_base+72(FP), DI
 	VBROADCASTSS mean+96(FP), Y0
 	VBROADCASTSS inverse+100(FP), Y1
-	XORQ         DI, DI
+	XORQ         CX, CX
 	SUBQ         $0x10, AX
 	JLT          rest
 
 loop:
-	VMOVUPS     (BX)(DI*4), Y2
-	VMOVUPS     (CX)(DI*4), Y3
-	VMOVUPS     (SI)(DI*4), Y4
-	VSUBPS      Y0, Y4, Y4
-	VMULPS      Y1, Y4, Y4
-	VFMADD231PS Y2, Y4, Y3
-	VMOVUPS     (DX)(DI*4), Y4
-	VADDPS      Y2, Y4, Y2
-	VMOVUPS     Y3, (CX)(DI*4)
-	VMOVUPS     Y2, (DX)(DI*4)
-	VMOVUPS     32(BX)(DI*4), Y2
-	VMOVUPS     32(CX)(DI*4), Y3
-	VMOVUPS     32(SI)(DI*4), Y4
-	VSUBPS      Y0, Y4, Y4
-	VMULPS      Y1, Y4, Y4
-	VFMADD231PS Y2, Y4, Y3
-	VMOVUPS     32(DX)(DI*4), Y4
-	VADDPS      Y2, Y4, Y2
-	VMOVUPS     Y3, 32(CX)(DI*4)
-	VMOVUPS     Y2, 32(DX)(DI*4)
-	ADDQ        $0x10, DI
+	VMOVUPS     (SI)(CX*4), Y2
+	VMOVUPS     32(SI)(CX*4), Y3
+	VMOVUPS     (DX)(CX*4), Y4
+	VMOVUPS     32(DX)(CX*4), Y5
+	VMOVUPS     (DI)(CX*4), Y6
+	VMOVUPS     32(DI)(CX*4), Y7
+	VSUBPS      Y0, Y6, Y6
+	VSUBPS      Y0, Y7, Y7
+	VMULPS      Y1, Y6, Y6
+	VMULPS      Y1, Y7, Y7
+	VFMADD231PS Y2, Y6, Y4
+	VFMADD231PS Y3, Y7, Y5
+	VMOVUPS     (BX)(CX*4), Y6
+	VMOVUPS     32(BX)(CX*4), Y7
+	VADDPS      Y2, Y6, Y2
+	VADDPS      Y3, Y7, Y3
+	VMOVUPS     Y4, (DX)(CX*4)
+	VMOVUPS     Y5, 32(DX)(CX*4)
+	VMOVUPS     Y2, (BX)(CX*4)
+	VMOVUPS     Y3, 32(BX)(CX*4)
+	ADDQ        $0x10, CX
 	SUBQ        $0x10, AX
 	JGE         loop
 
@@ -1518,29 +1528,29 @@ rest:
 	VMOVD        AX, X2
 	VPBROADCASTD X2, Y2
 	VPCMPGTD     iota<>+0(SB), Y2, Y2
-	VMASKMOVPS   (BX)(DI*4), Y2, Y3
-	VMASKMOVPS   (CX)(DI*4), Y2, Y4
-	VMASKMOVPS   (SI)(DI*4), Y2, Y5
-	VSUBPS       Y0, Y5, Y5
-	VMULPS       Y1, Y5, Y5
-	VFMADD231PS  Y3, Y5, Y4
-	VMASKMOVPS   (DX)(DI*4), Y2, Y5
-	VADDPS       Y3, Y5, Y3
-	VMASKMOVPS   Y4, Y2, (CX)(DI*4)
-	VMASKMOVPS   Y3, Y2, (DX)(DI*4)
-	VMOVD        AX, X2
-	VPBROADCASTD X2, Y2
-	VPCMPGTD     iota<>+32(SB), Y2, Y2
-	VMASKMOVPS   32(BX)(DI*4), Y2, Y3
-	VMASKMOVPS   32(CX)(DI*4), Y2, Y4
-	VMASKMOVPS   32(SI)(DI*4), Y2, Y5
-	VSUBPS       Y0, Y5, Y0
+	VMOVD        AX, X3
+	VPBROADCASTD X3, Y3
+	VPCMPGTD     iota<>+32(SB), Y3, Y3
+	VMASKMOVPS   (SI)(CX*4), Y2, Y4
+	VMASKMOVPS   32(SI)(CX*4), Y3, Y5
+	VMASKMOVPS   (DX)(CX*4), Y2, Y6
+	VMASKMOVPS   32(DX)(CX*4), Y3, Y7
+	VMASKMOVPS   (DI)(CX*4), Y2, Y8
+	VMASKMOVPS   32(DI)(CX*4), Y3, Y9
+	VSUBPS       Y0, Y8, Y8
+	VSUBPS       Y0, Y9, Y0
+	VMULPS       Y1, Y8, Y8
 	VMULPS       Y1, Y0, Y0
-	VFMADD231PS  Y3, Y0, Y4
-	VMASKMOVPS   32(DX)(DI*4), Y2, Y0
-	VADDPS       Y3, Y0, Y0
-	VMASKMOVPS   Y4, Y2, 32(CX)(DI*4)
-	VMASKMOVPS   Y0, Y2, 32(DX)(DI*4)
+	VFMADD231PS  Y4, Y8, Y6
+	VFMADD231PS  Y5, Y0, Y7
+	VMASKMOVPS   (BX)(CX*4), Y2, Y0
+	VMASKMOVPS   32(BX)(CX*4), Y3, Y1
+	VADDPS       Y4, Y0, Y0
+	VADDPS       Y5, Y1, Y1
+	VMASKMOVPS   Y6, Y2, (DX)(CX*4)
+	VMASKMOVPS   Y7, Y3, 32(DX)(CX*4)
+	VMASKMOVPS   Y0, Y2, (BX)(CX*4)
+	VMASKMOVPS   Y1, Y3, 32(BX)(CX*4)
 
 done:
 	VZEROUPPER
@@ -1550,40 +1560,40 @@ done:
 // Requires: AVX, AVX2, FMA3
 TEXT ·rotaryAVX2(SB), NOSPLIT, $0-144
 	MOVQ low_len+8(FP), AX
-	MOVQ low_base+0(FP), CX
-	MOVQ high_base+24(FP), DX
-	MOVQ x_base+48(FP), BX
-	MOVQ y_base+72(FP), SI
-	MOVQ cos_base+96(FP), DI
-	MOVQ sin_base+120(FP), R8
-	XORQ R9, R9
+	MOVQ low_base+0(FP), DX
+	MOVQ high_base+24(FP), BX
+	MOVQ x_base+48(FP), SI
+	MOVQ y_base+72(FP), DI
+	MOVQ cos_base+96(FP), R8
+	MOVQ sin_base+120(FP), R9
+	XORQ CX, CX
 	SUBQ $0x10, AX
 	JLT  rest
 
 loop:
-	VMOVUPS     (BX)(R9*4), Y0
-	VMOVUPS     (SI)(R9*4), Y1
-	VMOVUPS     (DI)(R9*4), Y2
-	VMOVUPS     (R8)(R9*4), Y3
-	VMULPS      Y3, Y1, Y4
-	VMOVAPS     Y0, Y5
-	VFMSUB213PS Y4, Y2, Y5
-	VMULPS      Y3, Y0, Y0
-	VFMADD231PS Y1, Y2, Y0
-	VMOVUPS     Y5, (CX)(R9*4)
-	VMOVUPS     Y0, (DX)(R9*4)
-	VMOVUPS     32(BX)(R9*4), Y0
-	VMOVUPS     32(SI)(R9*4), Y1
-	VMOVUPS     32(DI)(R9*4), Y2
-	VMOVUPS     32(R8)(R9*4), Y3
-	VMULPS      Y3, Y1, Y4
-	VMOVAPS     Y0, Y5
-	VFMSUB213PS Y4, Y2, Y5
-	VMULPS      Y3, Y0, Y0
-	VFMADD231PS Y1, Y2, Y0
-	VMOVUPS     Y5, 32(CX)(R9*4)
-	VMOVUPS     Y0, 32(DX)(R9*4)
-	ADDQ        $0x10, R9
+	VMOVUPS     (SI)(CX*4), Y0
+	VMOVUPS     32(SI)(CX*4), Y1
+	VMOVUPS     (DI)(CX*4), Y2
+	VMOVUPS     32(DI)(CX*4), Y3
+	VMOVUPS     (R8)(CX*4), Y4
+	VMOVUPS     32(R8)(CX*4), Y5
+	VMOVUPS     (R9)(CX*4), Y6
+	VMOVUPS     32(R9)(CX*4), Y7
+	VMULPS      Y6, Y2, Y8
+	VMULPS      Y7, Y3, Y9
+	VMOVAPS     Y0, Y10
+	VMOVAPS     Y1, Y11
+	VFMSUB213PS Y8, Y4, Y10
+	VFMSUB213PS Y9, Y5, Y11
+	VMULPS      Y6, Y0, Y0
+	VMULPS      Y7, Y1, Y1
+	VFMADD231PS Y2, Y4, Y0
+	VFMADD231PS Y3, Y5, Y1
+	VMOVUPS     Y10, (DX)(CX*4)
+	VMOVUPS     Y11, 32(DX)(CX*4)
+	VMOVUPS     Y0, (BX)(CX*4)
+	VMOVUPS     Y1, 32(BX)(CX*4)
+	ADDQ        $0x10, CX
 	SUBQ        $0x10, AX
 	JGE         loop
 
@@ -1593,31 +1603,31 @@ rest:
 	VMOVD        AX, X0
 	VPBROADCASTD X0, Y0
 	VPCMPGTD     iota<>+0(SB), Y0, Y0
-	VMASKMOVPS   (BX)(R9*4), Y0, Y1
-	VMASKMOVPS   (SI)(R9*4), Y0, Y2
-	VMASKMOVPS   (DI)(R9*4), Y0, Y3
-	VMASKMOVPS   (R8)(R9*4), Y0, Y4
-	VMULPS       Y4, Y2, Y5
-	VMOVAPS      Y1, Y6
-	VFMSUB213PS  Y5, Y3, Y6
-	VMULPS       Y4, Y1, Y1
-	VFMADD231PS  Y2, Y3, Y1
-	VMASKMOVPS   Y6, Y0, (CX)(R9*4)
-	VMASKMOVPS   Y1, Y0, (DX)(R9*4)
-	VMOVD        AX, X0
-	VPBROADCASTD X0, Y0
-	VPCMPGTD     iota<>+32(SB), Y0, Y0
-	VMASKMOVPS   32(BX)(R9*4), Y0, Y1
-	VMASKMOVPS   32(SI)(R9*4), Y0, Y2
-	VMASKMOVPS   32(DI)(R9*4), Y0, Y3
-	VMASKMOVPS   32(R8)(R9*4), Y0, Y4
-	VMULPS       Y4, Y2, Y5
-	VMOVAPS      Y1, Y6
-	VFMSUB213PS  Y5, Y3, Y6
-	VMULPS       Y4, Y1, Y1
-	VFMADD231PS  Y2, Y3, Y1
-	VMASKMOVPS   Y6, Y0, 32(CX)(R9*4)
-	VMASKMOVPS   Y1, Y0, 32(DX)(R9*4)
+	VMOVD        AX, X1
+	VPBROADCASTD X1, Y1
+	VPCMPGTD     iota<>+32(SB), Y1, Y1
+	VMASKMOVPS   (SI)(CX*4), Y0, Y2
+	VMASKMOVPS   32(SI)(CX*4), Y1, Y3
+	VMASKMOVPS   (DI)(CX*4), Y0, Y4
+	VMASKMOVPS   32(DI)(CX*4), Y1, Y5
+	VMASKMOVPS   (R8)(CX*4), Y0, Y6
+	VMASKMOVPS   32(R8)(CX*4), Y1, Y7
+	VMASKMOVPS   (R9)(CX*4), Y0, Y8
+	VMASKMOVPS   32(R9)(CX*4), Y1, Y9
+	VMULPS       Y8, Y4, Y10
+	VMULPS       Y9, Y5, Y11
+	VMOVAPS      Y2, Y12
+	VMOVAPS      Y3, Y13
+	VFMSUB213PS  Y10, Y6, Y12
+	VFMSUB213PS  Y11, Y7, Y13
+	VMULPS       Y8, Y2, Y2
+	VMULPS       Y9, Y3, Y3
+	VFMADD231PS  Y4, Y6, Y2
+	VFMADD231PS  Y5, Y7, Y3
+	VMASKMOVPS   Y12, Y0, (DX)(CX*4)
+	VMASKMOVPS   Y13, Y1, 32(DX)(CX*4)
+	VMASKMOVPS   Y2, Y0, (BX)(CX*4)
+	VMASKMOVPS   Y3, Y1, 32(BX)(CX*4)
 
 done:
 	VZEROUPPER
@@ -1627,73 +1637,75 @@ done:
 // Requires: AVX, AVX2, FMA3
 TEXT ·swigluAVX2(SB), NOSPLIT, $0-72
 	MOVQ dst_len+8(FP), AX
-	MOVQ dst_base+0(FP), CX
-	MOVQ gate_base+24(FP), DX
-	MOVQ up_base+48(FP), BX
-	XORQ SI, SI
+	MOVQ dst_base+0(FP), DX
+	MOVQ gate_base+24(FP), BX
+	MOVQ up_base+48(FP), SI
+	XORQ CX, CX
 	SUBQ $0x10, AX
 	JLT  rest
 
 loop:
-	VMOVUPS      (DX)(SI*4), Y0
-	VMOVUPS      c3f800000<>+0(SB), Y1
-	VXORPS       c80000000<>+0(SB), Y0, Y2
-	VMOVUPS      c4b400000<>+0(SB), Y3
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Y2, Y3
-	VSUBPS       c4b400000<>+0(SB), Y3, Y4
-	VMOVAPS      Y2, Y5
-	VFNMADD231PS c3f317218<>+0(SB), Y4, Y5
-	VFNMADD231PS cb102e308<>+0(SB), Y4, Y5
-	VMOVUPS      c3ab68885<>+0(SB), Y4
-	VFMADD213PS  c3c0905b7<>+0(SB), Y5, Y4
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Y5, Y4
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f000000<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f800000<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f800000<>+0(SB), Y5, Y4
-	VPSLLD       $0x17, Y3, Y3
-	VPADDD       Y3, Y4, Y4
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y2, Y3
-	VANDPS       Y4, Y3, Y3
-	VCMPPS       $0x16, c42b17217<>+0(SB), Y2, Y4
-	VADDPS       c7f800000<>+0(SB), Y2, Y2
-	VBLENDVPS    Y4, Y2, Y3, Y2
-	VADDPS       c3f800000<>+0(SB), Y2, Y2
-	VDIVPS       Y2, Y1, Y1
-	VMULPS       Y1, Y0, Y0
-	VMOVUPS      (BX)(SI*4), Y1
-	VMULPS       Y1, Y0, Y0
-	VMOVUPS      Y0, (CX)(SI*4)
-	VMOVUPS      32(DX)(SI*4), Y0
-	VMOVUPS      c3f800000<>+0(SB), Y1
-	VXORPS       c80000000<>+0(SB), Y0, Y2
-	VMOVUPS      c4b400000<>+0(SB), Y3
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Y2, Y3
-	VSUBPS       c4b400000<>+0(SB), Y3, Y4
-	VMOVAPS      Y2, Y5
-	VFNMADD231PS c3f317218<>+0(SB), Y4, Y5
-	VFNMADD231PS cb102e308<>+0(SB), Y4, Y5
-	VMOVUPS      c3ab68885<>+0(SB), Y4
-	VFMADD213PS  c3c0905b7<>+0(SB), Y5, Y4
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Y5, Y4
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f000000<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f800000<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f800000<>+0(SB), Y5, Y4
-	VPSLLD       $0x17, Y3, Y3
-	VPADDD       Y3, Y4, Y4
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y2, Y3
-	VANDPS       Y4, Y3, Y3
-	VCMPPS       $0x16, c42b17217<>+0(SB), Y2, Y4
-	VADDPS       c7f800000<>+0(SB), Y2, Y2
-	VBLENDVPS    Y4, Y2, Y3, Y2
-	VADDPS       c3f800000<>+0(SB), Y2, Y2
-	VDIVPS       Y2, Y1, Y1
-	VMULPS       Y1, Y0, Y0
-	VMOVUPS      32(BX)(SI*4), Y1
-	VMULPS       Y1, Y0, Y0
-	VMOVUPS      Y0, 32(CX)(SI*4)
-	ADDQ         $0x10, SI
+	VMOVUPS      (BX)(CX*4), Y0
+	VMOVUPS      32(BX)(CX*4), Y1
+	VMOVUPS      c3f800000<>+0(SB), Y2
+	VMOVUPS      c3f800000<>+0(SB), Y3
+	VXORPS       c80000000<>+0(SB), Y0, Y4
+	VXORPS       c80000000<>+0(SB), Y1, Y5
+	VMOVUPS      c4b400000<>+0(SB), Y6
+	VMOVUPS      c4b400000<>+0(SB), Y7
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Y4, Y6
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Y5, Y7
+	VSUBPS       c4b400000<>+0(SB), Y6, Y8
+	VSUBPS       c4b400000<>+0(SB), Y7, Y9
+	VMOVAPS      Y4, Y10
+	VMOVAPS      Y5, Y11
+	VFNMADD231PS c3f317218<>+0(SB), Y8, Y10
+	VFNMADD231PS c3f317218<>+0(SB), Y9, Y11
+	VFNMADD231PS cb102e308<>+0(SB), Y8, Y10
+	VFNMADD231PS cb102e308<>+0(SB), Y9, Y11
+	VMOVUPS      c3ab68885<>+0(SB), Y8
+	VMOVUPS      c3ab68885<>+0(SB), Y9
+	VFMADD213PS  c3c0905b7<>+0(SB), Y10, Y8
+	VFMADD213PS  c3c0905b7<>+0(SB), Y11, Y9
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Y10, Y8
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Y11, Y9
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Y10, Y8
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Y11, Y9
+	VFMADD213PS  c3f000000<>+0(SB), Y10, Y8
+	VFMADD213PS  c3f000000<>+0(SB), Y11, Y9
+	VFMADD213PS  c3f800000<>+0(SB), Y10, Y8
+	VFMADD213PS  c3f800000<>+0(SB), Y11, Y9
+	VFMADD213PS  c3f800000<>+0(SB), Y10, Y8
+	VFMADD213PS  c3f800000<>+0(SB), Y11, Y9
+	VPSLLD       $0x17, Y6, Y6
+	VPADDD       Y6, Y8, Y8
+	VPSLLD       $0x17, Y7, Y7
+	VPADDD       Y7, Y9, Y9
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y4, Y6
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y5, Y7
+	VANDPS       Y8, Y6, Y6
+	VANDPS       Y9, Y7, Y7
+	VCMPPS       $0x16, c42b17217<>+0(SB), Y4, Y8
+	VCMPPS       $0x16, c42b17217<>+0(SB), Y5, Y9
+	VADDPS       c7f800000<>+0(SB), Y4, Y4
+	VADDPS       c7f800000<>+0(SB), Y5, Y5
+	VMOVAPS      Y6, Y6
+	VMOVAPS      Y7, Y7
+	VBLENDVPS    Y8, Y4, Y6, Y6
+	VBLENDVPS    Y9, Y5, Y7, Y7
+	VADDPS       c3f800000<>+0(SB), Y6, Y4
+	VADDPS       c3f800000<>+0(SB), Y7, Y5
+	VDIVPS       Y4, Y2, Y2
+	VDIVPS       Y5, Y3, Y3
+	VMULPS       Y2, Y0, Y0
+	VMULPS       Y3, Y1, Y1
+	VMOVUPS      (SI)(CX*4), Y2
+	VMOVUPS      32(SI)(CX*4), Y3
+	VMULPS       Y2, Y0, Y0
+	VMULPS       Y3, Y1, Y1
+	VMOVUPS      Y0, (DX)(CX*4)
+	VMOVUPS      Y1, 32(DX)(CX*4)
+	ADDQ         $0x10, CX
 	SUBQ         $0x10, AX
 	JGE          loop
 
@@ -1703,67 +1715,69 @@ rest:
 	VMOVD        AX, X0
 	VPBROADCASTD X0, Y0
 	VPCMPGTD     iota<>+0(SB), Y0, Y0
-	VMASKMOVPS   (DX)(SI*4), Y0, Y1
-	VMOVUPS      c3f800000<>+0(SB), Y2
-	VXORPS       c80000000<>+0(SB), Y1, Y3
-	VMOVUPS      c4b400000<>+0(SB), Y4
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Y3, Y4
-	VSUBPS       c4b400000<>+0(SB), Y4, Y5
-	VMOVAPS      Y3, Y6
-	VFNMADD231PS c3f317218<>+0(SB), Y5, Y6
-	VFNMADD231PS cb102e308<>+0(SB), Y5, Y6
-	VMOVUPS      c3ab68885<>+0(SB), Y5
-	VFMADD213PS  c3c0905b7<>+0(SB), Y6, Y5
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Y6, Y5
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f000000<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f800000<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f800000<>+0(SB), Y6, Y5
-	VPSLLD       $0x17, Y4, Y4
-	VPADDD       Y4, Y5, Y5
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y3, Y4
-	VANDPS       Y5, Y4, Y4
-	VCMPPS       $0x16, c42b17217<>+0(SB), Y3, Y5
-	VADDPS       c7f800000<>+0(SB), Y3, Y3
-	VBLENDVPS    Y5, Y3, Y4, Y3
-	VADDPS       c3f800000<>+0(SB), Y3, Y3
-	VDIVPS       Y3, Y2, Y2
-	VMULPS       Y2, Y1, Y1
-	VMASKMOVPS   (BX)(SI*4), Y0, Y2
-	VMULPS       Y2, Y1, Y1
-	VMASKMOVPS   Y1, Y0, (CX)(SI*4)
-	VMOVD        AX, X0
-	VPBROADCASTD X0, Y0
-	VPCMPGTD     iota<>+32(SB), Y0, Y0
-	VMASKMOVPS   32(DX)(SI*4), Y0, Y1
-	VMOVUPS      c3f800000<>+0(SB), Y2
-	VXORPS       c80000000<>+0(SB), Y1, Y3
-	VMOVUPS      c4b400000<>+0(SB), Y4
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Y3, Y4
-	VSUBPS       c4b400000<>+0(SB), Y4, Y5
-	VMOVAPS      Y3, Y6
-	VFNMADD231PS c3f317218<>+0(SB), Y5, Y6
-	VFNMADD231PS cb102e308<>+0(SB), Y5, Y6
-	VMOVUPS      c3ab68885<>+0(SB), Y5
-	VFMADD213PS  c3c0905b7<>+0(SB), Y6, Y5
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Y6, Y5
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f000000<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f800000<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f800000<>+0(SB), Y6, Y5
-	VPSLLD       $0x17, Y4, Y4
-	VPADDD       Y4, Y5, Y5
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y3, Y4
-	VANDPS       Y5, Y4, Y4
-	VCMPPS       $0x16, c42b17217<>+0(SB), Y3, Y5
-	VADDPS       c7f800000<>+0(SB), Y3, Y3
-	VBLENDVPS    Y5, Y3, Y4, Y3
-	VADDPS       c3f800000<>+0(SB), Y3, Y3
-	VDIVPS       Y3, Y2, Y2
-	VMULPS       Y2, Y1, Y1
-	VMASKMOVPS   32(BX)(SI*4), Y0, Y2
-	VMULPS       Y2, Y1, Y1
-	VMASKMOVPS   Y1, Y0, 32(CX)(SI*4)
+	VMOVD        AX, X1
+	VPBROADCASTD X1, Y1
+	VPCMPGTD     iota<>+32(SB), Y1, Y1
+	VMASKMOVPS   (BX)(CX*4), Y0, Y2
+	VMASKMOVPS   32(BX)(CX*4), Y1, Y3
+	VMOVUPS      c3f800000<>+0(SB), Y4
+	VMOVUPS      c3f800000<>+0(SB), Y5
+	VXORPS       c80000000<>+0(SB), Y2, Y6
+	VXORPS       c80000000<>+0(SB), Y3, Y7
+	VMOVUPS      c4b400000<>+0(SB), Y8
+	VMOVUPS      c4b400000<>+0(SB), Y9
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Y6, Y8
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Y7, Y9
+	VSUBPS       c4b400000<>+0(SB), Y8, Y10
+	VSUBPS       c4b400000<>+0(SB), Y9, Y11
+	VMOVAPS      Y6, Y12
+	VMOVAPS      Y7, Y13
+	VFNMADD231PS c3f317218<>+0(SB), Y10, Y12
+	VFNMADD231PS c3f317218<>+0(SB), Y11, Y13
+	VFNMADD231PS cb102e308<>+0(SB), Y10, Y12
+	VFNMADD231PS cb102e308<>+0(SB), Y11, Y13
+	VMOVUPS      c3ab68885<>+0(SB), Y10
+	VMOVUPS      c3ab68885<>+0(SB), Y11
+	VFMADD213PS  c3c0905b7<>+0(SB), Y12, Y10
+	VFMADD213PS  c3c0905b7<>+0(SB), Y13, Y11
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Y12, Y10
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Y13, Y11
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Y12, Y10
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Y13, Y11
+	VFMADD213PS  c3f000000<>+0(SB), Y12, Y10
+	VFMADD213PS  c3f000000<>+0(SB), Y13, Y11
+	VFMADD213PS  c3f800000<>+0(SB), Y12, Y10
+	VFMADD213PS  c3f800000<>+0(SB), Y13, Y11
+	VFMADD213PS  c3f800000<>+0(SB), Y12, Y10
+	VFMADD213PS  c3f800000<>+0(SB), Y13, Y11
+	VPSLLD       $0x17, Y8, Y8
+	VPADDD       Y8, Y10, Y10
+	VPSLLD       $0x17, Y9, Y9
+	VPADDD       Y9, Y11, Y11
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y6, Y8
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y7, Y9
+	VANDPS       Y10, Y8, Y8
+	VANDPS       Y11, Y9, Y9
+	VCMPPS       $0x16, c42b17217<>+0(SB), Y6, Y10
+	VCMPPS       $0x16, c42b17217<>+0(SB), Y7, Y11
+	VADDPS       c7f800000<>+0(SB), Y6, Y6
+	VADDPS       c7f800000<>+0(SB), Y7, Y7
+	VMOVAPS      Y8, Y8
+	VMOVAPS      Y9, Y9
+	VBLENDVPS    Y10, Y6, Y8, Y8
+	VBLENDVPS    Y11, Y7, Y9, Y9
+	VADDPS       c3f800000<>+0(SB), Y8, Y6
+	VADDPS       c3f800000<>+0(SB), Y9, Y7
+	VDIVPS       Y6, Y4, Y4
+	VDIVPS       Y7, Y5, Y5
+	VMULPS       Y4, Y2, Y2
+	VMULPS       Y5, Y3, Y3
+	VMASKMOVPS   (SI)(CX*4), Y0, Y4
+	VMASKMOVPS   32(SI)(CX*4), Y1, Y5
+	VMULPS       Y4, Y2, Y2
+	VMULPS       Y5, Y3, Y3
+	VMASKMOVPS   Y2, Y0, (DX)(CX*4)
+	VMASKMOVPS   Y3, Y1, 32(DX)(CX*4)
 
 done:
 	VZEROUPPER
@@ -1791,89 +1805,91 @@ GLOBL c80000000<>(SB), RODATA|NOPTR, $64
 // Requires: AVX, AVX2, FMA3
 TEXT ·swigluBackwardAVX2(SB), NOSPLIT, $0-120
 	MOVQ dgate_len+8(FP), AX
-	MOVQ dgate_base+0(FP), CX
-	MOVQ dup_base+24(FP), DX
-	MOVQ gate_base+48(FP), BX
-	MOVQ up_base+72(FP), SI
-	MOVQ dy_base+96(FP), DI
-	XORQ R8, R8
+	MOVQ dgate_base+0(FP), DX
+	MOVQ dup_base+24(FP), BX
+	MOVQ gate_base+48(FP), SI
+	MOVQ up_base+72(FP), DI
+	MOVQ dy_base+96(FP), R8
+	XORQ CX, CX
 	SUBQ $0x10, AX
 	JLT  rest
 
 loop:
-	VMOVUPS      (BX)(R8*4), Y0
-	VMOVUPS      c3f800000<>+0(SB), Y1
-	VXORPS       c80000000<>+0(SB), Y0, Y2
-	VMOVUPS      c4b400000<>+0(SB), Y3
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Y2, Y3
-	VSUBPS       c4b400000<>+0(SB), Y3, Y4
-	VMOVAPS      Y2, Y5
-	VFNMADD231PS c3f317218<>+0(SB), Y4, Y5
-	VFNMADD231PS cb102e308<>+0(SB), Y4, Y5
-	VMOVUPS      c3ab68885<>+0(SB), Y4
-	VFMADD213PS  c3c0905b7<>+0(SB), Y5, Y4
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Y5, Y4
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f000000<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f800000<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f800000<>+0(SB), Y5, Y4
-	VPSLLD       $0x17, Y3, Y3
-	VPADDD       Y3, Y4, Y4
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y2, Y3
-	VANDPS       Y4, Y3, Y3
-	VCMPPS       $0x16, c42b17217<>+0(SB), Y2, Y4
-	VADDPS       c7f800000<>+0(SB), Y2, Y2
-	VBLENDVPS    Y4, Y2, Y3, Y2
-	VADDPS       c3f800000<>+0(SB), Y2, Y2
-	VDIVPS       Y2, Y1, Y1
-	VMULPS       Y1, Y0, Y0
-	VMOVAPS      Y0, Y2
-	VFNMADD231PS Y0, Y1, Y2
-	VMOVUPS      (DI)(R8*4), Y3
-	VMOVUPS      (SI)(R8*4), Y4
-	VMULPS       Y4, Y3, Y4
-	VADDPS       Y2, Y1, Y1
-	VMULPS       Y1, Y4, Y1
-	VMULPS       Y0, Y3, Y0
-	VMOVUPS      Y0, (DX)(R8*4)
-	VMOVUPS      Y1, (CX)(R8*4)
-	VMOVUPS      32(BX)(R8*4), Y0
-	VMOVUPS      c3f800000<>+0(SB), Y1
-	VXORPS       c80000000<>+0(SB), Y0, Y2
-	VMOVUPS      c4b400000<>+0(SB), Y3
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Y2, Y3
-	VSUBPS       c4b400000<>+0(SB), Y3, Y4
-	VMOVAPS      Y2, Y5
-	VFNMADD231PS c3f317218<>+0(SB), Y4, Y5
-	VFNMADD231PS cb102e308<>+0(SB), Y4, Y5
-	VMOVUPS      c3ab68885<>+0(SB), Y4
-	VFMADD213PS  c3c0905b7<>+0(SB), Y5, Y4
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Y5, Y4
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f000000<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f800000<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f800000<>+0(SB), Y5, Y4
-	VPSLLD       $0x17, Y3, Y3
-	VPADDD       Y3, Y4, Y4
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y2, Y3
-	VANDPS       Y4, Y3, Y3
-	VCMPPS       $0x16, c42b17217<>+0(SB), Y2, Y4
-	VADDPS       c7f800000<>+0(SB), Y2, Y2
-	VBLENDVPS    Y4, Y2, Y3, Y2
-	VADDPS       c3f800000<>+0(SB), Y2, Y2
-	VDIVPS       Y2, Y1, Y1
-	VMULPS       Y1, Y0, Y0
-	VMOVAPS      Y0, Y2
-	VFNMADD231PS Y0, Y1, Y2
-	VMOVUPS      32(DI)(R8*4), Y3
-	VMOVUPS      32(SI)(R8*4), Y4
-	VMULPS       Y4, Y3, Y4
-	VADDPS       Y2, Y1, Y1
-	VMULPS       Y1, Y4, Y1
-	VMULPS       Y0, Y3, Y0
-	VMOVUPS      Y0, 32(DX)(R8*4)
-	VMOVUPS      Y1, 32(CX)(R8*4)
-	ADDQ         $0x10, R8
+	VMOVUPS      (SI)(CX*4), Y0
+	VMOVUPS      32(SI)(CX*4), Y1
+	VMOVUPS      c3f800000<>+0(SB), Y2
+	VMOVUPS      c3f800000<>+0(SB), Y3
+	VXORPS       c80000000<>+0(SB), Y0, Y4
+	VXORPS       c80000000<>+0(SB), Y1, Y5
+	VMOVUPS      c4b400000<>+0(SB), Y6
+	VMOVUPS      c4b400000<>+0(SB), Y7
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Y4, Y6
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Y5, Y7
+	VSUBPS       c4b400000<>+0(SB), Y6, Y8
+	VSUBPS       c4b400000<>+0(SB), Y7, Y9
+	VMOVAPS      Y4, Y10
+	VMOVAPS      Y5, Y11
+	VFNMADD231PS c3f317218<>+0(SB), Y8, Y10
+	VFNMADD231PS c3f317218<>+0(SB), Y9, Y11
+	VFNMADD231PS cb102e308<>+0(SB), Y8, Y10
+	VFNMADD231PS cb102e308<>+0(SB), Y9, Y11
+	VMOVUPS      c3ab68885<>+0(SB), Y8
+	VMOVUPS      c3ab68885<>+0(SB), Y9
+	VFMADD213PS  c3c0905b7<>+0(SB), Y10, Y8
+	VFMADD213PS  c3c0905b7<>+0(SB), Y11, Y9
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Y10, Y8
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Y11, Y9
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Y10, Y8
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Y11, Y9
+	VFMADD213PS  c3f000000<>+0(SB), Y10, Y8
+	VFMADD213PS  c3f000000<>+0(SB), Y11, Y9
+	VFMADD213PS  c3f800000<>+0(SB), Y10, Y8
+	VFMADD213PS  c3f800000<>+0(SB), Y11, Y9
+	VFMADD213PS  c3f800000<>+0(SB), Y10, Y8
+	VFMADD213PS  c3f800000<>+0(SB), Y11, Y9
+	VPSLLD       $0x17, Y6, Y6
+	VPADDD       Y6, Y8, Y8
+	VPSLLD       $0x17, Y7, Y7
+	VPADDD       Y7, Y9, Y9
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y4, Y6
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y5, Y7
+	VANDPS       Y8, Y6, Y6
+	VANDPS       Y9, Y7, Y7
+	VCMPPS       $0x16, c42b17217<>+0(SB), Y4, Y8
+	VCMPPS       $0x16, c42b17217<>+0(SB), Y5, Y9
+	VADDPS       c7f800000<>+0(SB), Y4, Y4
+	VADDPS       c7f800000<>+0(SB), Y5, Y5
+	VMOVAPS      Y6, Y6
+	VMOVAPS      Y7, Y7
+	VBLENDVPS    Y8, Y4, Y6, Y6
+	VBLENDVPS    Y9, Y5, Y7, Y7
+	VADDPS       c3f800000<>+0(SB), Y6, Y4
+	VADDPS       c3f800000<>+0(SB), Y7, Y5
+	VDIVPS       Y4, Y2, Y2
+	VDIVPS       Y5, Y3, Y3
+	VMULPS       Y2, Y0, Y0
+	VMULPS       Y3, Y1, Y1
+	VMOVAPS      Y0, Y4
+	VMOVAPS      Y1, Y5
+	VFNMADD231PS Y0, Y2, Y4
+	VFNMADD231PS Y1, Y3, Y5
+	VMOVUPS      (R8)(CX*4), Y6
+	VMOVUPS      32(R8)(CX*4), Y7
+	VMOVUPS      (DI)(CX*4), Y8
+	VMOVUPS      32(DI)(CX*4), Y9
+	VMULPS       Y8, Y6, Y8
+	VMULPS       Y9, Y7, Y9
+	VADDPS       Y4, Y2, Y2
+	VADDPS       Y5, Y3, Y3
+	VMULPS       Y2, Y8, Y2
+	VMULPS       Y3, Y9, Y3
+	VMULPS       Y0, Y6, Y0
+	VMULPS       Y1, Y7, Y1
+	VMOVUPS      Y0, (BX)(CX*4)
+	VMOVUPS      Y1, 32(BX)(CX*4)
+	VMOVUPS      Y2, (DX)(CX*4)
+	VMOVUPS      Y3, 32(DX)(CX*4)
+	ADDQ         $0x10, CX
 	SUBQ         $0x10, AX
 	JGE          loop
 
@@ -1883,81 +1899,83 @@ rest:
 	VMOVD        AX, X0
 	VPBROADCASTD X0, Y0
 	VPCMPGTD     iota<>+0(SB), Y0, Y0
-	VMASKMOVPS   (BX)(R8*4), Y0, Y1
-	VMOVUPS      c3f800000<>+0(SB), Y2
-	VXORPS       c80000000<>+0(SB), Y1, Y3
-	VMOVUPS      c4b400000<>+0(SB), Y4
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Y3, Y4
-	VSUBPS       c4b400000<>+0(SB), Y4, Y5
-	VMOVAPS      Y3, Y6
-	VFNMADD231PS c3f317218<>+0(SB), Y5, Y6
-	VFNMADD231PS cb102e308<>+0(SB), Y5, Y6
-	VMOVUPS      c3ab68885<>+0(SB), Y5
-	VFMADD213PS  c3c0905b7<>+0(SB), Y6, Y5
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Y6, Y5
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f000000<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f800000<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f800000<>+0(SB), Y6, Y5
-	VPSLLD       $0x17, Y4, Y4
-	VPADDD       Y4, Y5, Y5
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y3, Y4
-	VANDPS       Y5, Y4, Y4
-	VCMPPS       $0x16, c42b17217<>+0(SB), Y3, Y5
-	VADDPS       c7f800000<>+0(SB), Y3, Y3
-	VBLENDVPS    Y5, Y3, Y4, Y3
-	VADDPS       c3f800000<>+0(SB), Y3, Y3
-	VDIVPS       Y3, Y2, Y2
-	VMULPS       Y2, Y1, Y1
-	VMOVAPS      Y1, Y3
-	VFNMADD231PS Y1, Y2, Y3
-	VMASKMOVPS   (DI)(R8*4), Y0, Y4
-	VMASKMOVPS   (SI)(R8*4), Y0, Y5
-	VMULPS       Y5, Y4, Y5
-	VADDPS       Y3, Y2, Y2
-	VMULPS       Y2, Y5, Y2
-	VMULPS       Y1, Y4, Y1
-	VMASKMOVPS   Y1, Y0, (DX)(R8*4)
-	VMASKMOVPS   Y2, Y0, (CX)(R8*4)
-	VMOVD        AX, X0
-	VPBROADCASTD X0, Y0
-	VPCMPGTD     iota<>+32(SB), Y0, Y0
-	VMASKMOVPS   32(BX)(R8*4), Y0, Y1
-	VMOVUPS      c3f800000<>+0(SB), Y2
-	VXORPS       c80000000<>+0(SB), Y1, Y3
-	VMOVUPS      c4b400000<>+0(SB), Y4
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Y3, Y4
-	VSUBPS       c4b400000<>+0(SB), Y4, Y5
-	VMOVAPS      Y3, Y6
-	VFNMADD231PS c3f317218<>+0(SB), Y5, Y6
-	VFNMADD231PS cb102e308<>+0(SB), Y5, Y6
-	VMOVUPS      c3ab68885<>+0(SB), Y5
-	VFMADD213PS  c3c0905b7<>+0(SB), Y6, Y5
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Y6, Y5
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f000000<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f800000<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f800000<>+0(SB), Y6, Y5
-	VPSLLD       $0x17, Y4, Y4
-	VPADDD       Y4, Y5, Y5
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y3, Y4
-	VANDPS       Y5, Y4, Y4
-	VCMPPS       $0x16, c42b17217<>+0(SB), Y3, Y5
-	VADDPS       c7f800000<>+0(SB), Y3, Y3
-	VBLENDVPS    Y5, Y3, Y4, Y3
-	VADDPS       c3f800000<>+0(SB), Y3, Y3
-	VDIVPS       Y3, Y2, Y2
-	VMULPS       Y2, Y1, Y1
-	VMOVAPS      Y1, Y3
-	VFNMADD231PS Y1, Y2, Y3
-	VMASKMOVPS   32(DI)(R8*4), Y0, Y4
-	VMASKMOVPS   32(SI)(R8*4), Y0, Y5
-	VMULPS       Y5, Y4, Y5
-	VADDPS       Y3, Y2, Y2
-	VMULPS       Y2, Y5, Y2
-	VMULPS       Y1, Y4, Y1
-	VMASKMOVPS   Y1, Y0, 32(DX)(R8*4)
-	VMASKMOVPS   Y2, Y0, 32(CX)(R8*4)
+	VMOVD        AX, X1
+	VPBROADCASTD X1, Y1
+	VPCMPGTD     iota<>+32(SB), Y1, Y1
+	VMASKMOVPS   (SI)(CX*4), Y0, Y2
+	VMASKMOVPS   32(SI)(CX*4), Y1, Y3
+	VMOVUPS      c3f800000<>+0(SB), Y4
+	VMOVUPS      c3f800000<>+0(SB), Y5
+	VXORPS       c80000000<>+0(SB), Y2, Y6
+	VXORPS       c80000000<>+0(SB), Y3, Y7
+	VMOVUPS      c4b400000<>+0(SB), Y8
+	VMOVUPS      c4b400000<>+0(SB), Y9
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Y6, Y8
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Y7, Y9
+	VSUBPS       c4b400000<>+0(SB), Y8, Y10
+	VSUBPS       c4b400000<>+0(SB), Y9, Y11
+	VMOVAPS      Y6, Y12
+	VMOVAPS      Y7, Y13
+	VFNMADD231PS c3f317218<>+0(SB), Y10, Y12
+	VFNMADD231PS c3f317218<>+0(SB), Y11, Y13
+	VFNMADD231PS cb102e308<>+0(SB), Y10, Y12
+	VFNMADD231PS cb102e308<>+0(SB), Y11, Y13
+	VMOVUPS      c3ab68885<>+0(SB), Y10
+	VMOVUPS      c3ab68885<>+0(SB), Y11
+	VFMADD213PS  c3c0905b7<>+0(SB), Y12, Y10
+	VFMADD213PS  c3c0905b7<>+0(SB), Y13, Y11
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Y12, Y10
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Y13, Y11
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Y12, Y10
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Y13, Y11
+	VFMADD213PS  c3f000000<>+0(SB), Y12, Y10
+	VFMADD213PS  c3f000000<>+0(SB), Y13, Y11
+	VFMADD213PS  c3f800000<>+0(SB), Y12, Y10
+	VFMADD213PS  c3f800000<>+0(SB), Y13, Y11
+	VFMADD213PS  c3f800000<>+0(SB), Y12, Y10
+	VFMADD213PS  c3f800000<>+0(SB), Y13, Y11
+	VPSLLD       $0x17, Y8, Y8
+	VPADDD       Y8, Y10, Y10
+	VPSLLD       $0x17, Y9, Y9
+	VPADDD       Y9, Y11, Y11
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y6, Y8
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y7, Y9
+	VANDPS       Y10, Y8, Y8
+	VANDPS       Y11, Y9, Y9
+	VCMPPS       $0x16, c42b17217<>+0(SB), Y6, Y10
+	VCMPPS       $0x16, c42b17217<>+0(SB), Y7, Y11
+	VADDPS       c7f800000<>+0(SB), Y6, Y6
+	VADDPS       c7f800000<>+0(SB), Y7, Y7
+	VMOVAPS      Y8, Y8
+	VMOVAPS      Y9, Y9
+	VBLENDVPS    Y10, Y6, Y8, Y8
+	VBLENDVPS    Y11, Y7, Y9, Y9
+	VADDPS       c3f800000<>+0(SB), Y8, Y6
+	VADDPS       c3f800000<>+0(SB), Y9, Y7
+	VDIVPS       Y6, Y4, Y4
+	VDIVPS       Y7, Y5, Y5
+	VMULPS       Y4, Y2, Y2
+	VMULPS       Y5, Y3, Y3
+	VMOVAPS      Y2, Y6
+	VMOVAPS      Y3, Y7
+	VFNMADD231PS Y2, Y4, Y6
+	VFNMADD231PS Y3, Y5, Y7
+	VMASKMOVPS   (R8)(CX*4), Y0, Y8
+	VMASKMOVPS   32(R8)(CX*4), Y1, Y9
+	VMASKMOVPS   (DI)(CX*4), Y0, Y10
+	VMASKMOVPS   32(DI)(CX*4), Y1, Y11
+	VMULPS       Y10, Y8, Y10
+	VMULPS       Y11, Y9, Y11
+	VADDPS       Y6, Y4, Y4
+	VADDPS       Y7, Y5, Y5
+	VMULPS       Y4, Y10, Y4
+	VMULPS       Y5, Y11, Y5
+	VMULPS       Y2, Y8, Y2
+	VMULPS       Y3, Y9, Y3
+	VMASKMOVPS   Y2, Y0, (BX)(CX*4)
+	VMASKMOVPS   Y3, Y1, 32(BX)(CX*4)
+	VMASKMOVPS   Y4, Y0, (DX)(CX*4)
+	VMASKMOVPS   Y5, Y1, 32(DX)(CX*4)
 
 done:
 	VZEROUPPER
@@ -1967,102 +1985,106 @@ done:
 // Requires: AVX, AVX2, FMA3
 TEXT ·geluAVX2(SB), NOSPLIT, $0-48
 	MOVQ dst_len+8(FP), AX
-	MOVQ dst_base+0(FP), CX
-	MOVQ x_base+24(FP), DX
-	XORQ BX, BX
+	MOVQ dst_base+0(FP), DX
+	MOVQ x_base+24(FP), BX
+	XORQ CX, CX
 	SUBQ $0x10, AX
 	JLT  rest
 
 loop:
-	VMOVUPS      (DX)(BX*4), Y0
-	VMULPS       Y0, Y0, Y1
-	VMULPS       cbf000000<>+0(SB), Y1, Y1
-	VMOVUPS      c4b400000<>+0(SB), Y2
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Y1, Y2
-	VSUBPS       c4b400000<>+0(SB), Y2, Y3
-	VMOVAPS      Y1, Y4
-	VFNMADD231PS c3f317218<>+0(SB), Y3, Y4
-	VFNMADD231PS cb102e308<>+0(SB), Y3, Y4
-	VMOVUPS      c3ab68885<>+0(SB), Y3
-	VFMADD213PS  c3c0905b7<>+0(SB), Y4, Y3
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Y4, Y3
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Y4, Y3
-	VFMADD213PS  c3f000000<>+0(SB), Y4, Y3
-	VFMADD213PS  c3f800000<>+0(SB), Y4, Y3
-	VFMADD213PS  c3f800000<>+0(SB), Y4, Y3
-	VPSLLD       $0x17, Y2, Y2
-	VPADDD       Y2, Y3, Y3
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y1, Y2
-	VANDPS       Y3, Y2, Y2
-	VCMPPS       $0x16, c42b17217<>+0(SB), Y1, Y3
-	VADDPS       c7f800000<>+0(SB), Y1, Y1
-	VBLENDVPS    Y3, Y1, Y2, Y1
+	VMOVUPS      (BX)(CX*4), Y0
+	VMOVUPS      32(BX)(CX*4), Y1
+	VMULPS       Y0, Y0, Y2
+	VMULPS       Y1, Y1, Y3
+	VMULPS       cbf000000<>+0(SB), Y2, Y2
+	VMULPS       cbf000000<>+0(SB), Y3, Y3
+	VMOVUPS      c4b400000<>+0(SB), Y4
+	VMOVUPS      c4b400000<>+0(SB), Y5
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Y2, Y4
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Y3, Y5
+	VSUBPS       c4b400000<>+0(SB), Y4, Y6
+	VSUBPS       c4b400000<>+0(SB), Y5, Y7
+	VMOVAPS      Y2, Y8
+	VMOVAPS      Y3, Y9
+	VFNMADD231PS c3f317218<>+0(SB), Y6, Y8
+	VFNMADD231PS c3f317218<>+0(SB), Y7, Y9
+	VFNMADD231PS cb102e308<>+0(SB), Y6, Y8
+	VFNMADD231PS cb102e308<>+0(SB), Y7, Y9
+	VMOVUPS      c3ab68885<>+0(SB), Y6
+	VMOVUPS      c3ab68885<>+0(SB), Y7
+	VFMADD213PS  c3c0905b7<>+0(SB), Y8, Y6
+	VFMADD213PS  c3c0905b7<>+0(SB), Y9, Y7
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Y8, Y6
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Y9, Y7
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Y8, Y6
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Y9, Y7
+	VFMADD213PS  c3f000000<>+0(SB), Y8, Y6
+	VFMADD213PS  c3f000000<>+0(SB), Y9, Y7
+	VFMADD213PS  c3f800000<>+0(SB), Y8, Y6
+	VFMADD213PS  c3f800000<>+0(SB), Y9, Y7
+	VFMADD213PS  c3f800000<>+0(SB), Y8, Y6
+	VFMADD213PS  c3f800000<>+0(SB), Y9, Y7
+	VPSLLD       $0x17, Y4, Y4
+	VPADDD       Y4, Y6, Y6
+	VPSLLD       $0x17, Y5, Y5
+	VPADDD       Y5, Y7, Y7
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y2, Y4
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y3, Y5
+	VANDPS       Y6, Y4, Y4
+	VANDPS       Y7, Y5, Y5
+	VCMPPS       $0x16, c42b17217<>+0(SB), Y2, Y6
+	VCMPPS       $0x16, c42b17217<>+0(SB), Y3, Y7
+	VADDPS       c7f800000<>+0(SB), Y2, Y2
+	VADDPS       c7f800000<>+0(SB), Y3, Y3
+	VMOVAPS      Y4, Y4
+	VMOVAPS      Y5, Y5
+	VBLENDVPS    Y6, Y2, Y4, Y4
+	VBLENDVPS    Y7, Y3, Y5, Y5
 	VMOVUPS      c3f800000<>+0(SB), Y2
-	VMOVAPS      Y2, Y3
-	VANDPS       c7fffffff<>+0(SB), Y0, Y4
-	VFMADD231PS  c3eb504f3<>+0(SB), Y4, Y3
-	VDIVPS       Y3, Y2, Y3
-	VMOVUPS      cbcd67909<>+0(SB), Y4
-	VFMADD213PS  c3e0211f0<>+0(SB), Y3, Y4
-	VFMADD213PS  cbe5bccdd<>+0(SB), Y3, Y4
-	VFMADD213PS  c3de02142<>+0(SB), Y3, Y4
-	VFMADD213PS  c3b8cf334<>+0(SB), Y3, Y4
-	VFMADD213PS  c3dc2f716<>+0(SB), Y3, Y4
-	VFMADD213PS  c3dfb64e1<>+0(SB), Y3, Y4
-	VFMADD213PS  c3e107528<>+0(SB), Y3, Y4
-	VFMADD213PS  c3e106eb0<>+0(SB), Y3, Y4
-	VMULPS       Y3, Y4, Y3
-	VMULPS       Y1, Y3, Y1
-	VCMPPS       $0x11, c00000000<>+0(SB), Y0, Y3
-	VSUBPS       Y1, Y2, Y2
-	VBLENDVPS    Y3, Y1, Y2, Y1
-	VMULPS       Y1, Y0, Y0
-	VMOVUPS      Y0, (CX)(BX*4)
-	VMOVUPS      32(DX)(BX*4), Y0
-	VMULPS       Y0, Y0, Y1
-	VMULPS       cbf000000<>+0(SB), Y1, Y1
-	VMOVUPS      c4b400000<>+0(SB), Y2
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Y1, Y2
-	VSUBPS       c4b400000<>+0(SB), Y2, Y3
-	VMOVAPS      Y1, Y4
-	VFNMADD231PS c3f317218<>+0(SB), Y3, Y4
-	VFNMADD231PS cb102e308<>+0(SB), Y3, Y4
-	VMOVUPS      c3ab68885<>+0(SB), Y3
-	VFMADD213PS  c3c0905b7<>+0(SB), Y4, Y3
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Y4, Y3
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Y4, Y3
-	VFMADD213PS  c3f000000<>+0(SB), Y4, Y3
-	VFMADD213PS  c3f800000<>+0(SB), Y4, Y3
-	VFMADD213PS  c3f800000<>+0(SB), Y4, Y3
-	VPSLLD       $0x17, Y2, Y2
-	VPADDD       Y2, Y3, Y3
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y1, Y2
-	VANDPS       Y3, Y2, Y2
-	VCMPPS       $0x16, c42b17217<>+0(SB), Y1, Y3
-	VADDPS       c7f800000<>+0(SB), Y1, Y1
-	VBLENDVPS    Y3, Y1, Y2, Y1
-	VMOVUPS      c3f800000<>+0(SB), Y2
-	VMOVAPS      Y2, Y3
-	VANDPS       c7fffffff<>+0(SB), Y0, Y4
-	VFMADD231PS  c3eb504f3<>+0(SB), Y4, Y3
-	VDIVPS       Y3, Y2, Y3
-	VMOVUPS      cbcd67909<>+0(SB), Y4
-	VFMADD213PS  c3e0211f0<>+0(SB), Y3, Y4
-	VFMADD213PS  cbe5bccdd<>+0(SB), Y3, Y4
-	VFMADD213PS  c3de02142<>+0(SB), Y3, Y4
-	VFMADD213PS  c3b8cf334<>+0(SB), Y3, Y4
-	VFMADD213PS  c3dc2f716<>+0(SB), Y3, Y4
-	VFMADD213PS  c3dfb64e1<>+0(SB), Y3, Y4
-	VFMADD213PS  c3e107528<>+0(SB), Y3, Y4
-	VFMADD213PS  c3e106eb0<>+0(SB), Y3, Y4
-	VMULPS       Y3, Y4, Y3
-	VMULPS       Y1, Y3, Y1
-	VCMPPS       $0x11, c00000000<>+0(SB), Y0, Y3
-	VSUBPS       Y1, Y2, Y2
-	VBLENDVPS    Y3, Y1, Y2, Y1
-	VMULPS       Y1, Y0, Y0
-	VMOVUPS      Y0, 32(CX)(BX*4)
-	ADDQ         $0x10, BX
+	VMOVUPS      c3f800000<>+0(SB), Y3
+	VMOVAPS      Y2, Y6
+	VMOVAPS      Y3, Y7
+	VANDPS       c7fffffff<>+0(SB), Y0, Y8
+	VANDPS       c7fffffff<>+0(SB), Y1, Y9
+	VFMADD231PS  c3eb504f3<>+0(SB), Y8, Y6
+	VFMADD231PS  c3eb504f3<>+0(SB), Y9, Y7
+	VDIVPS       Y6, Y2, Y6
+	VDIVPS       Y7, Y3, Y7
+	VMOVUPS      cbcd67909<>+0(SB), Y8
+	VMOVUPS      cbcd67909<>+0(SB), Y9
+	VFMADD213PS  c3e0211f0<>+0(SB), Y6, Y8
+	VFMADD213PS  c3e0211f0<>+0(SB), Y7, Y9
+	VFMADD213PS  cbe5bccdd<>+0(SB), Y6, Y8
+	VFMADD213PS  cbe5bccdd<>+0(SB), Y7, Y9
+	VFMADD213PS  c3de02142<>+0(SB), Y6, Y8
+	VFMADD213PS  c3de02142<>+0(SB), Y7, Y9
+	VFMADD213PS  c3b8cf334<>+0(SB), Y6, Y8
+	VFMADD213PS  c3b8cf334<>+0(SB), Y7, Y9
+	VFMADD213PS  c3dc2f716<>+0(SB), Y6, Y8
+	VFMADD213PS  c3dc2f716<>+0(SB), Y7, Y9
+	VFMADD213PS  c3dfb64e1<>+0(SB), Y6, Y8
+	VFMADD213PS  c3dfb64e1<>+0(SB), Y7, Y9
+	VFMADD213PS  c3e107528<>+0(SB), Y6, Y8
+	VFMADD213PS  c3e107528<>+0(SB), Y7, Y9
+	VFMADD213PS  c3e106eb0<>+0(SB), Y6, Y8
+	VFMADD213PS  c3e106eb0<>+0(SB), Y7, Y9
+	VMULPS       Y6, Y8, Y6
+	VMULPS       Y7, Y9, Y7
+	VMULPS       Y4, Y6, Y4
+	VMULPS       Y5, Y7, Y5
+	VCMPPS       $0x11, c00000000<>+0(SB), Y0, Y6
+	VCMPPS       $0x11, c00000000<>+0(SB), Y1, Y7
+	VSUBPS       Y4, Y2, Y2
+	VSUBPS       Y5, Y3, Y3
+	VMOVAPS      Y2, Y2
+	VMOVAPS      Y3, Y3
+	VBLENDVPS    Y6, Y4, Y2, Y2
+	VBLENDVPS    Y7, Y5, Y3, Y3
+	VMULPS       Y2, Y0, Y0
+	VMULPS       Y3, Y1, Y1
+	VMOVUPS      Y0, (DX)(CX*4)
+	VMOVUPS      Y1, 32(DX)(CX*4)
+	ADDQ         $0x10, CX
 	SUBQ         $0x10, AX
 	JGE          loop
 
@@ -2072,97 +2094,101 @@ rest:
 	VMOVD        AX, X0
 	VPBROADCASTD X0, Y0
 	VPCMPGTD     iota<>+0(SB), Y0, Y0
-	VMASKMOVPS   (DX)(BX*4), Y0, Y1
-	VMULPS       Y1, Y1, Y2
-	VMULPS       cbf000000<>+0(SB), Y2, Y2
-	VMOVUPS      c4b400000<>+0(SB), Y3
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Y2, Y3
-	VSUBPS       c4b400000<>+0(SB), Y3, Y4
-	VMOVAPS      Y2, Y5
-	VFNMADD231PS c3f317218<>+0(SB), Y4, Y5
-	VFNMADD231PS cb102e308<>+0(SB), Y4, Y5
-	VMOVUPS      c3ab68885<>+0(SB), Y4
-	VFMADD213PS  c3c0905b7<>+0(SB), Y5, Y4
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Y5, Y4
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f000000<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f800000<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f800000<>+0(SB), Y5, Y4
-	VPSLLD       $0x17, Y3, Y3
-	VPADDD       Y3, Y4, Y4
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y2, Y3
-	VANDPS       Y4, Y3, Y3
-	VCMPPS       $0x16, c42b17217<>+0(SB), Y2, Y4
-	VADDPS       c7f800000<>+0(SB), Y2, Y2
-	VBLENDVPS    Y4, Y2, Y3, Y2
-	VMOVUPS      c3f800000<>+0(SB), Y3
-	VMOVAPS      Y3, Y4
-	VANDPS       c7fffffff<>+0(SB), Y1, Y5
-	VFMADD231PS  c3eb504f3<>+0(SB), Y5, Y4
-	VDIVPS       Y4, Y3, Y4
-	VMOVUPS      cbcd67909<>+0(SB), Y5
-	VFMADD213PS  c3e0211f0<>+0(SB), Y4, Y5
-	VFMADD213PS  cbe5bccdd<>+0(SB), Y4, Y5
-	VFMADD213PS  c3de02142<>+0(SB), Y4, Y5
-	VFMADD213PS  c3b8cf334<>+0(SB), Y4, Y5
-	VFMADD213PS  c3dc2f716<>+0(SB), Y4, Y5
-	VFMADD213PS  c3dfb64e1<>+0(SB), Y4, Y5
-	VFMADD213PS  c3e107528<>+0(SB), Y4, Y5
-	VFMADD213PS  c3e106eb0<>+0(SB), Y4, Y5
-	VMULPS       Y4, Y5, Y4
-	VMULPS       Y2, Y4, Y2
-	VCMPPS       $0x11, c00000000<>+0(SB), Y1, Y4
-	VSUBPS       Y2, Y3, Y3
-	VBLENDVPS    Y4, Y2, Y3, Y2
-	VMULPS       Y2, Y1, Y1
-	VMASKMOVPS   Y1, Y0, (CX)(BX*4)
-	VMOVD        AX, X0
-	VPBROADCASTD X0, Y0
-	VPCMPGTD     iota<>+32(SB), Y0, Y0
-	VMASKMOVPS   32(DX)(BX*4), Y0, Y1
-	VMULPS       Y1, Y1, Y2
-	VMULPS       cbf000000<>+0(SB), Y2, Y2
-	VMOVUPS      c4b400000<>+0(SB), Y3
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Y2, Y3
-	VSUBPS       c4b400000<>+0(SB), Y3, Y4
-	VMOVAPS      Y2, Y5
-	VFNMADD231PS c3f317218<>+0(SB), Y4, Y5
-	VFNMADD231PS cb102e308<>+0(SB), Y4, Y5
-	VMOVUPS      c3ab68885<>+0(SB), Y4
-	VFMADD213PS  c3c0905b7<>+0(SB), Y5, Y4
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Y5, Y4
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f000000<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f800000<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f800000<>+0(SB), Y5, Y4
-	VPSLLD       $0x17, Y3, Y3
-	VPADDD       Y3, Y4, Y4
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y2, Y3
-	VANDPS       Y4, Y3, Y3
-	VCMPPS       $0x16, c42b17217<>+0(SB), Y2, Y4
-	VADDPS       c7f800000<>+0(SB), Y2, Y2
-	VBLENDVPS    Y4, Y2, Y3, Y2
-	VMOVUPS      c3f800000<>+0(SB), Y3
-	VMOVAPS      Y3, Y4
-	VANDPS       c7fffffff<>+0(SB), Y1, Y5
-	VFMADD231PS  c3eb504f3<>+0(SB), Y5, Y4
-	VDIVPS       Y4, Y3, Y4
-	VMOVUPS      cbcd67909<>+0(SB), Y5
-	VFMADD213PS  c3e0211f0<>+0(SB), Y4, Y5
-	VFMADD213PS  cbe5bccdd<>+0(SB), Y4, Y5
-	VFMADD213PS  c3de02142<>+0(SB), Y4, Y5
-	VFMADD213PS  c3b8cf334<>+0(SB), Y4, Y5
-	VFMADD213PS  c3dc2f716<>+0(SB), Y4, Y5
-	VFMADD213PS  c3dfb64e1<>+0(SB), Y4, Y5
-	VFMADD213PS  c3e107528<>+0(SB), Y4, Y5
-	VFMADD213PS  c3e106eb0<>+0(SB), Y4, Y5
-	VMULPS       Y4, Y5, Y4
-	VMULPS       Y2, Y4, Y2
-	VCMPPS       $0x11, c00000000<>+0(SB), Y1, Y4
-	VSUBPS       Y2, Y3, Y3
-	VBLENDVPS    Y4, Y2, Y3, Y2
-	VMULPS       Y2, Y1, Y1
-	VMASKMOVPS   Y1, Y0, 32(CX)(BX*4)
+	VMOVD        AX, X1
+	VPBROADCASTD X1, Y1
+	VPCMPGTD     iota<>+32(SB), Y1, Y1
+	VMASKMOVPS   (BX)(CX*4), Y0, Y2
+	VMASKMOVPS   32(BX)(CX*4), Y1, Y3
+	VMULPS       Y2, Y2, Y4
+	VMULPS       Y3, Y3, Y5
+	VMULPS       cbf000000<>+0(SB), Y4, Y4
+	VMULPS       cbf000000<>+0(SB), Y5, Y5
+	VMOVUPS      c4b400000<>+0(SB), Y6
+	VMOVUPS      c4b400000<>+0(SB), Y7
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Y4, Y6
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Y5, Y7
+	VSUBPS       c4b400000<>+0(SB), Y6, Y8
+	VSUBPS       c4b400000<>+0(SB), Y7, Y9
+	VMOVAPS      Y4, Y10
+	VMOVAPS      Y5, Y11
+	VFNMADD231PS c3f317218<>+0(SB), Y8, Y10
+	VFNMADD231PS c3f317218<>+0(SB), Y9, Y11
+	VFNMADD231PS cb102e308<>+0(SB), Y8, Y10
+	VFNMADD231PS cb102e308<>+0(SB), Y9, Y11
+	VMOVUPS      c3ab68885<>+0(SB), Y8
+	VMOVUPS      c3ab68885<>+0(SB), Y9
+	VFMADD213PS  c3c0905b7<>+0(SB), Y10, Y8
+	VFMADD213PS  c3c0905b7<>+0(SB), Y11, Y9
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Y10, Y8
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Y11, Y9
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Y10, Y8
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Y11, Y9
+	VFMADD213PS  c3f000000<>+0(SB), Y10, Y8
+	VFMADD213PS  c3f000000<>+0(SB), Y11, Y9
+	VFMADD213PS  c3f800000<>+0(SB), Y10, Y8
+	VFMADD213PS  c3f800000<>+0(SB), Y11, Y9
+	VFMADD213PS  c3f800000<>+0(SB), Y10, Y8
+	VFMADD213PS  c3f800000<>+0(SB), Y11, Y9
+	VPSLLD       $0x17, Y6, Y6
+	VPADDD       Y6, Y8, Y8
+	VPSLLD       $0x17, Y7, Y7
+	VPADDD       Y7, Y9, Y9
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y4, Y6
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y5, Y7
+	VANDPS       Y8, Y6, Y6
+	VANDPS       Y9, Y7, Y7
+	VCMPPS       $0x16, c42b17217<>+0(SB), Y4, Y8
+	VCMPPS       $0x16, c42b17217<>+0(SB), Y5, Y9
+	VADDPS       c7f800000<>+0(SB), Y4, Y4
+	VADDPS       c7f800000<>+0(SB), Y5, Y5
+	VMOVAPS      Y6, Y6
+	VMOVAPS      Y7, Y7
+	VBLENDVPS    Y8, Y4, Y6, Y6
+	VBLENDVPS    Y9, Y5, Y7, Y7
+	VMOVUPS      c3f800000<>+0(SB), Y4
+	VMOVUPS      c3f800000<>+0(SB), Y5
+	VMOVAPS      Y4, Y8
+	VMOVAPS      Y5, Y9
+	VANDPS       c7fffffff<>+0(SB), Y2, Y10
+	VANDPS       c7fffffff<>+0(SB), Y3, Y11
+	VFMADD231PS  c3eb504f3<>+0(SB), Y10, Y8
+	VFMADD231PS  c3eb504f3<>+0(SB), Y11, Y9
+	VDIVPS       Y8, Y4, Y8
+	VDIVPS       Y9, Y5, Y9
+	VMOVUPS      cbcd67909<>+0(SB), Y10
+	VMOVUPS      cbcd67909<>+0(SB), Y11
+	VFMADD213PS  c3e0211f0<>+0(SB), Y8, Y10
+	VFMADD213PS  c3e0211f0<>+0(SB), Y9, Y11
+	VFMADD213PS  cbe5bccdd<>+0(SB), Y8, Y10
+	VFMADD213PS  cbe5bccdd<>+0(SB), Y9, Y11
+	VFMADD213PS  c3de02142<>+0(SB), Y8, Y10
+	VFMADD213PS  c3de02142<>+0(SB), Y9, Y11
+	VFMADD213PS  c3b8cf334<>+0(SB), Y8, Y10
+	VFMADD213PS  c3b8cf334<>+0(SB), Y9, Y11
+	VFMADD213PS  c3dc2f716<>+0(SB), Y8, Y10
+	VFMADD213PS  c3dc2f716<>+0(SB), Y9, Y11
+	VFMADD213PS  c3dfb64e1<>+0(SB), Y8, Y10
+	VFMADD213PS  c3dfb64e1<>+0(SB), Y9, Y11
+	VFMADD213PS  c3e107528<>+0(SB), Y8, Y10
+	VFMADD213PS  c3e107528<>+0(SB), Y9, Y11
+	VFMADD213PS  c3e106eb0<>+0(SB), Y8, Y10
+	VFMADD213PS  c3e106eb0<>+0(SB), Y9, Y11
+	VMULPS       Y8, Y10, Y8
+	VMULPS       Y9, Y11, Y9
+	VMULPS       Y6, Y8, Y6
+	VMULPS       Y7, Y9, Y7
+	VCMPPS       $0x11, c00000000<>+0(SB), Y2, Y8
+	VCMPPS       $0x11, c00000000<>+0(SB), Y3, Y9
+	VSUBPS       Y6, Y4, Y4
+	VSUBPS       Y7, Y5, Y5
+	VMOVAPS      Y4, Y4
+	VMOVAPS      Y5, Y5
+	VBLENDVPS    Y8, Y6, Y4, Y4
+	VBLENDVPS    Y9, Y7, Y5, Y5
+	VMULPS       Y4, Y2, Y2
+	VMULPS       Y5, Y3, Y3
+	VMASKMOVPS   Y2, Y0, (DX)(CX*4)
+	VMASKMOVPS   Y3, Y1, 32(DX)(CX*4)
 
 done:
 	VZEROUPPER
@@ -2406,109 +2432,113 @@ GLOBL c00000000<>(SB), RODATA|NOPTR, $64
 // Requires: AVX, AVX2, FMA3
 TEXT ·geluBackwardAVX2(SB), NOSPLIT, $0-72
 	MOVQ dx_len+8(FP), AX
-	MOVQ dx_base+0(FP), CX
-	MOVQ x_base+24(FP), DX
-	MOVQ dy_base+48(FP), BX
-	XORQ SI, SI
+	MOVQ dx_base+0(FP), DX
+	MOVQ x_base+24(FP), BX
+	MOVQ dy_base+48(FP), SI
+	XORQ CX, CX
 	SUBQ $0x10, AX
 	JLT  rest
 
 loop:
-	VMOVUPS      (DX)(SI*4), Y0
-	VMULPS       Y0, Y0, Y1
-	VMULPS       cbf000000<>+0(SB), Y1, Y1
-	VMOVUPS      c4b400000<>+0(SB), Y2
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Y1, Y2
-	VSUBPS       c4b400000<>+0(SB), Y2, Y3
-	VMOVAPS      Y1, Y4
-	VFNMADD231PS c3f317218<>+0(SB), Y3, Y4
-	VFNMADD231PS cb102e308<>+0(SB), Y3, Y4
-	VMOVUPS      c3ab68885<>+0(SB), Y3
-	VFMADD213PS  c3c0905b7<>+0(SB), Y4, Y3
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Y4, Y3
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Y4, Y3
-	VFMADD213PS  c3f000000<>+0(SB), Y4, Y3
-	VFMADD213PS  c3f800000<>+0(SB), Y4, Y3
-	VFMADD213PS  c3f800000<>+0(SB), Y4, Y3
-	VPSLLD       $0x17, Y2, Y2
-	VPADDD       Y2, Y3, Y3
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y1, Y2
-	VANDPS       Y3, Y2, Y2
-	VCMPPS       $0x16, c42b17217<>+0(SB), Y1, Y3
-	VADDPS       c7f800000<>+0(SB), Y1, Y1
-	VBLENDVPS    Y3, Y1, Y2, Y1
+	VMOVUPS      (BX)(CX*4), Y0
+	VMOVUPS      32(BX)(CX*4), Y1
+	VMULPS       Y0, Y0, Y2
+	VMULPS       Y1, Y1, Y3
+	VMULPS       cbf000000<>+0(SB), Y2, Y2
+	VMULPS       cbf000000<>+0(SB), Y3, Y3
+	VMOVUPS      c4b400000<>+0(SB), Y4
+	VMOVUPS      c4b400000<>+0(SB), Y5
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Y2, Y4
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Y3, Y5
+	VSUBPS       c4b400000<>+0(SB), Y4, Y6
+	VSUBPS       c4b400000<>+0(SB), Y5, Y7
+	VMOVAPS      Y2, Y8
+	VMOVAPS      Y3, Y9
+	VFNMADD231PS c3f317218<>+0(SB), Y6, Y8
+	VFNMADD231PS c3f317218<>+0(SB), Y7, Y9
+	VFNMADD231PS cb102e308<>+0(SB), Y6, Y8
+	VFNMADD231PS cb102e308<>+0(SB), Y7, Y9
+	VMOVUPS      c3ab68885<>+0(SB), Y6
+	VMOVUPS      c3ab68885<>+0(SB), Y7
+	VFMADD213PS  c3c0905b7<>+0(SB), Y8, Y6
+	VFMADD213PS  c3c0905b7<>+0(SB), Y9, Y7
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Y8, Y6
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Y9, Y7
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Y8, Y6
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Y9, Y7
+	VFMADD213PS  c3f000000<>+0(SB), Y8, Y6
+	VFMADD213PS  c3f000000<>+0(SB), Y9, Y7
+	VFMADD213PS  c3f800000<>+0(SB), Y8, Y6
+	VFMADD213PS  c3f800000<>+0(SB), Y9, Y7
+	VFMADD213PS  c3f800000<>+0(SB), Y8, Y6
+	VFMADD213PS  c3f800000<>+0(SB), Y9, Y7
+	VPSLLD       $0x17, Y4, Y4
+	VPADDD       Y4, Y6, Y6
+	VPSLLD       $0x17, Y5, Y5
+	VPADDD       Y5, Y7, Y7
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y2, Y4
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y3, Y5
+	VANDPS       Y6, Y4, Y4
+	VANDPS       Y7, Y5, Y5
+	VCMPPS       $0x16, c42b17217<>+0(SB), Y2, Y6
+	VCMPPS       $0x16, c42b17217<>+0(SB), Y3, Y7
+	VADDPS       c7f800000<>+0(SB), Y2, Y2
+	VADDPS       c7f800000<>+0(SB), Y3, Y3
+	VMOVAPS      Y4, Y4
+	VMOVAPS      Y5, Y5
+	VBLENDVPS    Y6, Y2, Y4, Y4
+	VBLENDVPS    Y7, Y3, Y5, Y5
 	VMOVUPS      c3f800000<>+0(SB), Y2
-	VMOVAPS      Y2, Y3
-	VANDPS       c7fffffff<>+0(SB), Y0, Y4
-	VFMADD231PS  c3eb504f3<>+0(SB), Y4, Y3
-	VDIVPS       Y3, Y2, Y3
-	VMOVUPS      cbcd67909<>+0(SB), Y4
-	VFMADD213PS  c3e0211f0<>+0(SB), Y3, Y4
-	VFMADD213PS  cbe5bccdd<>+0(SB), Y3, Y4
-	VFMADD213PS  c3de02142<>+0(SB), Y3, Y4
-	VFMADD213PS  c3b8cf334<>+0(SB), Y3, Y4
-	VFMADD213PS  c3dc2f716<>+0(SB), Y3, Y4
-	VFMADD213PS  c3dfb64e1<>+0(SB), Y3, Y4
-	VFMADD213PS  c3e107528<>+0(SB), Y3, Y4
-	VFMADD213PS  c3e106eb0<>+0(SB), Y3, Y4
-	VMULPS       Y3, Y4, Y3
-	VMULPS       Y1, Y3, Y3
-	VCMPPS       $0x11, c00000000<>+0(SB), Y0, Y4
-	VSUBPS       Y3, Y2, Y2
-	VBLENDVPS    Y4, Y3, Y2, Y2
-	VMULPS       c3ecc422a<>+0(SB), Y1, Y1
-	VFMADD231PS  Y1, Y0, Y2
-	VMOVUPS      (BX)(SI*4), Y0
+	VMOVUPS      c3f800000<>+0(SB), Y3
+	VMOVAPS      Y2, Y6
+	VMOVAPS      Y3, Y7
+	VANDPS       c7fffffff<>+0(SB), Y0, Y8
+	VANDPS       c7fffffff<>+0(SB), Y1, Y9
+	VFMADD231PS  c3eb504f3<>+0(SB), Y8, Y6
+	VFMADD231PS  c3eb504f3<>+0(SB), Y9, Y7
+	VDIVPS       Y6, Y2, Y6
+	VDIVPS       Y7, Y3, Y7
+	VMOVUPS      cbcd67909<>+0(SB), Y8
+	VMOVUPS      cbcd67909<>+0(SB), Y9
+	VFMADD213PS  c3e0211f0<>+0(SB), Y6, Y8
+	VFMADD213PS  c3e0211f0<>+0(SB), Y7, Y9
+	VFMADD213PS  cbe5bccdd<>+0(SB), Y6, Y8
+	VFMADD213PS  cbe5bccdd<>+0(SB), Y7, Y9
+	VFMADD213PS  c3de02142<>+0(SB), Y6, Y8
+	VFMADD213PS  c3de02142<>+0(SB), Y7, Y9
+	VFMADD213PS  c3b8cf334<>+0(SB), Y6, Y8
+	VFMADD213PS  c3b8cf334<>+0(SB), Y7, Y9
+	VFMADD213PS  c3dc2f716<>+0(SB), Y6, Y8
+	VFMADD213PS  c3dc2f716<>+0(SB), Y7, Y9
+	VFMADD213PS  c3dfb64e1<>+0(SB), Y6, Y8
+	VFMADD213PS  c3dfb64e1<>+0(SB), Y7, Y9
+	VFMADD213PS  c3e107528<>+0(SB), Y6, Y8
+	VFMADD213PS  c3e107528<>+0(SB), Y7, Y9
+	VFMADD213PS  c3e106eb0<>+0(SB), Y6, Y8
+	VFMADD213PS  c3e106eb0<>+0(SB), Y7, Y9
+	VMULPS       Y6, Y8, Y6
+	VMULPS       Y7, Y9, Y7
+	VMULPS       Y4, Y6, Y6
+	VMULPS       Y5, Y7, Y7
+	VCMPPS       $0x11, c00000000<>+0(SB), Y0, Y8
+	VCMPPS       $0x11, c00000000<>+0(SB), Y1, Y9
+	VSUBPS       Y6, Y2, Y2
+	VSUBPS       Y7, Y3, Y3
+	VMOVAPS      Y2, Y2
+	VMOVAPS      Y3, Y3
+	VBLENDVPS    Y8, Y6, Y2, Y2
+	VBLENDVPS    Y9, Y7, Y3, Y3
+	VMULPS       c3ecc422a<>+0(SB), Y4, Y4
+	VMULPS       c3ecc422a<>+0(SB), Y5, Y5
+	VFMADD231PS  Y4, Y0, Y2
+	VFMADD231PS  Y5, Y1, Y3
+	VMOVUPS      (SI)(CX*4), Y0
+	VMOVUPS      32(SI)(CX*4), Y1
 	VMULPS       Y0, Y2, Y0
-	VMOVUPS      Y0, (CX)(SI*4)
-	VMOVUPS      32(DX)(SI*4), Y0
-	VMULPS       Y0, Y0, Y1
-	VMULPS       cbf000000<>+0(SB), Y1, Y1
-	VMOVUPS      c4b400000<>+0(SB), Y2
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Y1, Y2
-	VSUBPS       c4b400000<>+0(SB), Y2, Y3
-	VMOVAPS      Y1, Y4
-	VFNMADD231PS c3f317218<>+0(SB), Y3, Y4
-	VFNMADD231PS cb102e308<>+0(SB), Y3, Y4
-	VMOVUPS      c3ab68885<>+0(SB), Y3
-	VFMADD213PS  c3c0905b7<>+0(SB), Y4, Y3
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Y4, Y3
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Y4, Y3
-	VFMADD213PS  c3f000000<>+0(SB), Y4, Y3
-	VFMADD213PS  c3f800000<>+0(SB), Y4, Y3
-	VFMADD213PS  c3f800000<>+0(SB), Y4, Y3
-	VPSLLD       $0x17, Y2, Y2
-	VPADDD       Y2, Y3, Y3
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y1, Y2
-	VANDPS       Y3, Y2, Y2
-	VCMPPS       $0x16, c42b17217<>+0(SB), Y1, Y3
-	VADDPS       c7f800000<>+0(SB), Y1, Y1
-	VBLENDVPS    Y3, Y1, Y2, Y1
-	VMOVUPS      c3f800000<>+0(SB), Y2
-	VMOVAPS      Y2, Y3
-	VANDPS       c7fffffff<>+0(SB), Y0, Y4
-	VFMADD231PS  c3eb504f3<>+0(SB), Y4, Y3
-	VDIVPS       Y3, Y2, Y3
-	VMOVUPS      cbcd67909<>+0(SB), Y4
-	VFMADD213PS  c3e0211f0<>+0(SB), Y3, Y4
-	VFMADD213PS  cbe5bccdd<>+0(SB), Y3, Y4
-	VFMADD213PS  c3de02142<>+0(SB), Y3, Y4
-	VFMADD213PS  c3b8cf334<>+0(SB), Y3, Y4
-	VFMADD213PS  c3dc2f716<>+0(SB), Y3, Y4
-	VFMADD213PS  c3dfb64e1<>+0(SB), Y3, Y4
-	VFMADD213PS  c3e107528<>+0(SB), Y3, Y4
-	VFMADD213PS  c3e106eb0<>+0(SB), Y3, Y4
-	VMULPS       Y3, Y4, Y3
-	VMULPS       Y1, Y3, Y3
-	VCMPPS       $0x11, c00000000<>+0(SB), Y0, Y4
-	VSUBPS       Y3, Y2, Y2
-	VBLENDVPS    Y4, Y3, Y2, Y2
-	VMULPS       c3ecc422a<>+0(SB), Y1, Y1
-	VFMADD231PS  Y1, Y0, Y2
-	VMOVUPS      32(BX)(SI*4), Y0
-	VMULPS       Y0, Y2, Y0
-	VMOVUPS      Y0, 32(CX)(SI*4)
-	ADDQ         $0x10, SI
+	VMULPS       Y1, Y3, Y1
+	VMOVUPS      Y0, (DX)(CX*4)
+	VMOVUPS      Y1, 32(DX)(CX*4)
+	ADDQ         $0x10, CX
 	SUBQ         $0x10, AX
 	JGE          loop
 
@@ -2518,103 +2548,107 @@ rest:
 	VMOVD        AX, X0
 	VPBROADCASTD X0, Y0
 	VPCMPGTD     iota<>+0(SB), Y0, Y0
-	VMASKMOVPS   (DX)(SI*4), Y0, Y1
-	VMULPS       Y1, Y1, Y2
-	VMULPS       cbf000000<>+0(SB), Y2, Y2
-	VMOVUPS      c4b400000<>+0(SB), Y3
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Y2, Y3
-	VSUBPS       c4b400000<>+0(SB), Y3, Y4
-	VMOVAPS      Y2, Y5
-	VFNMADD231PS c3f317218<>+0(SB), Y4, Y5
-	VFNMADD231PS cb102e308<>+0(SB), Y4, Y5
-	VMOVUPS      c3ab68885<>+0(SB), Y4
-	VFMADD213PS  c3c0905b7<>+0(SB), Y5, Y4
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Y5, Y4
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f000000<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f800000<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f800000<>+0(SB), Y5, Y4
-	VPSLLD       $0x17, Y3, Y3
-	VPADDD       Y3, Y4, Y4
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y2, Y3
-	VANDPS       Y4, Y3, Y3
-	VCMPPS       $0x16, c42b17217<>+0(SB), Y2, Y4
-	VADDPS       c7f800000<>+0(SB), Y2, Y2
-	VBLENDVPS    Y4, Y2, Y3, Y2
-	VMOVUPS      c3f800000<>+0(SB), Y3
-	VMOVAPS      Y3, Y4
-	VANDPS       c7fffffff<>+0(SB), Y1, Y5
-	VFMADD231PS  c3eb504f3<>+0(SB), Y5, Y4
-	VDIVPS       Y4, Y3, Y4
-	VMOVUPS      cbcd67909<>+0(SB), Y5
-	VFMADD213PS  c3e0211f0<>+0(SB), Y4, Y5
-	VFMADD213PS  cbe5bccdd<>+0(SB), Y4, Y5
-	VFMADD213PS  c3de02142<>+0(SB), Y4, Y5
-	VFMADD213PS  c3b8cf334<>+0(SB), Y4, Y5
-	VFMADD213PS  c3dc2f716<>+0(SB), Y4, Y5
-	VFMADD213PS  c3dfb64e1<>+0(SB), Y4, Y5
-	VFMADD213PS  c3e107528<>+0(SB), Y4, Y5
-	VFMADD213PS  c3e106eb0<>+0(SB), Y4, Y5
-	VMULPS       Y4, Y5, Y4
-	VMULPS       Y2, Y4, Y4
-	VCMPPS       $0x11, c00000000<>+0(SB), Y1, Y5
-	VSUBPS       Y4, Y3, Y3
-	VBLENDVPS    Y5, Y4, Y3, Y3
-	VMULPS       c3ecc422a<>+0(SB), Y2, Y2
-	VFMADD231PS  Y2, Y1, Y3
-	VMASKMOVPS   (BX)(SI*4), Y0, Y1
-	VMULPS       Y1, Y3, Y1
-	VMASKMOVPS   Y1, Y0, (CX)(SI*4)
-	VMOVD        AX, X0
-	VPBROADCASTD X0, Y0
-	VPCMPGTD     iota<>+32(SB), Y0, Y0
-	VMASKMOVPS   32(DX)(SI*4), Y0, Y1
-	VMULPS       Y1, Y1, Y2
-	VMULPS       cbf000000<>+0(SB), Y2, Y2
-	VMOVUPS      c4b400000<>+0(SB), Y3
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Y2, Y3
-	VSUBPS       c4b400000<>+0(SB), Y3, Y4
-	VMOVAPS      Y2, Y5
-	VFNMADD231PS c3f317218<>+0(SB), Y4, Y5
-	VFNMADD231PS cb102e308<>+0(SB), Y4, Y5
-	VMOVUPS      c3ab68885<>+0(SB), Y4
-	VFMADD213PS  c3c0905b7<>+0(SB), Y5, Y4
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Y5, Y4
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f000000<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f800000<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f800000<>+0(SB), Y5, Y4
-	VPSLLD       $0x17, Y3, Y3
-	VPADDD       Y3, Y4, Y4
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y2, Y3
-	VANDPS       Y4, Y3, Y3
-	VCMPPS       $0x16, c42b17217<>+0(SB), Y2, Y4
-	VADDPS       c7f800000<>+0(SB), Y2, Y2
-	VBLENDVPS    Y4, Y2, Y3, Y2
-	VMOVUPS      c3f800000<>+0(SB), Y3
-	VMOVAPS      Y3, Y4
-	VANDPS       c7fffffff<>+0(SB), Y1, Y5
-	VFMADD231PS  c3eb504f3<>+0(SB), Y5, Y4
-	VDIVPS       Y4, Y3, Y4
-	VMOVUPS      cbcd67909<>+0(SB), Y5
-	VFMADD213PS  c3e0211f0<>+0(SB), Y4, Y5
-	VFMADD213PS  cbe5bccdd<>+0(SB), Y4, Y5
-	VFMADD213PS  c3de02142<>+0(SB), Y4, Y5
-	VFMADD213PS  c3b8cf334<>+0(SB), Y4, Y5
-	VFMADD213PS  c3dc2f716<>+0(SB), Y4, Y5
-	VFMADD213PS  c3dfb64e1<>+0(SB), Y4, Y5
-	VFMADD213PS  c3e107528<>+0(SB), Y4, Y5
-	VFMADD213PS  c3e106eb0<>+0(SB), Y4, Y5
-	VMULPS       Y4, Y5, Y4
-	VMULPS       Y2, Y4, Y4
-	VCMPPS       $0x11, c00000000<>+0(SB), Y1, Y5
-	VSUBPS       Y4, Y3, Y3
-	VBLENDVPS    Y5, Y4, Y3, Y3
-	VMULPS       c3ecc422a<>+0(SB), Y2, Y2
-	VFMADD231PS  Y2, Y1, Y3
-	VMASKMOVPS   32(BX)(SI*4), Y0, Y1
-	VMULPS       Y1, Y3, Y1
-	VMASKMOVPS   Y1, Y0, 32(CX)(SI*4)
+	VMOVD        AX, X1
+	VPBROADCASTD X1, Y1
+	VPCMPGTD     iota<>+32(SB), Y1, Y1
+	VMASKMOVPS   (BX)(CX*4), Y0, Y2
+	VMASKMOVPS   32(BX)(CX*4), Y1, Y3
+	VMULPS       Y2, Y2, Y4
+	VMULPS       Y3, Y3, Y5
+	VMULPS       cbf000000<>+0(SB), Y4, Y4
+	VMULPS       cbf000000<>+0(SB), Y5, Y5
+	VMOVUPS      c4b400000<>+0(SB), Y6
+	VMOVUPS      c4b400000<>+0(SB), Y7
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Y4, Y6
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Y5, Y7
+	VSUBPS       c4b400000<>+0(SB), Y6, Y8
+	VSUBPS       c4b400000<>+0(SB), Y7, Y9
+	VMOVAPS      Y4, Y10
+	VMOVAPS      Y5, Y11
+	VFNMADD231PS c3f317218<>+0(SB), Y8, Y10
+	VFNMADD231PS c3f317218<>+0(SB), Y9, Y11
+	VFNMADD231PS cb102e308<>+0(SB), Y8, Y10
+	VFNMADD231PS cb102e308<>+0(SB), Y9, Y11
+	VMOVUPS      c3ab68885<>+0(SB), Y8
+	VMOVUPS      c3ab68885<>+0(SB), Y9
+	VFMADD213PS  c3c0905b7<>+0(SB), Y10, Y8
+	VFMADD213PS  c3c0905b7<>+0(SB), Y11, Y9
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Y10, Y8
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Y11, Y9
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Y10, Y8
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Y11, Y9
+	VFMADD213PS  c3f000000<>+0(SB), Y10, Y8
+	VFMADD213PS  c3f000000<>+0(SB), Y11, Y9
+	VFMADD213PS  c3f800000<>+0(SB), Y10, Y8
+	VFMADD213PS  c3f800000<>+0(SB), Y11, Y9
+	VFMADD213PS  c3f800000<>+0(SB), Y10, Y8
+	VFMADD213PS  c3f800000<>+0(SB), Y11, Y9
+	VPSLLD       $0x17, Y6, Y6
+	VPADDD       Y6, Y8, Y8
+	VPSLLD       $0x17, Y7, Y7
+	VPADDD       Y7, Y9, Y9
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y4, Y6
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y5, Y7
+	VANDPS       Y8, Y6, Y6
+	VANDPS       Y9, Y7, Y7
+	VCMPPS       $0x16, c42b17217<>+0(SB), Y4, Y8
+	VCMPPS       $0x16, c42b17217<>+0(SB), Y5, Y9
+	VADDPS       c7f800000<>+0(SB), Y4, Y4
+	VADDPS       c7f800000<>+0(SB), Y5, Y5
+	VMOVAPS      Y6, Y6
+	VMOVAPS      Y7, Y7
+	VBLENDVPS    Y8, Y4, Y6, Y6
+	VBLENDVPS    Y9, Y5, Y7, Y7
+	VMOVUPS      c3f800000<>+0(SB), Y4
+	VMOVUPS      c3f800000<>+0(SB), Y5
+	VMOVAPS      Y4, Y8
+	VMOVAPS      Y5, Y9
+	VANDPS       c7fffffff<>+0(SB), Y2, Y10
+	VANDPS       c7fffffff<>+0(SB), Y3, Y11
+	VFMADD231PS  c3eb504f3<>+0(SB), Y10, Y8
+	VFMADD231PS  c3eb504f3<>+0(SB), Y11, Y9
+	VDIVPS       Y8, Y4, Y8
+	VDIVPS       Y9, Y5, Y9
+	VMOVUPS      cbcd67909<>+0(SB), Y10
+	VMOVUPS      cbcd67909<>+0(SB), Y11
+	VFMADD213PS  c3e0211f0<>+0(SB), Y8, Y10
+	VFMADD213PS  c3e0211f0<>+0(SB), Y9, Y11
+	VFMADD213PS  cbe5bccdd<>+0(SB), Y8, Y10
+	VFMADD213PS  cbe5bccdd<>+0(SB), Y9, Y11
+	VFMADD213PS  c3de02142<>+0(SB), Y8, Y10
+	VFMADD213PS  c3de02142<>+0(SB), Y9, Y11
+	VFMADD213PS  c3b8cf334<>+0(SB), Y8, Y10
+	VFMADD213PS  c3b8cf334<>+0(SB), Y9, Y11
+	VFMADD213PS  c3dc2f716<>+0(SB), Y8, Y10
+	VFMADD213PS  c3dc2f716<>+0(SB), Y9, Y11
+	VFMADD213PS  c3dfb64e1<>+0(SB), Y8, Y10
+	VFMADD213PS  c3dfb64e1<>+0(SB), Y9, Y11
+	VFMADD213PS  c3e107528<>+0(SB), Y8, Y10
+	VFMADD213PS  c3e107528<>+0(SB), Y9, Y11
+	VFMADD213PS  c3e106eb0<>+0(SB), Y8, Y10
+	VFMADD213PS  c3e106eb0<>+0(SB), Y9, Y11
+	VMULPS       Y8, Y10, Y8
+	VMULPS       Y9, Y11, Y9
+	VMULPS       Y6, Y8, Y8
+	VMULPS       Y7, Y9, Y9
+	VCMPPS       $0x11, c00000000<>+0(SB), Y2, Y10
+	VCMPPS       $0x11, c00000000<>+0(SB), Y3, Y11
+	VSUBPS       Y8, Y4, Y4
+	VSUBPS       Y9, Y5, Y5
+	VMOVAPS      Y4, Y4
+	VMOVAPS      Y5, Y5
+	VBLENDVPS    Y10, Y8, Y4, Y4
+	VBLENDVPS    Y11, Y9, Y5, Y5
+	VMULPS       c3ecc422a<>+0(SB), Y6, Y6
+	VMULPS       c3ecc422a<>+0(SB), Y7, Y7
+	VFMADD231PS  Y6, Y2, Y4
+	VFMADD231PS  Y7, Y3, Y5
+	VMASKMOVPS   (SI)(CX*4), Y0, Y2
+	VMASKMOVPS   32(SI)(CX*4), Y1, Y3
+	VMULPS       Y2, Y4, Y2
+	VMULPS       Y3, Y5, Y3
+	VMASKMOVPS   Y2, Y0, (DX)(CX*4)
+	VMASKMOVPS   Y3, Y1, 32(DX)(CX*4)
 
 done:
 	VZEROUPPER
@@ -2642,76 +2676,78 @@ GLOBL c3ecc422a<>(SB), RODATA|NOPTR, $64
 // Requires: AVX, AVX2, FMA3
 TEXT ·geluTanhAVX2(SB), NOSPLIT, $0-48
 	MOVQ dst_len+8(FP), AX
-	MOVQ dst_base+0(FP), CX
-	MOVQ x_base+24(FP), DX
-	XORQ BX, BX
+	MOVQ dst_base+0(FP), DX
+	MOVQ x_base+24(FP), BX
+	XORQ CX, CX
 	SUBQ $0x10, AX
 	JLT  rest
 
 loop:
-	VMOVUPS      (DX)(BX*4), Y0
-	VMULPS       Y0, Y0, Y1
-	VMOVUPS      c3fcc422a<>+0(SB), Y2
-	VFMADD231PS  c3d922279<>+0(SB), Y1, Y2
-	VMULPS       Y2, Y0, Y1
-	VMOVUPS      c3f800000<>+0(SB), Y2
-	VXORPS       c80000000<>+0(SB), Y1, Y1
-	VMOVUPS      c4b400000<>+0(SB), Y3
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Y1, Y3
-	VSUBPS       c4b400000<>+0(SB), Y3, Y4
-	VMOVAPS      Y1, Y5
-	VFNMADD231PS c3f317218<>+0(SB), Y4, Y5
-	VFNMADD231PS cb102e308<>+0(SB), Y4, Y5
-	VMOVUPS      c3ab68885<>+0(SB), Y4
-	VFMADD213PS  c3c0905b7<>+0(SB), Y5, Y4
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Y5, Y4
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f000000<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f800000<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f800000<>+0(SB), Y5, Y4
-	VPSLLD       $0x17, Y3, Y3
-	VPADDD       Y3, Y4, Y4
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y1, Y3
-	VANDPS       Y4, Y3, Y3
-	VCMPPS       $0x16, c42b17217<>+0(SB), Y1, Y4
-	VADDPS       c7f800000<>+0(SB), Y1, Y1
-	VBLENDVPS    Y4, Y1, Y3, Y1
-	VADDPS       c3f800000<>+0(SB), Y1, Y1
-	VDIVPS       Y1, Y2, Y1
-	VMULPS       Y1, Y0, Y0
-	VMOVUPS      Y0, (CX)(BX*4)
-	VMOVUPS      32(DX)(BX*4), Y0
-	VMULPS       Y0, Y0, Y1
-	VMOVUPS      c3fcc422a<>+0(SB), Y2
-	VFMADD231PS  c3d922279<>+0(SB), Y1, Y2
-	VMULPS       Y2, Y0, Y1
-	VMOVUPS      c3f800000<>+0(SB), Y2
-	VXORPS       c80000000<>+0(SB), Y1, Y1
-	VMOVUPS      c4b400000<>+0(SB), Y3
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Y1, Y3
-	VSUBPS       c4b400000<>+0(SB), Y3, Y4
-	VMOVAPS      Y1, Y5
-	VFNMADD231PS c3f317218<>+0(SB), Y4, Y5
-	VFNMADD231PS cb102e308<>+0(SB), Y4, Y5
-	VMOVUPS      c3ab68885<>+0(SB), Y4
-	VFMADD213PS  c3c0905b7<>+0(SB), Y5, Y4
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Y5, Y4
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f000000<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f800000<>+0(SB), Y5, Y4
-	VFMADD213PS  c3f800000<>+0(SB), Y5, Y4
-	VPSLLD       $0x17, Y3, Y3
-	VPADDD       Y3, Y4, Y4
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y1, Y3
-	VANDPS       Y4, Y3, Y3
-	VCMPPS       $0x16, c42b17217<>+0(SB), Y1, Y4
-	VADDPS       c7f800000<>+0(SB), Y1, Y1
-	VBLENDVPS    Y4, Y1, Y3, Y1
-	VADDPS       c3f800000<>+0(SB), Y1, Y1
-	VDIVPS       Y1, Y2, Y1
-	VMULPS       Y1, Y0, Y0
-	VMOVUPS      Y0, 32(CX)(BX*4)
-	ADDQ         $0x10, BX
+	VMOVUPS      (BX)(CX*4), Y0
+	VMOVUPS      32(BX)(CX*4), Y1
+	VMULPS       Y0, Y0, Y2
+	VMULPS       Y1, Y1, Y3
+	VMOVUPS      c3fcc422a<>+0(SB), Y4
+	VMOVUPS      c3fcc422a<>+0(SB), Y5
+	VFMADD231PS  c3d922279<>+0(SB), Y2, Y4
+	VFMADD231PS  c3d922279<>+0(SB), Y3, Y5
+	VMULPS       Y4, Y0, Y2
+	VMULPS       Y5, Y1, Y3
+	VMOVUPS      c3f800000<>+0(SB), Y4
+	VMOVUPS      c3f800000<>+0(SB), Y5
+	VXORPS       c80000000<>+0(SB), Y2, Y2
+	VXORPS       c80000000<>+0(SB), Y3, Y3
+	VMOVUPS      c4b400000<>+0(SB), Y6
+	VMOVUPS      c4b400000<>+0(SB), Y7
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Y2, Y6
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Y3, Y7
+	VSUBPS       c4b400000<>+0(SB), Y6, Y8
+	VSUBPS       c4b400000<>+0(SB), Y7, Y9
+	VMOVAPS      Y2, Y10
+	VMOVAPS      Y3, Y11
+	VFNMADD231PS c3f317218<>+0(SB), Y8, Y10
+	VFNMADD231PS c3f317218<>+0(SB), Y9, Y11
+	VFNMADD231PS cb102e308<>+0(SB), Y8, Y10
+	VFNMADD231PS cb102e308<>+0(SB), Y9, Y11
+	VMOVUPS      c3ab68885<>+0(SB), Y8
+	VMOVUPS      c3ab68885<>+0(SB), Y9
+	VFMADD213PS  c3c0905b7<>+0(SB), Y10, Y8
+	VFMADD213PS  c3c0905b7<>+0(SB), Y11, Y9
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Y10, Y8
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Y11, Y9
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Y10, Y8
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Y11, Y9
+	VFMADD213PS  c3f000000<>+0(SB), Y10, Y8
+	VFMADD213PS  c3f000000<>+0(SB), Y11, Y9
+	VFMADD213PS  c3f800000<>+0(SB), Y10, Y8
+	VFMADD213PS  c3f800000<>+0(SB), Y11, Y9
+	VFMADD213PS  c3f800000<>+0(SB), Y10, Y8
+	VFMADD213PS  c3f800000<>+0(SB), Y11, Y9
+	VPSLLD       $0x17, Y6, Y6
+	VPADDD       Y6, Y8, Y8
+	VPSLLD       $0x17, Y7, Y7
+	VPADDD       Y7, Y9, Y9
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y2, Y6
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y3, Y7
+	VANDPS       Y8, Y6, Y6
+	VANDPS       Y9, Y7, Y7
+	VCMPPS       $0x16, c42b17217<>+0(SB), Y2, Y8
+	VCMPPS       $0x16, c42b17217<>+0(SB), Y3, Y9
+	VADDPS       c7f800000<>+0(SB), Y2, Y2
+	VADDPS       c7f800000<>+0(SB), Y3, Y3
+	VMOVAPS      Y6, Y6
+	VMOVAPS      Y7, Y7
+	VBLENDVPS    Y8, Y2, Y6, Y6
+	VBLENDVPS    Y9, Y3, Y7, Y7
+	VADDPS       c3f800000<>+0(SB), Y6, Y2
+	VADDPS       c3f800000<>+0(SB), Y7, Y3
+	VDIVPS       Y2, Y4, Y2
+	VDIVPS       Y3, Y5, Y3
+	VMULPS       Y2, Y0, Y0
+	VMULPS       Y3, Y1, Y1
+	VMOVUPS      Y0, (DX)(CX*4)
+	VMOVUPS      Y1, 32(DX)(CX*4)
+	ADDQ         $0x10, CX
 	SUBQ         $0x10, AX
 	JGE          loop
 
@@ -2721,71 +2757,73 @@ rest:
 	VMOVD        AX, X0
 	VPBROADCASTD X0, Y0
 	VPCMPGTD     iota<>+0(SB), Y0, Y0
-	VMASKMOVPS   (DX)(BX*4), Y0, Y1
-	VMULPS       Y1, Y1, Y2
-	VMOVUPS      c3fcc422a<>+0(SB), Y3
-	VFMADD231PS  c3d922279<>+0(SB), Y2, Y3
-	VMULPS       Y3, Y1, Y2
-	VMOVUPS      c3f800000<>+0(SB), Y3
-	VXORPS       c80000000<>+0(SB), Y2, Y2
-	VMOVUPS      c4b400000<>+0(SB), Y4
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Y2, Y4
-	VSUBPS       c4b400000<>+0(SB), Y4, Y5
-	VMOVAPS      Y2, Y6
-	VFNMADD231PS c3f317218<>+0(SB), Y5, Y6
-	VFNMADD231PS cb102e308<>+0(SB), Y5, Y6
-	VMOVUPS      c3ab68885<>+0(SB), Y5
-	VFMADD213PS  c3c0905b7<>+0(SB), Y6, Y5
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Y6, Y5
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f000000<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f800000<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f800000<>+0(SB), Y6, Y5
-	VPSLLD       $0x17, Y4, Y4
-	VPADDD       Y4, Y5, Y5
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y2, Y4
-	VANDPS       Y5, Y4, Y4
-	VCMPPS       $0x16, c42b17217<>+0(SB), Y2, Y5
-	VADDPS       c7f800000<>+0(SB), Y2, Y2
-	VBLENDVPS    Y5, Y2, Y4, Y2
-	VADDPS       c3f800000<>+0(SB), Y2, Y2
-	VDIVPS       Y2, Y3, Y2
-	VMULPS       Y2, Y1, Y1
-	VMASKMOVPS   Y1, Y0, (CX)(BX*4)
-	VMOVD        AX, X0
-	VPBROADCASTD X0, Y0
-	VPCMPGTD     iota<>+32(SB), Y0, Y0
-	VMASKMOVPS   32(DX)(BX*4), Y0, Y1
-	VMULPS       Y1, Y1, Y2
-	VMOVUPS      c3fcc422a<>+0(SB), Y3
-	VFMADD231PS  c3d922279<>+0(SB), Y2, Y3
-	VMULPS       Y3, Y1, Y2
-	VMOVUPS      c3f800000<>+0(SB), Y3
-	VXORPS       c80000000<>+0(SB), Y2, Y2
-	VMOVUPS      c4b400000<>+0(SB), Y4
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Y2, Y4
-	VSUBPS       c4b400000<>+0(SB), Y4, Y5
-	VMOVAPS      Y2, Y6
-	VFNMADD231PS c3f317218<>+0(SB), Y5, Y6
-	VFNMADD231PS cb102e308<>+0(SB), Y5, Y6
-	VMOVUPS      c3ab68885<>+0(SB), Y5
-	VFMADD213PS  c3c0905b7<>+0(SB), Y6, Y5
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Y6, Y5
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f000000<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f800000<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f800000<>+0(SB), Y6, Y5
-	VPSLLD       $0x17, Y4, Y4
-	VPADDD       Y4, Y5, Y5
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y2, Y4
-	VANDPS       Y5, Y4, Y4
-	VCMPPS       $0x16, c42b17217<>+0(SB), Y2, Y5
-	VADDPS       c7f800000<>+0(SB), Y2, Y2
-	VBLENDVPS    Y5, Y2, Y4, Y2
-	VADDPS       c3f800000<>+0(SB), Y2, Y2
-	VDIVPS       Y2, Y3, Y2
-	VMULPS       Y2, Y1, Y1
-	VMASKMOVPS   Y1, Y0, 32(CX)(BX*4)
+	VMOVD        AX, X1
+	VPBROADCASTD X1, Y1
+	VPCMPGTD     iota<>+32(SB), Y1, Y1
+	VMASKMOVPS   (BX)(CX*4), Y0, Y2
+	VMASKMOVPS   32(BX)(CX*4), Y1, Y3
+	VMULPS       Y2, Y2, Y4
+	VMULPS       Y3, Y3, Y5
+	VMOVUPS      c3fcc422a<>+0(SB), Y6
+	VMOVUPS      c3fcc422a<>+0(SB), Y7
+	VFMADD231PS  c3d922279<>+0(SB), Y4, Y6
+	VFMADD231PS  c3d922279<>+0(SB), Y5, Y7
+	VMULPS       Y6, Y2, Y4
+	VMULPS       Y7, Y3, Y5
+	VMOVUPS      c3f800000<>+0(SB), Y6
+	VMOVUPS      c3f800000<>+0(SB), Y7
+	VXORPS       c80000000<>+0(SB), Y4, Y4
+	VXORPS       c80000000<>+0(SB), Y5, Y5
+	VMOVUPS      c4b400000<>+0(SB), Y8
+	VMOVUPS      c4b400000<>+0(SB), Y9
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Y4, Y8
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Y5, Y9
+	VSUBPS       c4b400000<>+0(SB), Y8, Y10
+	VSUBPS       c4b400000<>+0(SB), Y9, Y11
+	VMOVAPS      Y4, Y12
+	VMOVAPS      Y5, Y13
+	VFNMADD231PS c3f317218<>+0(SB), Y10, Y12
+	VFNMADD231PS c3f317218<>+0(SB), Y11, Y13
+	VFNMADD231PS cb102e308<>+0(SB), Y10, Y12
+	VFNMADD231PS cb102e308<>+0(SB), Y11, Y13
+	VMOVUPS      c3ab68885<>+0(SB), Y10
+	VMOVUPS      c3ab68885<>+0(SB), Y11
+	VFMADD213PS  c3c0905b7<>+0(SB), Y12, Y10
+	VFMADD213PS  c3c0905b7<>+0(SB), Y13, Y11
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Y12, Y10
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Y13, Y11
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Y12, Y10
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Y13, Y11
+	VFMADD213PS  c3f000000<>+0(SB), Y12, Y10
+	VFMADD213PS  c3f000000<>+0(SB), Y13, Y11
+	VFMADD213PS  c3f800000<>+0(SB), Y12, Y10
+	VFMADD213PS  c3f800000<>+0(SB), Y13, Y11
+	VFMADD213PS  c3f800000<>+0(SB), Y12, Y10
+	VFMADD213PS  c3f800000<>+0(SB), Y13, Y11
+	VPSLLD       $0x17, Y8, Y8
+	VPADDD       Y8, Y10, Y10
+	VPSLLD       $0x17, Y9, Y9
+	VPADDD       Y9, Y11, Y11
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y4, Y8
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y5, Y9
+	VANDPS       Y10, Y8, Y8
+	VANDPS       Y11, Y9, Y9
+	VCMPPS       $0x16, c42b17217<>+0(SB), Y4, Y10
+	VCMPPS       $0x16, c42b17217<>+0(SB), Y5, Y11
+	VADDPS       c7f800000<>+0(SB), Y4, Y4
+	VADDPS       c7f800000<>+0(SB), Y5, Y5
+	VMOVAPS      Y8, Y8
+	VMOVAPS      Y9, Y9
+	VBLENDVPS    Y10, Y4, Y8, Y8
+	VBLENDVPS    Y11, Y5, Y9, Y9
+	VADDPS       c3f800000<>+0(SB), Y8, Y4
+	VADDPS       c3f800000<>+0(SB), Y9, Y5
+	VDIVPS       Y4, Y6, Y4
+	VDIVPS       Y5, Y7, Y5
+	VMULPS       Y4, Y2, Y2
+	VMULPS       Y5, Y3, Y3
+	VMASKMOVPS   Y2, Y0, (DX)(CX*4)
+	VMASKMOVPS   Y3, Y1, 32(DX)(CX*4)
 
 done:
 	VZEROUPPER
@@ -2831,91 +2869,93 @@ GLOBL c3d922279<>(SB), RODATA|NOPTR, $64
 // Requires: AVX, AVX2, FMA3
 TEXT ·geluTanhBackwardAVX2(SB), NOSPLIT, $0-72
 	MOVQ dx_len+8(FP), AX
-	MOVQ dx_base+0(FP), CX
-	MOVQ x_base+24(FP), DX
-	MOVQ dy_base+48(FP), BX
-	XORQ SI, SI
+	MOVQ dx_base+0(FP), DX
+	MOVQ x_base+24(FP), BX
+	MOVQ dy_base+48(FP), SI
+	XORQ CX, CX
 	SUBQ $0x10, AX
 	JLT  rest
 
 loop:
-	VMOVUPS      (DX)(SI*4), Y0
-	VMULPS       Y0, Y0, Y1
-	VMOVUPS      c3fcc422a<>+0(SB), Y2
-	VFMADD231PS  c3d922279<>+0(SB), Y1, Y2
-	VMULPS       Y2, Y0, Y2
-	VMOVUPS      c3f800000<>+0(SB), Y3
-	VXORPS       c80000000<>+0(SB), Y2, Y2
-	VMOVUPS      c4b400000<>+0(SB), Y4
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Y2, Y4
-	VSUBPS       c4b400000<>+0(SB), Y4, Y5
-	VMOVAPS      Y2, Y6
-	VFNMADD231PS c3f317218<>+0(SB), Y5, Y6
-	VFNMADD231PS cb102e308<>+0(SB), Y5, Y6
-	VMOVUPS      c3ab68885<>+0(SB), Y5
-	VFMADD213PS  c3c0905b7<>+0(SB), Y6, Y5
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Y6, Y5
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f000000<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f800000<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f800000<>+0(SB), Y6, Y5
-	VPSLLD       $0x17, Y4, Y4
-	VPADDD       Y4, Y5, Y5
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y2, Y4
-	VANDPS       Y5, Y4, Y4
-	VCMPPS       $0x16, c42b17217<>+0(SB), Y2, Y5
-	VADDPS       c7f800000<>+0(SB), Y2, Y2
-	VBLENDVPS    Y5, Y2, Y4, Y2
-	VADDPS       c3f800000<>+0(SB), Y2, Y2
-	VDIVPS       Y2, Y3, Y2
-	VMULPS       Y2, Y0, Y0
-	VMOVUPS      c3fcc422a<>+0(SB), Y3
-	VFMADD231PS  c3e5b33b6<>+0(SB), Y1, Y3
-	VMULPS       Y2, Y0, Y1
-	VSUBPS       Y1, Y0, Y0
-	VFMADD231PS  Y0, Y3, Y2
-	VMOVUPS      (BX)(SI*4), Y0
-	VMULPS       Y0, Y2, Y0
-	VMOVUPS      Y0, (CX)(SI*4)
-	VMOVUPS      32(DX)(SI*4), Y0
-	VMULPS       Y0, Y0, Y1
-	VMOVUPS      c3fcc422a<>+0(SB), Y2
-	VFMADD231PS  c3d922279<>+0(SB), Y1, Y2
-	VMULPS       Y2, Y0, Y2
-	VMOVUPS      c3f800000<>+0(SB), Y3
-	VXORPS       c80000000<>+0(SB), Y2, Y2
-	VMOVUPS      c4b400000<>+0(SB), Y4
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Y2, Y4
-	VSUBPS       c4b400000<>+0(SB), Y4, Y5
-	VMOVAPS      Y2, Y6
-	VFNMADD231PS c3f317218<>+0(SB), Y5, Y6
-	VFNMADD231PS cb102e308<>+0(SB), Y5, Y6
-	VMOVUPS      c3ab68885<>+0(SB), Y5
-	VFMADD213PS  c3c0905b7<>+0(SB), Y6, Y5
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Y6, Y5
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f000000<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f800000<>+0(SB), Y6, Y5
-	VFMADD213PS  c3f800000<>+0(SB), Y6, Y5
-	VPSLLD       $0x17, Y4, Y4
-	VPADDD       Y4, Y5, Y5
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y2, Y4
-	VANDPS       Y5, Y4, Y4
-	VCMPPS       $0x16, c42b17217<>+0(SB), Y2, Y5
-	VADDPS       c7f800000<>+0(SB), Y2, Y2
-	VBLENDVPS    Y5, Y2, Y4, Y2
-	VADDPS       c3f800000<>+0(SB), Y2, Y2
-	VDIVPS       Y2, Y3, Y2
-	VMULPS       Y2, Y0, Y0
-	VMOVUPS      c3fcc422a<>+0(SB), Y3
-	VFMADD231PS  c3e5b33b6<>+0(SB), Y1, Y3
-	VMULPS       Y2, Y0, Y1
-	VSUBPS       Y1, Y0, Y0
-	VFMADD231PS  Y0, Y3, Y2
-	VMOVUPS      32(BX)(SI*4), Y0
-	VMULPS       Y0, Y2, Y0
-	VMOVUPS      Y0, 32(CX)(SI*4)
-	ADDQ         $0x10, SI
+	VMOVUPS      (BX)(CX*4), Y0
+	VMOVUPS      32(BX)(CX*4), Y1
+	VMULPS       Y0, Y0, Y2
+	VMULPS       Y1, Y1, Y3
+	VMOVUPS      c3fcc422a<>+0(SB), Y4
+	VMOVUPS      c3fcc422a<>+0(SB), Y5
+	VFMADD231PS  c3d922279<>+0(SB), Y2, Y4
+	VFMADD231PS  c3d922279<>+0(SB), Y3, Y5
+	VMULPS       Y4, Y0, Y4
+	VMULPS       Y5, Y1, Y5
+	VMOVUPS      c3f800000<>+0(SB), Y6
+	VMOVUPS      c3f800000<>+0(SB), Y7
+	VXORPS       c80000000<>+0(SB), Y4, Y4
+	VXORPS       c80000000<>+0(SB), Y5, Y5
+	VMOVUPS      c4b400000<>+0(SB), Y8
+	VMOVUPS      c4b400000<>+0(SB), Y9
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Y4, Y8
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Y5, Y9
+	VSUBPS       c4b400000<>+0(SB), Y8, Y10
+	VSUBPS       c4b400000<>+0(SB), Y9, Y11
+	VMOVAPS      Y4, Y12
+	VMOVAPS      Y5, Y13
+	VFNMADD231PS c3f317218<>+0(SB), Y10, Y12
+	VFNMADD231PS c3f317218<>+0(SB), Y11, Y13
+	VFNMADD231PS cb102e308<>+0(SB), Y10, Y12
+	VFNMADD231PS cb102e308<>+0(SB), Y11, Y13
+	VMOVUPS      c3ab68885<>+0(SB), Y10
+	VMOVUPS      c3ab68885<>+0(SB), Y11
+	VFMADD213PS  c3c0905b7<>+0(SB), Y12, Y10
+	VFMADD213PS  c3c0905b7<>+0(SB), Y13, Y11
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Y12, Y10
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Y13, Y11
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Y12, Y10
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Y13, Y11
+	VFMADD213PS  c3f000000<>+0(SB), Y12, Y10
+	VFMADD213PS  c3f000000<>+0(SB), Y13, Y11
+	VFMADD213PS  c3f800000<>+0(SB), Y12, Y10
+	VFMADD213PS  c3f800000<>+0(SB), Y13, Y11
+	VFMADD213PS  c3f800000<>+0(SB), Y12, Y10
+	VFMADD213PS  c3f800000<>+0(SB), Y13, Y11
+	VPSLLD       $0x17, Y8, Y8
+	VPADDD       Y8, Y10, Y10
+	VPSLLD       $0x17, Y9, Y9
+	VPADDD       Y9, Y11, Y11
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y4, Y8
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y5, Y9
+	VANDPS       Y10, Y8, Y8
+	VANDPS       Y11, Y9, Y9
+	VCMPPS       $0x16, c42b17217<>+0(SB), Y4, Y10
+	VCMPPS       $0x16, c42b17217<>+0(SB), Y5, Y11
+	VADDPS       c7f800000<>+0(SB), Y4, Y4
+	VADDPS       c7f800000<>+0(SB), Y5, Y5
+	VMOVAPS      Y8, Y8
+	VMOVAPS      Y9, Y9
+	VBLENDVPS    Y10, Y4, Y8, Y8
+	VBLENDVPS    Y11, Y5, Y9, Y9
+	VADDPS       c3f800000<>+0(SB), Y8, Y4
+	VADDPS       c3f800000<>+0(SB), Y9, Y5
+	VDIVPS       Y4, Y6, Y4
+	VDIVPS       Y5, Y7, Y5
+	VMULPS       Y4, Y0, Y0
+	VMULPS       Y5, Y1, Y1
+	VMOVUPS      c3fcc422a<>+0(SB), Y6
+	VMOVUPS      c3fcc422a<>+0(SB), Y7
+	VFMADD231PS  c3e5b33b6<>+0(SB), Y2, Y6
+	VFMADD231PS  c3e5b33b6<>+0(SB), Y3, Y7
+	VMULPS       Y4, Y0, Y2
+	VMULPS       Y5, Y1, Y3
+	VSUBPS       Y2, Y0, Y0
+	VSUBPS       Y3, Y1, Y1
+	VFMADD231PS  Y0, Y6, Y4
+	VFMADD231PS  Y1, Y7, Y5
+	VMOVUPS      (SI)(CX*4), Y0
+	VMOVUPS      32(SI)(CX*4), Y1
+	VMULPS       Y0, Y4, Y0
+	VMULPS       Y1, Y5, Y1
+	VMOVUPS      Y0, (DX)(CX*4)
+	VMOVUPS      Y1, 32(DX)(CX*4)
+	ADDQ         $0x10, CX
 	SUBQ         $0x10, AX
 	JGE          loop
 
@@ -2925,85 +2965,87 @@ rest:
 	VMOVD        AX, X0
 	VPBROADCASTD X0, Y0
 	VPCMPGTD     iota<>+0(SB), Y0, Y0
-	VMASKMOVPS   (DX)(SI*4), Y0, Y1
-	VMULPS       Y1, Y1, Y2
-	VMOVUPS      c3fcc422a<>+0(SB), Y3
-	VFMADD231PS  c3d922279<>+0(SB), Y2, Y3
-	VMULPS       Y3, Y1, Y3
-	VMOVUPS      c3f800000<>+0(SB), Y4
-	VXORPS       c80000000<>+0(SB), Y3, Y3
-	VMOVUPS      c4b400000<>+0(SB), Y5
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Y3, Y5
-	VSUBPS       c4b400000<>+0(SB), Y5, Y6
-	VMOVAPS      Y3, Y7
-	VFNMADD231PS c3f317218<>+0(SB), Y6, Y7
-	VFNMADD231PS cb102e308<>+0(SB), Y6, Y7
-	VMOVUPS      c3ab68885<>+0(SB), Y6
-	VFMADD213PS  c3c0905b7<>+0(SB), Y7, Y6
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Y7, Y6
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Y7, Y6
-	VFMADD213PS  c3f000000<>+0(SB), Y7, Y6
-	VFMADD213PS  c3f800000<>+0(SB), Y7, Y6
-	VFMADD213PS  c3f800000<>+0(SB), Y7, Y6
-	VPSLLD       $0x17, Y5, Y5
-	VPADDD       Y5, Y6, Y6
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y3, Y5
-	VANDPS       Y6, Y5, Y5
-	VCMPPS       $0x16, c42b17217<>+0(SB), Y3, Y6
-	VADDPS       c7f800000<>+0(SB), Y3, Y3
-	VBLENDVPS    Y6, Y3, Y5, Y3
-	VADDPS       c3f800000<>+0(SB), Y3, Y3
-	VDIVPS       Y3, Y4, Y3
-	VMULPS       Y3, Y1, Y1
-	VMOVUPS      c3fcc422a<>+0(SB), Y4
-	VFMADD231PS  c3e5b33b6<>+0(SB), Y2, Y4
-	VMULPS       Y3, Y1, Y2
-	VSUBPS       Y2, Y1, Y1
-	VFMADD231PS  Y1, Y4, Y3
-	VMASKMOVPS   (BX)(SI*4), Y0, Y1
-	VMULPS       Y1, Y3, Y1
-	VMASKMOVPS   Y1, Y0, (CX)(SI*4)
-	VMOVD        AX, X0
-	VPBROADCASTD X0, Y0
-	VPCMPGTD     iota<>+32(SB), Y0, Y0
-	VMASKMOVPS   32(DX)(SI*4), Y0, Y1
-	VMULPS       Y1, Y1, Y2
-	VMOVUPS      c3fcc422a<>+0(SB), Y3
-	VFMADD231PS  c3d922279<>+0(SB), Y2, Y3
-	VMULPS       Y3, Y1, Y3
-	VMOVUPS      c3f800000<>+0(SB), Y4
-	VXORPS       c80000000<>+0(SB), Y3, Y3
-	VMOVUPS      c4b400000<>+0(SB), Y5
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Y3, Y5
-	VSUBPS       c4b400000<>+0(SB), Y5, Y6
-	VMOVAPS      Y3, Y7
-	VFNMADD231PS c3f317218<>+0(SB), Y6, Y7
-	VFNMADD231PS cb102e308<>+0(SB), Y6, Y7
-	VMOVUPS      c3ab68885<>+0(SB), Y6
-	VFMADD213PS  c3c0905b7<>+0(SB), Y7, Y6
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Y7, Y6
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Y7, Y6
-	VFMADD213PS  c3f000000<>+0(SB), Y7, Y6
-	VFMADD213PS  c3f800000<>+0(SB), Y7, Y6
-	VFMADD213PS  c3f800000<>+0(SB), Y7, Y6
-	VPSLLD       $0x17, Y5, Y5
-	VPADDD       Y5, Y6, Y6
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y3, Y5
-	VANDPS       Y6, Y5, Y5
-	VCMPPS       $0x16, c42b17217<>+0(SB), Y3, Y6
-	VADDPS       c7f800000<>+0(SB), Y3, Y3
-	VBLENDVPS    Y6, Y3, Y5, Y3
-	VADDPS       c3f800000<>+0(SB), Y3, Y3
-	VDIVPS       Y3, Y4, Y3
-	VMULPS       Y3, Y1, Y1
-	VMOVUPS      c3fcc422a<>+0(SB), Y4
-	VFMADD231PS  c3e5b33b6<>+0(SB), Y2, Y4
-	VMULPS       Y3, Y1, Y2
-	VSUBPS       Y2, Y1, Y1
-	VFMADD231PS  Y1, Y4, Y3
-	VMASKMOVPS   32(BX)(SI*4), Y0, Y1
-	VMULPS       Y1, Y3, Y1
-	VMASKMOVPS   Y1, Y0, 32(CX)(SI*4)
+	VMOVD        AX, X1
+	VPBROADCASTD X1, Y1
+	VPCMPGTD     iota<>+32(SB), Y1, Y1
+	VMASKMOVPS   (BX)(CX*4), Y0, Y2
+	VMASKMOVPS   32(BX)(CX*4), Y1, Y3
+	VMULPS       Y2, Y2, Y4
+	VMULPS       Y3, Y3, Y5
+	VMOVUPS      c3fcc422a<>+0(SB), Y6
+	VMOVUPS      c3fcc422a<>+0(SB), Y7
+	VFMADD231PS  c3d922279<>+0(SB), Y4, Y6
+	VFMADD231PS  c3d922279<>+0(SB), Y5, Y7
+	VMULPS       Y6, Y2, Y6
+	VMULPS       Y7, Y3, Y7
+	VMOVUPS      c3f800000<>+0(SB), Y8
+	VMOVUPS      c3f800000<>+0(SB), Y9
+	VXORPS       c80000000<>+0(SB), Y6, Y6
+	VXORPS       c80000000<>+0(SB), Y7, Y7
+	VMOVUPS      c4b400000<>+0(SB), Y10
+	VMOVUPS      c4b400000<>+0(SB), Y11
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Y6, Y10
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Y7, Y11
+	VSUBPS       c4b400000<>+0(SB), Y10, Y12
+	VSUBPS       c4b400000<>+0(SB), Y11, Y13
+	VMOVAPS      Y6, Y14
+	VMOVAPS      Y7, Y15
+	VFNMADD231PS c3f317218<>+0(SB), Y12, Y14
+	VFNMADD231PS c3f317218<>+0(SB), Y13, Y15
+	VFNMADD231PS cb102e308<>+0(SB), Y12, Y14
+	VFNMADD231PS cb102e308<>+0(SB), Y13, Y15
+	VMOVUPS      c3ab68885<>+0(SB), Y12
+	VMOVUPS      c3ab68885<>+0(SB), Y13
+	VFMADD213PS  c3c0905b7<>+0(SB), Y14, Y12
+	VFMADD213PS  c3c0905b7<>+0(SB), Y15, Y13
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Y14, Y12
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Y15, Y13
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Y14, Y12
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Y15, Y13
+	VFMADD213PS  c3f000000<>+0(SB), Y14, Y12
+	VFMADD213PS  c3f000000<>+0(SB), Y15, Y13
+	VFMADD213PS  c3f800000<>+0(SB), Y14, Y12
+	VFMADD213PS  c3f800000<>+0(SB), Y15, Y13
+	VFMADD213PS  c3f800000<>+0(SB), Y14, Y12
+	VFMADD213PS  c3f800000<>+0(SB), Y15, Y13
+	VPSLLD       $0x17, Y10, Y10
+	VPADDD       Y10, Y12, Y12
+	VPSLLD       $0x17, Y11, Y11
+	VPADDD       Y11, Y13, Y13
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y6, Y10
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Y7, Y11
+	VANDPS       Y12, Y10, Y10
+	VANDPS       Y13, Y11, Y11
+	VCMPPS       $0x16, c42b17217<>+0(SB), Y6, Y12
+	VCMPPS       $0x16, c42b17217<>+0(SB), Y7, Y13
+	VADDPS       c7f800000<>+0(SB), Y6, Y6
+	VADDPS       c7f800000<>+0(SB), Y7, Y7
+	VMOVAPS      Y10, Y10
+	VMOVAPS      Y11, Y11
+	VBLENDVPS    Y12, Y6, Y10, Y10
+	VBLENDVPS    Y13, Y7, Y11, Y11
+	VADDPS       c3f800000<>+0(SB), Y10, Y6
+	VADDPS       c3f800000<>+0(SB), Y11, Y7
+	VDIVPS       Y6, Y8, Y6
+	VDIVPS       Y7, Y9, Y7
+	VMULPS       Y6, Y2, Y2
+	VMULPS       Y7, Y3, Y3
+	VMOVUPS      c3fcc422a<>+0(SB), Y8
+	VMOVUPS      c3fcc422a<>+0(SB), Y9
+	VFMADD231PS  c3e5b33b6<>+0(SB), Y4, Y8
+	VFMADD231PS  c3e5b33b6<>+0(SB), Y5, Y9
+	VMULPS       Y6, Y2, Y4
+	VMULPS       Y7, Y3, Y5
+	VSUBPS       Y4, Y2, Y2
+	VSUBPS       Y5, Y3, Y3
+	VFMADD231PS  Y2, Y8, Y6
+	VFMADD231PS  Y3, Y9, Y7
+	VMASKMOVPS   (SI)(CX*4), Y0, Y2
+	VMASKMOVPS   32(SI)(CX*4), Y1, Y3
+	VMULPS       Y2, Y6, Y2
+	VMULPS       Y3, Y7, Y3
+	VMASKMOVPS   Y2, Y0, (DX)(CX*4)
+	VMASKMOVPS   Y3, Y1, 32(DX)(CX*4)
 
 done:
 	VZEROUPPER
@@ -3031,10 +3073,10 @@ GLOBL c3e5b33b6<>(SB), RODATA|NOPTR, $64
 // Requires: AVX, AVX2
 TEXT ·adamwAVX2(SB), NOSPLIT, $0-132
 	MOVQ         w_len+8(FP), AX
-	MOVQ         w_base+0(FP), CX
-	MOVQ         m_base+24(FP), DX
-	MOVQ         v_base+48(FP), BX
-	MOVQ         g_base+72(FP), SI
+	MOVQ         w_base+0(FP), DX
+	MOVQ         m_base+24(FP), BX
+	MOVQ         v_base+48(FP), SI
+	MOVQ         g_base+72(FP), DI
 	VBROADCASTSS scale+96(FP), Y0
 	VBROADCASTSS beta1+100(FP), Y1
 	VBROADCASTSS rest1+104(FP), Y2
@@ -3044,56 +3086,56 @@ TEXT ·adamwAVX2(SB), NOSPLIT, $0-132
 	VBROADCASTSS unbias2+120(FP), Y6
 	VBROADCASTSS epsilon+124(FP), Y7
 	VBROADCASTSS keep+128(FP), Y8
-	XORQ         DI, DI
+	XORQ         CX, CX
 	SUBQ         $0x10, AX
 	JLT          rest
 
 loop:
-	VMOVUPS (SI)(DI*4), Y9
+	VMOVUPS (DI)(CX*4), Y9
 	VMULPS  Y0, Y9, Y9
-	VMOVUPS (DX)(DI*4), Y10
+	VMOVUPS (BX)(CX*4), Y10
 	VMULPS  Y1, Y10, Y10
 	VMULPS  Y2, Y9, Y11
 	VADDPS  Y11, Y10, Y10
-	VMOVUPS (BX)(DI*4), Y11
+	VMOVUPS (SI)(CX*4), Y11
 	VMULPS  Y3, Y11, Y11
 	VMULPS  Y9, Y9, Y9
 	VMULPS  Y4, Y9, Y9
 	VADDPS  Y9, Y11, Y9
-	VMOVUPS Y10, (DX)(DI*4)
-	VMOVUPS Y9, (BX)(DI*4)
+	VMOVUPS Y10, (BX)(CX*4)
+	VMOVUPS Y9, (SI)(CX*4)
 	VMULPS  Y5, Y10, Y10
 	VMULPS  Y6, Y9, Y9
 	VSQRTPS Y9, Y9
 	VADDPS  Y7, Y9, Y9
 	VDIVPS  Y9, Y10, Y9
-	VMOVUPS (CX)(DI*4), Y10
+	VMOVUPS (DX)(CX*4), Y10
 	VMULPS  Y8, Y10, Y10
 	VSUBPS  Y9, Y10, Y9
-	VMOVUPS Y9, (CX)(DI*4)
-	VMOVUPS 32(SI)(DI*4), Y9
+	VMOVUPS Y9, (DX)(CX*4)
+	VMOVUPS 32(DI)(CX*4), Y9
 	VMULPS  Y0, Y9, Y9
-	VMOVUPS 32(DX)(DI*4), Y10
+	VMOVUPS 32(BX)(CX*4), Y10
 	VMULPS  Y1, Y10, Y10
 	VMULPS  Y2, Y9, Y11
 	VADDPS  Y11, Y10, Y10
-	VMOVUPS 32(BX)(DI*4), Y11
+	VMOVUPS 32(SI)(CX*4), Y11
 	VMULPS  Y3, Y11, Y11
 	VMULPS  Y9, Y9, Y9
 	VMULPS  Y4, Y9, Y9
 	VADDPS  Y9, Y11, Y9
-	VMOVUPS Y10, 32(DX)(DI*4)
-	VMOVUPS Y9, 32(BX)(DI*4)
+	VMOVUPS Y10, 32(BX)(CX*4)
+	VMOVUPS Y9, 32(SI)(CX*4)
 	VMULPS  Y5, Y10, Y10
 	VMULPS  Y6, Y9, Y9
 	VSQRTPS Y9, Y9
 	VADDPS  Y7, Y9, Y9
 	VDIVPS  Y9, Y10, Y9
-	VMOVUPS 32(CX)(DI*4), Y10
+	VMOVUPS 32(DX)(CX*4), Y10
 	VMULPS  Y8, Y10, Y10
 	VSUBPS  Y9, Y10, Y9
-	VMOVUPS Y9, 32(CX)(DI*4)
-	ADDQ    $0x10, DI
+	VMOVUPS Y9, 32(DX)(CX*4)
+	ADDQ    $0x10, CX
 	SUBQ    $0x10, AX
 	JGE     loop
 
@@ -3103,53 +3145,53 @@ rest:
 	VMOVD        AX, X9
 	VPBROADCASTD X9, Y9
 	VPCMPGTD     iota<>+0(SB), Y9, Y9
-	VMASKMOVPS   (SI)(DI*4), Y9, Y10
+	VMASKMOVPS   (DI)(CX*4), Y9, Y10
 	VMULPS       Y0, Y10, Y10
-	VMASKMOVPS   (DX)(DI*4), Y9, Y11
+	VMASKMOVPS   (BX)(CX*4), Y9, Y11
 	VMULPS       Y1, Y11, Y11
 	VMULPS       Y2, Y10, Y12
 	VADDPS       Y12, Y11, Y11
-	VMASKMOVPS   (BX)(DI*4), Y9, Y12
+	VMASKMOVPS   (SI)(CX*4), Y9, Y12
 	VMULPS       Y3, Y12, Y12
 	VMULPS       Y10, Y10, Y10
 	VMULPS       Y4, Y10, Y10
 	VADDPS       Y10, Y12, Y10
-	VMASKMOVPS   Y11, Y9, (DX)(DI*4)
-	VMASKMOVPS   Y10, Y9, (BX)(DI*4)
+	VMASKMOVPS   Y11, Y9, (BX)(CX*4)
+	VMASKMOVPS   Y10, Y9, (SI)(CX*4)
 	VMULPS       Y5, Y11, Y11
 	VMULPS       Y6, Y10, Y10
 	VSQRTPS      Y10, Y10
 	VADDPS       Y7, Y10, Y10
 	VDIVPS       Y10, Y11, Y10
-	VMASKMOVPS   (CX)(DI*4), Y9, Y11
+	VMASKMOVPS   (DX)(CX*4), Y9, Y11
 	VMULPS       Y8, Y11, Y11
 	VSUBPS       Y10, Y11, Y10
-	VMASKMOVPS   Y10, Y9, (CX)(DI*4)
+	VMASKMOVPS   Y10, Y9, (DX)(CX*4)
 	VMOVD        AX, X9
 	VPBROADCASTD X9, Y9
 	VPCMPGTD     iota<>+32(SB), Y9, Y9
-	VMASKMOVPS   32(SI)(DI*4), Y9, Y10
+	VMASKMOVPS   32(DI)(CX*4), Y9, Y10
 	VMULPS       Y0, Y10, Y0
-	VMASKMOVPS   32(DX)(DI*4), Y9, Y10
+	VMASKMOVPS   32(BX)(CX*4), Y9, Y10
 	VMULPS       Y1, Y10, Y1
 	VMULPS       Y2, Y0, Y2
 	VADDPS       Y2, Y1, Y1
-	VMASKMOVPS   32(BX)(DI*4), Y9, Y2
+	VMASKMOVPS   32(SI)(CX*4), Y9, Y2
 	VMULPS       Y3, Y2, Y2
 	VMULPS       Y0, Y0, Y0
 	VMULPS       Y4, Y0, Y0
 	VADDPS       Y0, Y2, Y0
-	VMASKMOVPS   Y1, Y9, 32(DX)(DI*4)
-	VMASKMOVPS   Y0, Y9, 32(BX)(DI*4)
+	VMASKMOVPS   Y1, Y9, 32(BX)(CX*4)
+	VMASKMOVPS   Y0, Y9, 32(SI)(CX*4)
 	VMULPS       Y5, Y1, Y1
 	VMULPS       Y6, Y0, Y0
 	VSQRTPS      Y0, Y0
 	VADDPS       Y7, Y0, Y0
 	VDIVPS       Y0, Y1, Y0
-	VMASKMOVPS   32(CX)(DI*4), Y9, Y1
+	VMASKMOVPS   32(DX)(CX*4), Y9, Y1
 	VMULPS       Y8, Y1, Y1
 	VSUBPS       Y0, Y1, Y0
-	VMASKMOVPS   Y0, Y9, 32(CX)(DI*4)
+	VMASKMOVPS   Y0, Y9, 32(DX)(CX*4)
 
 done:
 	VZEROUPPER
@@ -3187,19 +3229,19 @@ rest:
 	VMOVD        AX, X4
 	VPBROADCASTD X4, Y4
 	VPCMPGTD     iota<>+0(SB), Y4, Y4
+	VMOVD        AX, X5
+	VPBROADCASTD X5, Y5
+	VPCMPGTD     iota<>+32(SB), Y5, Y5
 	VMASKMOVPS   (CX)(DX*4), Y4, Y4
-	VCVTPS2PD    X4, Y5
-	VFMADD231PD  Y5, Y5, Y0
+	VMASKMOVPS   32(CX)(DX*4), Y5, Y5
+	VCVTPS2PD    X4, Y6
+	VFMADD231PD  Y6, Y6, Y0
 	VEXTRACTF128 $0x01, Y4, X4
 	VCVTPS2PD    X4, Y4
 	VFMADD231PD  Y4, Y4, Y1
-	VMOVD        AX, X4
-	VPBROADCASTD X4, Y4
-	VPCMPGTD     iota<>+32(SB), Y4, Y4
-	VMASKMOVPS   32(CX)(DX*4), Y4, Y4
-	VCVTPS2PD    X4, Y5
-	VFMADD231PD  Y5, Y5, Y2
-	VEXTRACTF128 $0x01, Y4, X4
+	VCVTPS2PD    X5, Y4
+	VFMADD231PD  Y4, Y4, Y2
+	VEXTRACTF128 $0x01, Y5, X4
 	VCVTPS2PD    X4, Y4
 	VFMADD231PD  Y4, Y4, Y3
 
@@ -3215,60 +3257,64 @@ done:
 	VZEROUPPER
 	RET
 
-// func tile1x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, FMA3
-TEXT ·tile1x1AVX2(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
-	MOVQ   cRow+56(FP), AX
-	SHLQ   $0x02, AX
-	MOVQ   a+0(FP), AX
-	MOVQ   c+48(FP), CX
-	MOVB   add+72(FP), DL
-	TESTB  DL, DL
+// func tile1x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, FMA3, MMX+
+TEXT ·tile1x1AVX2(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
+	MOVQ   cRow+56(FP), CX
+	SHLQ   $0x02, CX
+	MOVB   add+88(FP), CL
+	TESTB  CL, CL
 	JNZ    old
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
 	JMP    begin
 
 old:
-	VMOVUPS (CX), Y0
-	VMOVUPS 32(CX), Y1
+	VMOVUPS (AX), Y0
+	VMOVUPS 32(AX), Y1
 
 begin:
-	MOVQ aStep+16(FP), DX
-	SHLQ $0x02, DX
-	MOVQ b+24(FP), BX
-	MOVQ bStep+32(FP), SI
-	SHLQ $0x02, SI
-	MOVQ steps+64(FP), DI
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	MOVQ ahead+64(FP), CX
+	MOVQ aheadBytes+72(FP), DX
+	MOVQ aStep+16(FP), BX
+	SHLQ $0x02, BX
+	MOVQ b+24(FP), SI
+	MOVQ bStep+32(FP), DI
+	SHLQ $0x02, DI
+	MOVQ steps+80(FP), R8
 
 loop:
-	VMOVUPS      (BX), Y2
-	VMOVUPS      32(BX), Y3
+	PREFETCHT1   (CX)
+	VMOVUPS      (SI), Y2
+	VMOVUPS      32(SI), Y3
 	VBROADCASTSS (AX), Y4
 	VFMADD231PS  Y2, Y4, Y0
 	VFMADD231PS  Y3, Y4, Y1
-	ADDQ         DX, AX
-	ADDQ         SI, BX
-	DECQ         DI
+	ADDQ         BX, AX
+	ADDQ         DI, SI
+	ADDQ         DX, CX
+	DECQ         R8
 	JNZ          loop
-	VMOVUPS      Y0, (CX)
-	VMOVUPS      Y1, 32(CX)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	VMOVUPS      Y0, (AX)
+	VMOVUPS      Y1, 32(AX)
 	VZEROUPPER
 	RET
 
-// func tile2x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, FMA3
-TEXT ·tile2x1AVX2(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile2x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, FMA3, MMX+
+TEXT ·tile2x1AVX2(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	MOVQ   c+48(FP), BX
-	MOVB   add+72(FP), SI
-	TESTB  SI, SI
+	MOVB   add+88(FP), DL
+	TESTB  DL, DL
 	JNZ    old
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -3277,50 +3323,57 @@ TEXT ·tile2x1AVX2(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (BX), Y0
-	VMOVUPS 32(BX), Y1
-	VMOVUPS (BX)(CX*1), Y2
-	VMOVUPS 32(BX)(CX*1), Y3
+	VMOVUPS (AX), Y0
+	VMOVUPS 32(AX), Y1
+	VMOVUPS (AX)(CX*1), Y2
+	VMOVUPS 32(AX)(CX*1), Y3
 
 begin:
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	MOVQ ahead+64(FP), DX
+	MOVQ aheadBytes+72(FP), BX
 	MOVQ aStep+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ b+24(FP), DI
 	MOVQ bStep+32(FP), R8
 	SHLQ $0x02, R8
-	MOVQ steps+64(FP), R9
+	MOVQ steps+80(FP), R9
 
 loop:
+	PREFETCHT1   (DX)
 	VMOVUPS      (DI), Y4
 	VMOVUPS      32(DI), Y5
-	VBROADCASTSS (DX), Y6
+	VBROADCASTSS (AX), Y6
 	VFMADD231PS  Y4, Y6, Y0
 	VFMADD231PS  Y5, Y6, Y1
-	VBROADCASTSS (DX)(AX*1), Y6
+	VBROADCASTSS (AX)(CX*1), Y6
 	VFMADD231PS  Y4, Y6, Y2
 	VFMADD231PS  Y5, Y6, Y3
-	ADDQ         SI, DX
+	ADDQ         SI, AX
 	ADDQ         R8, DI
+	ADDQ         BX, DX
 	DECQ         R9
 	JNZ          loop
-	VMOVUPS      Y0, (BX)
-	VMOVUPS      Y1, 32(BX)
-	VMOVUPS      Y2, (BX)(CX*1)
-	VMOVUPS      Y3, 32(BX)(CX*1)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	VMOVUPS      Y0, (AX)
+	VMOVUPS      Y1, 32(AX)
+	VMOVUPS      Y2, (AX)(CX*1)
+	VMOVUPS      Y3, 32(AX)(CX*1)
 	VZEROUPPER
 	RET
 
-// func tile3x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, FMA3
-TEXT ·tile3x1AVX2(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile3x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, FMA3, MMX+
+TEXT ·tile3x1AVX2(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	MOVQ   c+48(FP), BX
-	MOVB   add+72(FP), SI
-	TESTB  SI, SI
+	MOVB   add+88(FP), DL
+	TESTB  DL, DL
 	JNZ    old
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -3331,61 +3384,66 @@ TEXT ·tile3x1AVX2(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (BX), Y0
-	VMOVUPS 32(BX), Y1
-	VMOVUPS (BX)(CX*1), Y2
-	VMOVUPS 32(BX)(CX*1), Y3
-	VMOVUPS (BX)(CX*2), Y4
-	VMOVUPS 32(BX)(CX*2), Y5
+	VMOVUPS (AX), Y0
+	VMOVUPS 32(AX), Y1
+	VMOVUPS (AX)(CX*1), Y2
+	VMOVUPS 32(AX)(CX*1), Y3
+	VMOVUPS (AX)(CX*2), Y4
+	VMOVUPS 32(AX)(CX*2), Y5
 
 begin:
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	MOVQ ahead+64(FP), DX
+	MOVQ aheadBytes+72(FP), BX
 	MOVQ aStep+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ b+24(FP), DI
 	MOVQ bStep+32(FP), R8
 	SHLQ $0x02, R8
-	MOVQ steps+64(FP), R9
+	MOVQ steps+80(FP), R9
 
 loop:
+	PREFETCHT1   (DX)
 	VMOVUPS      (DI), Y6
 	VMOVUPS      32(DI), Y7
-	VBROADCASTSS (DX), Y8
+	VBROADCASTSS (AX), Y8
 	VFMADD231PS  Y6, Y8, Y0
 	VFMADD231PS  Y7, Y8, Y1
-	VBROADCASTSS (DX)(AX*1), Y8
+	VBROADCASTSS (AX)(CX*1), Y8
 	VFMADD231PS  Y6, Y8, Y2
 	VFMADD231PS  Y7, Y8, Y3
-	VBROADCASTSS (DX)(AX*2), Y8
+	VBROADCASTSS (AX)(CX*2), Y8
 	VFMADD231PS  Y6, Y8, Y4
 	VFMADD231PS  Y7, Y8, Y5
-	ADDQ         SI, DX
+	ADDQ         SI, AX
 	ADDQ         R8, DI
+	ADDQ         BX, DX
 	DECQ         R9
 	JNZ          loop
-	VMOVUPS      Y0, (BX)
-	VMOVUPS      Y1, 32(BX)
-	VMOVUPS      Y2, (BX)(CX*1)
-	VMOVUPS      Y3, 32(BX)(CX*1)
-	VMOVUPS      Y4, (BX)(CX*2)
-	VMOVUPS      Y5, 32(BX)(CX*2)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	VMOVUPS      Y0, (AX)
+	VMOVUPS      Y1, 32(AX)
+	VMOVUPS      Y2, (AX)(CX*1)
+	VMOVUPS      Y3, 32(AX)(CX*1)
+	VMOVUPS      Y4, (AX)(CX*2)
+	VMOVUPS      Y5, 32(AX)(CX*2)
 	VZEROUPPER
 	RET
 
-// func tile4x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, FMA3
-TEXT ·tile4x1AVX2(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile4x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, FMA3, MMX+
+TEXT ·tile4x1AVX2(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	MOVQ   c+48(FP), SI
-	LEAQ   (SI)(CX*2), DI
-	ADDQ   CX, DI
-	MOVB   add+72(FP), R8
-	TESTB  R8, R8
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	MOVB   add+88(FP), BL
+	TESTB  BL, BL
 	JNZ    old
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -3398,69 +3456,78 @@ TEXT ·tile4x1AVX2(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (SI), Y0
-	VMOVUPS 32(SI), Y1
-	VMOVUPS (SI)(CX*1), Y2
-	VMOVUPS 32(SI)(CX*1), Y3
-	VMOVUPS (SI)(CX*2), Y4
-	VMOVUPS 32(SI)(CX*2), Y5
-	VMOVUPS (DI), Y6
-	VMOVUPS 32(DI), Y7
+	VMOVUPS (AX), Y0
+	VMOVUPS 32(AX), Y1
+	VMOVUPS (AX)(CX*1), Y2
+	VMOVUPS 32(AX)(CX*1), Y3
+	VMOVUPS (AX)(CX*2), Y4
+	VMOVUPS 32(AX)(CX*2), Y5
+	VMOVUPS (DX), Y6
+	VMOVUPS 32(DX), Y7
 
 begin:
-	MOVQ aStep+16(FP), R8
-	SHLQ $0x02, R8
-	MOVQ b+24(FP), R9
-	MOVQ bStep+32(FP), R10
-	SHLQ $0x02, R10
-	MOVQ steps+64(FP), R11
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	MOVQ ahead+64(FP), BX
+	MOVQ aheadBytes+72(FP), SI
+	MOVQ aStep+16(FP), DI
+	SHLQ $0x02, DI
+	MOVQ b+24(FP), R8
+	MOVQ bStep+32(FP), R9
+	SHLQ $0x02, R9
+	MOVQ steps+80(FP), R10
 
 loop:
-	VMOVUPS      (R9), Y8
-	VMOVUPS      32(R9), Y9
-	VBROADCASTSS (DX), Y10
+	PREFETCHT1   (BX)
+	VMOVUPS      (R8), Y8
+	VMOVUPS      32(R8), Y9
+	VBROADCASTSS (AX), Y10
 	VFMADD231PS  Y8, Y10, Y0
 	VFMADD231PS  Y9, Y10, Y1
-	VBROADCASTSS (DX)(AX*1), Y10
+	VBROADCASTSS (AX)(CX*1), Y10
 	VFMADD231PS  Y8, Y10, Y2
 	VFMADD231PS  Y9, Y10, Y3
-	VBROADCASTSS (DX)(AX*2), Y10
+	VBROADCASTSS (AX)(CX*2), Y10
 	VFMADD231PS  Y8, Y10, Y4
 	VFMADD231PS  Y9, Y10, Y5
-	VBROADCASTSS (BX), Y10
+	VBROADCASTSS (DX), Y10
 	VFMADD231PS  Y8, Y10, Y6
 	VFMADD231PS  Y9, Y10, Y7
-	ADDQ         R8, DX
-	ADDQ         R8, BX
-	ADDQ         R10, R9
-	DECQ         R11
+	ADDQ         DI, AX
+	ADDQ         DI, DX
+	ADDQ         R9, R8
+	ADDQ         SI, BX
+	DECQ         R10
 	JNZ          loop
-	VMOVUPS      Y0, (SI)
-	VMOVUPS      Y1, 32(SI)
-	VMOVUPS      Y2, (SI)(CX*1)
-	VMOVUPS      Y3, 32(SI)(CX*1)
-	VMOVUPS      Y4, (SI)(CX*2)
-	VMOVUPS      Y5, 32(SI)(CX*2)
-	VMOVUPS      Y6, (DI)
-	VMOVUPS      Y7, 32(DI)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	VMOVUPS      Y0, (AX)
+	VMOVUPS      Y1, 32(AX)
+	VMOVUPS      Y2, (AX)(CX*1)
+	VMOVUPS      Y3, 32(AX)(CX*1)
+	VMOVUPS      Y4, (AX)(CX*2)
+	VMOVUPS      Y5, 32(AX)(CX*2)
+	VMOVUPS      Y6, (DX)
+	VMOVUPS      Y7, 32(DX)
 	VZEROUPPER
 	RET
 
-// func tile5x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, FMA3
-TEXT ·tile5x1AVX2(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile5x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, FMA3, MMX+
+TEXT ·tile5x1AVX2(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	MOVQ   c+48(FP), SI
-	LEAQ   (SI)(CX*2), DI
-	ADDQ   CX, DI
-	MOVB   add+72(FP), R8
-	TESTB  R8, R8
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	MOVB   add+88(FP), BL
+	TESTB  BL, BL
 	JNZ    old
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -3475,76 +3542,85 @@ TEXT ·tile5x1AVX2(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (SI), Y0
-	VMOVUPS 32(SI), Y1
-	VMOVUPS (SI)(CX*1), Y2
-	VMOVUPS 32(SI)(CX*1), Y3
-	VMOVUPS (SI)(CX*2), Y4
-	VMOVUPS 32(SI)(CX*2), Y5
-	VMOVUPS (DI), Y6
-	VMOVUPS 32(DI), Y7
-	VMOVUPS (DI)(CX*1), Y8
-	VMOVUPS 32(DI)(CX*1), Y9
+	VMOVUPS (AX), Y0
+	VMOVUPS 32(AX), Y1
+	VMOVUPS (AX)(CX*1), Y2
+	VMOVUPS 32(AX)(CX*1), Y3
+	VMOVUPS (AX)(CX*2), Y4
+	VMOVUPS 32(AX)(CX*2), Y5
+	VMOVUPS (DX), Y6
+	VMOVUPS 32(DX), Y7
+	VMOVUPS (DX)(CX*1), Y8
+	VMOVUPS 32(DX)(CX*1), Y9
 
 begin:
-	MOVQ aStep+16(FP), R8
-	SHLQ $0x02, R8
-	MOVQ b+24(FP), R9
-	MOVQ bStep+32(FP), R10
-	SHLQ $0x02, R10
-	MOVQ steps+64(FP), R11
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	MOVQ ahead+64(FP), BX
+	MOVQ aheadBytes+72(FP), SI
+	MOVQ aStep+16(FP), DI
+	SHLQ $0x02, DI
+	MOVQ b+24(FP), R8
+	MOVQ bStep+32(FP), R9
+	SHLQ $0x02, R9
+	MOVQ steps+80(FP), R10
 
 loop:
-	VMOVUPS      (R9), Y10
-	VMOVUPS      32(R9), Y11
-	VBROADCASTSS (DX), Y12
+	PREFETCHT1   (BX)
+	VMOVUPS      (R8), Y10
+	VMOVUPS      32(R8), Y11
+	VBROADCASTSS (AX), Y12
 	VFMADD231PS  Y10, Y12, Y0
 	VFMADD231PS  Y11, Y12, Y1
-	VBROADCASTSS (DX)(AX*1), Y12
+	VBROADCASTSS (AX)(CX*1), Y12
 	VFMADD231PS  Y10, Y12, Y2
 	VFMADD231PS  Y11, Y12, Y3
-	VBROADCASTSS (DX)(AX*2), Y12
+	VBROADCASTSS (AX)(CX*2), Y12
 	VFMADD231PS  Y10, Y12, Y4
 	VFMADD231PS  Y11, Y12, Y5
-	VBROADCASTSS (BX), Y12
+	VBROADCASTSS (DX), Y12
 	VFMADD231PS  Y10, Y12, Y6
 	VFMADD231PS  Y11, Y12, Y7
-	VBROADCASTSS (BX)(AX*1), Y12
+	VBROADCASTSS (DX)(CX*1), Y12
 	VFMADD231PS  Y10, Y12, Y8
 	VFMADD231PS  Y11, Y12, Y9
-	ADDQ         R8, DX
-	ADDQ         R8, BX
-	ADDQ         R10, R9
-	DECQ         R11
+	ADDQ         DI, AX
+	ADDQ         DI, DX
+	ADDQ         R9, R8
+	ADDQ         SI, BX
+	DECQ         R10
 	JNZ          loop
-	VMOVUPS      Y0, (SI)
-	VMOVUPS      Y1, 32(SI)
-	VMOVUPS      Y2, (SI)(CX*1)
-	VMOVUPS      Y3, 32(SI)(CX*1)
-	VMOVUPS      Y4, (SI)(CX*2)
-	VMOVUPS      Y5, 32(SI)(CX*2)
-	VMOVUPS      Y6, (DI)
-	VMOVUPS      Y7, 32(DI)
-	VMOVUPS      Y8, (DI)(CX*1)
-	VMOVUPS      Y9, 32(DI)(CX*1)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	VMOVUPS      Y0, (AX)
+	VMOVUPS      Y1, 32(AX)
+	VMOVUPS      Y2, (AX)(CX*1)
+	VMOVUPS      Y3, 32(AX)(CX*1)
+	VMOVUPS      Y4, (AX)(CX*2)
+	VMOVUPS      Y5, 32(AX)(CX*2)
+	VMOVUPS      Y6, (DX)
+	VMOVUPS      Y7, 32(DX)
+	VMOVUPS      Y8, (DX)(CX*1)
+	VMOVUPS      Y9, 32(DX)(CX*1)
 	VZEROUPPER
 	RET
 
-// func tile6x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, FMA3
-TEXT ·tile6x1AVX2(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile6x1AVX2(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, FMA3, MMX+
+TEXT ·tile6x1AVX2(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	MOVQ   c+48(FP), SI
-	LEAQ   (SI)(CX*2), DI
-	ADDQ   CX, DI
-	MOVB   add+72(FP), R8
-	TESTB  R8, R8
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	MOVB   add+88(FP), BL
+	TESTB  BL, BL
 	JNZ    old
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
@@ -3561,65 +3637,79 @@ TEXT ·tile6x1AVX2(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (SI), Y0
-	VMOVUPS 32(SI), Y1
-	VMOVUPS (SI)(CX*1), Y2
-	VMOVUPS 32(SI)(CX*1), Y3
-	VMOVUPS (SI)(CX*2), Y4
-	VMOVUPS 32(SI)(CX*2), Y5
-	VMOVUPS (DI), Y6
-	VMOVUPS 32(DI), Y7
-	VMOVUPS (DI)(CX*1), Y8
-	VMOVUPS 32(DI)(CX*1), Y9
-	VMOVUPS (DI)(CX*2), Y10
-	VMOVUPS 32(DI)(CX*2), Y11
+	VMOVUPS (AX), Y0
+	VMOVUPS 32(AX), Y1
+	VMOVUPS (AX)(CX*1), Y2
+	VMOVUPS 32(AX)(CX*1), Y3
+	VMOVUPS (AX)(CX*2), Y4
+	VMOVUPS 32(AX)(CX*2), Y5
+	VMOVUPS (DX), Y6
+	VMOVUPS 32(DX), Y7
+	VMOVUPS (DX)(CX*1), Y8
+	VMOVUPS 32(DX)(CX*1), Y9
+	VMOVUPS (DX)(CX*2), Y10
+	VMOVUPS 32(DX)(CX*2), Y11
 
 begin:
-	MOVQ aStep+16(FP), R8
-	SHLQ $0x02, R8
-	MOVQ b+24(FP), R9
-	MOVQ bStep+32(FP), R10
-	SHLQ $0x02, R10
-	MOVQ steps+64(FP), R11
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	MOVQ ahead+64(FP), BX
+	MOVQ aheadBytes+72(FP), SI
+	MOVQ aStep+16(FP), DI
+	SHLQ $0x02, DI
+	MOVQ b+24(FP), R8
+	MOVQ bStep+32(FP), R9
+	SHLQ $0x02, R9
+	MOVQ steps+80(FP), R10
 
 loop:
-	VMOVUPS      (R9), Y12
-	VMOVUPS      32(R9), Y13
-	VBROADCASTSS (DX), Y14
+	PREFETCHT1   (BX)
+	VMOVUPS      (R8), Y12
+	VMOVUPS      32(R8), Y13
+	VBROADCASTSS (AX), Y14
 	VFMADD231PS  Y12, Y14, Y0
 	VFMADD231PS  Y13, Y14, Y1
-	VBROADCASTSS (DX)(AX*1), Y14
+	VBROADCASTSS (AX)(CX*1), Y14
 	VFMADD231PS  Y12, Y14, Y2
 	VFMADD231PS  Y13, Y14, Y3
-	VBROADCASTSS (DX)(AX*2), Y14
+	VBROADCASTSS (AX)(CX*2), Y14
 	VFMADD231PS  Y12, Y14, Y4
 	VFMADD231PS  Y13, Y14, Y5
-	VBROADCASTSS (BX), Y14
+	VBROADCASTSS (DX), Y14
 	VFMADD231PS  Y12, Y14, Y6
 	VFMADD231PS  Y13, Y14, Y7
-	VBROADCASTSS (BX)(AX*1), Y14
+	VBROADCASTSS (DX)(CX*1), Y14
 	VFMADD231PS  Y12, Y14, Y8
 	VFMADD231PS  Y13, Y14, Y9
-	VBROADCASTSS (BX)(AX*2), Y14
+	VBROADCASTSS (DX)(CX*2), Y14
 	VFMADD231PS  Y12, Y14, Y10
 	VFMADD231PS  Y13, Y14, Y11
-	ADDQ         R8, DX
-	ADDQ         R8, BX
-	ADDQ         R10, R9
-	DECQ         R11
+	ADDQ         DI, AX
+	ADDQ         DI, DX
+	ADDQ         R9, R8
+	ADDQ         SI, BX
+	DECQ         R10
 	JNZ          loop
-	VMOVUPS      Y0, (SI)
-	VMOVUPS      Y1, 32(SI)
-	VMOVUPS      Y2, (SI)(CX*1)
-	VMOVUPS      Y3, 32(SI)(CX*1)
-	VMOVUPS      Y4, (SI)(CX*2)
-	VMOVUPS      Y5, 32(SI)(CX*2)
-	VMOVUPS      Y6, (DI)
-	VMOVUPS      Y7, 32(DI)
-	VMOVUPS      Y8, (DI)(CX*1)
-	VMOVUPS      Y9, 32(DI)(CX*1)
-	VMOVUPS      Y10, (DI)(CX*2)
-	VMOVUPS      Y11, 32(DI)(CX*2)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	VMOVUPS      Y0, (AX)
+	VMOVUPS      Y1, 32(AX)
+	VMOVUPS      Y2, (AX)(CX*1)
+	VMOVUPS      Y3, 32(AX)(CX*1)
+	VMOVUPS      Y4, (AX)(CX*2)
+	VMOVUPS      Y5, 32(AX)(CX*2)
+	VMOVUPS      Y6, (DX)
+	VMOVUPS      Y7, 32(DX)
+	VMOVUPS      Y8, (DX)(CX*1)
+	VMOVUPS      Y9, 32(DX)(CX*1)
+	VMOVUPS      Y10, (DX)(CX*2)
+	VMOVUPS      Y11, 32(DX)(CX*2)
 	VZEROUPPER
 	RET
 

@@ -147,122 +147,122 @@ func sumSquares64AVX512(x []float32) float64
 // tile1x1AVX512 computes 1 rows of 1 panels of C.
 //
 //go:noescape
-func tile1x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
+func tile1x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
 
 // tile1x2AVX512 computes 1 rows of 2 panels of C.
 //
 //go:noescape
-func tile1x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
+func tile1x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
 
 // tile1x3AVX512 computes 1 rows of 3 panels of C.
 //
 //go:noescape
-func tile1x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
+func tile1x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
 
 // tile2x1AVX512 computes 2 rows of 1 panels of C.
 //
 //go:noescape
-func tile2x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
+func tile2x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
 
 // tile2x2AVX512 computes 2 rows of 2 panels of C.
 //
 //go:noescape
-func tile2x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
+func tile2x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
 
 // tile2x3AVX512 computes 2 rows of 3 panels of C.
 //
 //go:noescape
-func tile2x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
+func tile2x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
 
 // tile3x1AVX512 computes 3 rows of 1 panels of C.
 //
 //go:noescape
-func tile3x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
+func tile3x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
 
 // tile3x2AVX512 computes 3 rows of 2 panels of C.
 //
 //go:noescape
-func tile3x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
+func tile3x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
 
 // tile3x3AVX512 computes 3 rows of 3 panels of C.
 //
 //go:noescape
-func tile3x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
+func tile3x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
 
 // tile4x1AVX512 computes 4 rows of 1 panels of C.
 //
 //go:noescape
-func tile4x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
+func tile4x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
 
 // tile4x2AVX512 computes 4 rows of 2 panels of C.
 //
 //go:noescape
-func tile4x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
+func tile4x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
 
 // tile4x3AVX512 computes 4 rows of 3 panels of C.
 //
 //go:noescape
-func tile4x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
+func tile4x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
 
 // tile5x1AVX512 computes 5 rows of 1 panels of C.
 //
 //go:noescape
-func tile5x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
+func tile5x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
 
 // tile5x2AVX512 computes 5 rows of 2 panels of C.
 //
 //go:noescape
-func tile5x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
+func tile5x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
 
 // tile5x3AVX512 computes 5 rows of 3 panels of C.
 //
 //go:noescape
-func tile5x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
+func tile5x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
 
 // tile6x1AVX512 computes 6 rows of 1 panels of C.
 //
 //go:noescape
-func tile6x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
+func tile6x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
 
 // tile6x2AVX512 computes 6 rows of 2 panels of C.
 //
 //go:noescape
-func tile6x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
+func tile6x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
 
 // tile6x3AVX512 computes 6 rows of 3 panels of C.
 //
 //go:noescape
-func tile6x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
+func tile6x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
 
 // tile7x1AVX512 computes 7 rows of 1 panels of C.
 //
 //go:noescape
-func tile7x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
+func tile7x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
 
 // tile7x2AVX512 computes 7 rows of 2 panels of C.
 //
 //go:noescape
-func tile7x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
+func tile7x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
 
 // tile7x3AVX512 computes 7 rows of 3 panels of C.
 //
 //go:noescape
-func tile7x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
+func tile7x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
 
 // tile8x1AVX512 computes 8 rows of 1 panels of C.
 //
 //go:noescape
-func tile8x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
+func tile8x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
 
 // tile8x2AVX512 computes 8 rows of 2 panels of C.
 //
 //go:noescape
-func tile8x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
+func tile8x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
 
 // tile8x3AVX512 computes 8 rows of 3 panels of C.
 //
 //go:noescape
-func tile8x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
+func tile8x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
 
 // peakAVX512 runs rounds of twelve vector multiply-adds.
 //

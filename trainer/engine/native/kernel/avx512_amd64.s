@@ -8,31 +8,40 @@
 // Requires: AVX, AVX512F
 TEXT ·addAVX512(SB), NOSPLIT, $0-72
 	MOVQ dst_len+8(FP), AX
-	MOVQ dst_base+0(FP), CX
-	MOVQ a_base+24(FP), DX
-	MOVQ b_base+48(FP), BX
-	XORQ SI, SI
-	SUBQ $0x10, AX
+	MOVQ dst_base+0(FP), DX
+	MOVQ a_base+24(FP), BX
+	MOVQ b_base+48(FP), SI
+	XORQ CX, CX
+	SUBQ $0x20, AX
 	JLT  rest
 
 loop:
-	VMOVUPS (DX)(SI*4), Z0
-	VMOVUPS (BX)(SI*4), Z1
-	VADDPS  Z1, Z0, Z0
-	VMOVUPS Z0, (CX)(SI*4)
-	ADDQ    $0x10, SI
-	SUBQ    $0x10, AX
+	VMOVUPS (BX)(CX*4), Z0
+	VMOVUPS 64(BX)(CX*4), Z1
+	VMOVUPS (SI)(CX*4), Z2
+	VMOVUPS 64(SI)(CX*4), Z3
+	VADDPS  Z2, Z0, Z0
+	VADDPS  Z3, Z1, Z1
+	VMOVUPS Z0, (DX)(CX*4)
+	VMOVUPS Z1, 64(DX)(CX*4)
+	ADDQ    $0x20, CX
+	SUBQ    $0x20, AX
 	JGE     loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z0
 	VPCMPGTD     iota<>+0(SB), Z0, K1
-	VMOVUPS.Z    (DX)(SI*4), K1, Z0
-	VMOVUPS.Z    (BX)(SI*4), K1, Z1
+	VMOVUPS.Z    (BX)(CX*4), K1, Z0
+	VMOVUPS.Z    (SI)(CX*4), K1, Z1
 	VADDPS       Z1, Z0, Z0
-	VMOVUPS      Z0, K1, (CX)(SI*4)
+	VMOVUPS      Z0, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -60,31 +69,40 @@ GLOBL iota<>(SB), RODATA|NOPTR, $64
 // Requires: AVX, AVX512F
 TEXT ·addScaledAVX512(SB), NOSPLIT, $0-52
 	MOVQ         dst_len+8(FP), AX
-	MOVQ         dst_base+0(FP), CX
-	MOVQ         x_base+24(FP), DX
+	MOVQ         dst_base+0(FP), DX
+	MOVQ         x_base+24(FP), BX
 	VBROADCASTSS scale+48(FP), Z0
-	XORQ         BX, BX
-	SUBQ         $0x10, AX
+	XORQ         CX, CX
+	SUBQ         $0x20, AX
 	JLT          rest
 
 loop:
-	VMOVUPS     (CX)(BX*4), Z1
-	VMOVUPS     (DX)(BX*4), Z2
-	VFMADD231PS Z2, Z0, Z1
-	VMOVUPS     Z1, (CX)(BX*4)
-	ADDQ        $0x10, BX
-	SUBQ        $0x10, AX
+	VMOVUPS     (DX)(CX*4), Z1
+	VMOVUPS     64(DX)(CX*4), Z2
+	VMOVUPS     (BX)(CX*4), Z3
+	VMOVUPS     64(BX)(CX*4), Z4
+	VFMADD231PS Z3, Z0, Z1
+	VFMADD231PS Z4, Z0, Z2
+	VMOVUPS     Z1, (DX)(CX*4)
+	VMOVUPS     Z2, 64(DX)(CX*4)
+	ADDQ        $0x20, CX
+	SUBQ        $0x20, AX
 	JGE         loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z1
 	VPCMPGTD     iota<>+0(SB), Z1, K1
-	VMOVUPS.Z    (CX)(BX*4), K1, Z1
-	VMOVUPS.Z    (DX)(BX*4), K1, Z2
+	VMOVUPS.Z    (DX)(CX*4), K1, Z1
+	VMOVUPS.Z    (BX)(CX*4), K1, Z2
 	VFMADD231PS  Z2, Z0, Z1
-	VMOVUPS      Z1, K1, (CX)(BX*4)
+	VMOVUPS      Z1, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -94,29 +112,37 @@ done:
 // Requires: AVX, AVX512F
 TEXT ·scaleAVX512(SB), NOSPLIT, $0-52
 	MOVQ         dst_len+8(FP), AX
-	MOVQ         dst_base+0(FP), CX
-	MOVQ         x_base+24(FP), DX
+	MOVQ         dst_base+0(FP), DX
+	MOVQ         x_base+24(FP), BX
 	VBROADCASTSS scale+48(FP), Z0
-	XORQ         BX, BX
-	SUBQ         $0x10, AX
+	XORQ         CX, CX
+	SUBQ         $0x20, AX
 	JLT          rest
 
 loop:
-	VMOVUPS (DX)(BX*4), Z1
+	VMOVUPS (BX)(CX*4), Z1
+	VMOVUPS 64(BX)(CX*4), Z2
 	VMULPS  Z0, Z1, Z1
-	VMOVUPS Z1, (CX)(BX*4)
-	ADDQ    $0x10, BX
-	SUBQ    $0x10, AX
+	VMULPS  Z0, Z2, Z2
+	VMOVUPS Z1, (DX)(CX*4)
+	VMOVUPS Z2, 64(DX)(CX*4)
+	ADDQ    $0x20, CX
+	SUBQ    $0x20, AX
 	JGE     loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z1
 	VPCMPGTD     iota<>+0(SB), Z1, K1
-	VMOVUPS.Z    (DX)(BX*4), K1, Z1
-	VMULPS       Z0, Z1, Z0
-	VMOVUPS      Z0, K1, (CX)(BX*4)
+	VMOVUPS.Z    (BX)(CX*4), K1, Z1
+	VMULPS       Z0, Z1, Z1
+	VMOVUPS      Z1, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -126,31 +152,40 @@ done:
 // Requires: AVX, AVX512F
 TEXT ·mulAVX512(SB), NOSPLIT, $0-72
 	MOVQ dst_len+8(FP), AX
-	MOVQ dst_base+0(FP), CX
-	MOVQ a_base+24(FP), DX
-	MOVQ b_base+48(FP), BX
-	XORQ SI, SI
-	SUBQ $0x10, AX
+	MOVQ dst_base+0(FP), DX
+	MOVQ a_base+24(FP), BX
+	MOVQ b_base+48(FP), SI
+	XORQ CX, CX
+	SUBQ $0x20, AX
 	JLT  rest
 
 loop:
-	VMOVUPS (DX)(SI*4), Z0
-	VMOVUPS (BX)(SI*4), Z1
-	VMULPS  Z1, Z0, Z0
-	VMOVUPS Z0, (CX)(SI*4)
-	ADDQ    $0x10, SI
-	SUBQ    $0x10, AX
+	VMOVUPS (BX)(CX*4), Z0
+	VMOVUPS 64(BX)(CX*4), Z1
+	VMOVUPS (SI)(CX*4), Z2
+	VMOVUPS 64(SI)(CX*4), Z3
+	VMULPS  Z2, Z0, Z0
+	VMULPS  Z3, Z1, Z1
+	VMOVUPS Z0, (DX)(CX*4)
+	VMOVUPS Z1, 64(DX)(CX*4)
+	ADDQ    $0x20, CX
+	SUBQ    $0x20, AX
 	JGE     loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z0
 	VPCMPGTD     iota<>+0(SB), Z0, K1
-	VMOVUPS.Z    (DX)(SI*4), K1, Z0
-	VMOVUPS.Z    (BX)(SI*4), K1, Z1
+	VMOVUPS.Z    (BX)(CX*4), K1, Z0
+	VMOVUPS.Z    (SI)(CX*4), K1, Z1
 	VMULPS       Z1, Z0, Z0
-	VMOVUPS      Z0, K1, (CX)(SI*4)
+	VMOVUPS      Z0, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -160,28 +195,35 @@ done:
 // Requires: AVX, AVX512DQ, AVX512F, SSE
 TEXT ·sumAVX512(SB), NOSPLIT, $0-28
 	MOVQ   x_len+8(FP), AX
-	MOVQ   x_base+0(FP), CX
+	MOVQ   x_base+0(FP), DX
 	VXORPS Z0, Z0, Z0
-	XORQ   DX, DX
-	SUBQ   $0x10, AX
+	XORQ   CX, CX
+	SUBQ   $0x20, AX
 	JLT    rest
 
 loop:
-	VMOVUPS (CX)(DX*4), Z1
+	VMOVUPS (DX)(CX*4), Z1
+	VMOVUPS 64(DX)(CX*4), Z2
 	VADDPS  Z1, Z0, Z0
-	ADDQ    $0x10, DX
-	SUBQ    $0x10, AX
+	VADDPS  Z2, Z0, Z0
+	ADDQ    $0x20, CX
+	SUBQ    $0x20, AX
 	JGE     loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z1
 	VPCMPGTD     iota<>+0(SB), Z1, K1
 	VMOVAPS      Z0, Z1
-	VMOVUPS.Z    (CX)(DX*4), K1, Z2
+	VMOVUPS.Z    (DX)(CX*4), K1, Z2
 	VADDPS       Z2, Z1, Z1
 	VMOVAPS      Z1, K1, Z0
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VEXTRACTF32X8 $0x01, Z0, Y1
@@ -200,31 +242,39 @@ done:
 // Requires: AVX, AVX512DQ, AVX512F, SSE
 TEXT ·dotAVX512(SB), NOSPLIT, $0-52
 	MOVQ   a_len+8(FP), AX
-	MOVQ   a_base+0(FP), CX
-	MOVQ   b_base+24(FP), DX
+	MOVQ   a_base+0(FP), DX
+	MOVQ   b_base+24(FP), BX
 	VXORPS Z0, Z0, Z0
-	XORQ   BX, BX
-	SUBQ   $0x10, AX
+	XORQ   CX, CX
+	SUBQ   $0x20, AX
 	JLT    rest
 
 loop:
-	VMOVUPS     (CX)(BX*4), Z1
-	VMOVUPS     (DX)(BX*4), Z2
-	VFMADD231PS Z1, Z2, Z0
-	ADDQ        $0x10, BX
-	SUBQ        $0x10, AX
+	VMOVUPS     (DX)(CX*4), Z1
+	VMOVUPS     64(DX)(CX*4), Z2
+	VMOVUPS     (BX)(CX*4), Z3
+	VMOVUPS     64(BX)(CX*4), Z4
+	VFMADD231PS Z1, Z3, Z0
+	VFMADD231PS Z2, Z4, Z0
+	ADDQ        $0x20, CX
+	SUBQ        $0x20, AX
 	JGE         loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z1
 	VPCMPGTD     iota<>+0(SB), Z1, K1
 	VMOVAPS      Z0, Z1
-	VMOVUPS.Z    (CX)(BX*4), K1, Z2
-	VMOVUPS.Z    (DX)(BX*4), K1, Z3
+	VMOVUPS.Z    (DX)(CX*4), K1, Z2
+	VMOVUPS.Z    (BX)(CX*4), K1, Z3
 	VFMADD231PS  Z2, Z3, Z1
 	VMOVAPS      Z1, K1, Z0
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VEXTRACTF32X8 $0x01, Z0, Y1
@@ -243,36 +293,46 @@ done:
 // Requires: AVX, AVX512DQ, AVX512F, SSE
 TEXT ·dotMulAVX512(SB), NOSPLIT, $0-76
 	MOVQ   a_len+8(FP), AX
-	MOVQ   a_base+0(FP), CX
-	MOVQ   b_base+24(FP), DX
-	MOVQ   c_base+48(FP), BX
+	MOVQ   a_base+0(FP), DX
+	MOVQ   b_base+24(FP), BX
+	MOVQ   c_base+48(FP), SI
 	VXORPS Z0, Z0, Z0
-	XORQ   SI, SI
-	SUBQ   $0x10, AX
+	XORQ   CX, CX
+	SUBQ   $0x20, AX
 	JLT    rest
 
 loop:
-	VMOVUPS     (CX)(SI*4), Z1
-	VMOVUPS     (DX)(SI*4), Z2
-	VMULPS      Z2, Z1, Z1
-	VMOVUPS     (BX)(SI*4), Z2
-	VFMADD231PS Z1, Z2, Z0
-	ADDQ        $0x10, SI
-	SUBQ        $0x10, AX
+	VMOVUPS     (DX)(CX*4), Z1
+	VMOVUPS     64(DX)(CX*4), Z2
+	VMOVUPS     (BX)(CX*4), Z3
+	VMOVUPS     64(BX)(CX*4), Z4
+	VMULPS      Z3, Z1, Z1
+	VMULPS      Z4, Z2, Z2
+	VMOVUPS     (SI)(CX*4), Z3
+	VMOVUPS     64(SI)(CX*4), Z4
+	VFMADD231PS Z1, Z3, Z0
+	VFMADD231PS Z2, Z4, Z0
+	ADDQ        $0x20, CX
+	SUBQ        $0x20, AX
 	JGE         loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z1
 	VPCMPGTD     iota<>+0(SB), Z1, K1
 	VMOVAPS      Z0, Z1
-	VMOVUPS.Z    (CX)(SI*4), K1, Z2
-	VMOVUPS.Z    (DX)(SI*4), K1, Z3
+	VMOVUPS.Z    (DX)(CX*4), K1, Z2
+	VMOVUPS.Z    (BX)(CX*4), K1, Z3
 	VMULPS       Z3, Z2, Z2
-	VMOVUPS.Z    (BX)(SI*4), K1, Z3
+	VMOVUPS.Z    (SI)(CX*4), K1, Z3
 	VFMADD231PS  Z2, Z3, Z1
 	VMOVAPS      Z1, K1, Z0
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VEXTRACTF32X8 $0x01, Z0, Y1
@@ -291,31 +351,39 @@ done:
 // Requires: AVX, AVX512DQ, AVX512F, SSE
 TEXT ·sumSquaredDiffAVX512(SB), NOSPLIT, $0-36
 	MOVQ         x_len+8(FP), AX
-	MOVQ         x_base+0(FP), CX
+	MOVQ         x_base+0(FP), DX
 	VBROADCASTSS mean+24(FP), Z0
 	VXORPS       Z1, Z1, Z1
-	XORQ         DX, DX
-	SUBQ         $0x10, AX
+	XORQ         CX, CX
+	SUBQ         $0x20, AX
 	JLT          rest
 
 loop:
-	VMOVUPS     (CX)(DX*4), Z2
+	VMOVUPS     (DX)(CX*4), Z2
+	VMOVUPS     64(DX)(CX*4), Z3
 	VSUBPS      Z0, Z2, Z2
+	VSUBPS      Z0, Z3, Z3
 	VFMADD231PS Z2, Z2, Z1
-	ADDQ        $0x10, DX
-	SUBQ        $0x10, AX
+	VFMADD231PS Z3, Z3, Z1
+	ADDQ        $0x20, CX
+	SUBQ        $0x20, AX
 	JGE         loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z2
 	VPCMPGTD     iota<>+0(SB), Z2, K1
 	VMOVAPS      Z1, Z2
-	VMOVUPS.Z    (CX)(DX*4), K1, Z3
-	VSUBPS       Z0, Z3, Z0
-	VFMADD231PS  Z0, Z0, Z2
+	VMOVUPS.Z    (DX)(CX*4), K1, Z3
+	VSUBPS       Z0, Z3, Z3
+	VFMADD231PS  Z3, Z3, Z2
 	VMOVAPS      Z2, K1, Z1
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VEXTRACTF32X8 $0x01, Z1, Y0
@@ -333,20 +401,21 @@ done:
 // func maxAVX512(x []float32) float32
 // Requires: AVX, AVX512DQ, AVX512F, SSE
 TEXT ·maxAVX512(SB), NOSPLIT, $0-28
+	MOVQ    x_base+0(FP), DX
 	MOVQ    x_len+8(FP), AX
-	MOVQ    x_base+0(FP), CX
 	VMOVUPS cff800000<>+0(SB), Z0
 	KXORW   K1, K1, K1
-	XORQ    DX, DX
+	XORQ    CX, CX
 	SUBQ    $0x10, AX
 	JLT     rest
 
 loop:
-	VMOVUPS (CX)(DX*4), Z1
+	VMOVUPS (DX)(CX*4), Z1
 	VCMPPS  $0x03, Z1, Z1, K2
 	KORW    K2, K1, K1
 	VMAXPS  Z0, Z1, Z0
-	ADDQ    $0x10, DX
+	VMOVAPS Z0, Z0
+	ADDQ    $0x10, CX
 	SUBQ    $0x10, AX
 	JGE     loop
 
@@ -355,7 +424,7 @@ rest:
 	JZ           done
 	VPBROADCASTD AX, Z1
 	VPCMPGTD     iota<>+0(SB), Z1, K2
-	VMOVUPS.Z    (CX)(DX*4), K2, Z1
+	VMOVUPS.Z    (DX)(CX*4), K2, Z1
 	VCMPPS       $0x03, Z1, Z1, K3
 	KORW         K3, K1, K1
 	VMAXPS       Z0, Z1, Z1
@@ -420,54 +489,82 @@ GLOBL c7fc00000<>(SB), RODATA|NOPTR, $64
 // Requires: AVX, AVX512DQ, AVX512F, SSE
 TEXT ·expSumAVX512(SB), NOSPLIT, $0-36
 	MOVQ         x_len+8(FP), AX
-	MOVQ         x_base+0(FP), CX
+	MOVQ         x_base+0(FP), DX
 	VBROADCASTSS top+24(FP), Z0
 	VXORPS       Z1, Z1, Z1
-	XORQ         DX, DX
-	SUBQ         $0x10, AX
+	XORQ         CX, CX
+	SUBQ         $0x20, AX
 	JLT          rest
 
 loop:
-	VMOVUPS      (CX)(DX*4), Z2
+	VMOVUPS      (DX)(CX*4), Z2
+	VMOVUPS      64(DX)(CX*4), Z3
 	VSUBPS       Z0, Z2, Z2
+	VSUBPS       Z0, Z3, Z3
+	VMOVUPS      c4b400000<>+0(SB), Z4
 	VMOVUPS      c4b400000<>+0(SB), Z5
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Z2, Z5
-	VSUBPS       c4b400000<>+0(SB), Z5, Z6
-	VMOVAPS      Z2, Z7
-	VFNMADD231PS c3f317218<>+0(SB), Z6, Z7
-	VFNMADD231PS cb102e308<>+0(SB), Z6, Z7
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z2, Z4
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z3, Z5
+	VSUBPS       c4b400000<>+0(SB), Z4, Z6
+	VSUBPS       c4b400000<>+0(SB), Z5, Z7
+	VMOVAPS      Z2, Z8
+	VMOVAPS      Z3, Z9
+	VFNMADD231PS c3f317218<>+0(SB), Z6, Z8
+	VFNMADD231PS c3f317218<>+0(SB), Z7, Z9
+	VFNMADD231PS cb102e308<>+0(SB), Z6, Z8
+	VFNMADD231PS cb102e308<>+0(SB), Z7, Z9
 	VMOVUPS      c3ab68885<>+0(SB), Z6
-	VFMADD213PS  c3c0905b7<>+0(SB), Z7, Z6
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Z7, Z6
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Z7, Z6
-	VFMADD213PS  c3f000000<>+0(SB), Z7, Z6
-	VFMADD213PS  c3f800000<>+0(SB), Z7, Z6
-	VFMADD213PS  c3f800000<>+0(SB), Z7, Z6
+	VMOVUPS      c3ab68885<>+0(SB), Z7
+	VFMADD213PS  c3c0905b7<>+0(SB), Z8, Z6
+	VFMADD213PS  c3c0905b7<>+0(SB), Z9, Z7
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z8, Z6
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z9, Z7
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z8, Z6
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z9, Z7
+	VFMADD213PS  c3f000000<>+0(SB), Z8, Z6
+	VFMADD213PS  c3f000000<>+0(SB), Z9, Z7
+	VFMADD213PS  c3f800000<>+0(SB), Z8, Z6
+	VFMADD213PS  c3f800000<>+0(SB), Z9, Z7
+	VFMADD213PS  c3f800000<>+0(SB), Z8, Z6
+	VFMADD213PS  c3f800000<>+0(SB), Z9, Z7
+	VPSLLD       $0x17, Z4, Z4
+	VPADDD       Z4, Z6, Z6
 	VPSLLD       $0x17, Z5, Z5
-	VPADDD       Z5, Z6, Z6
+	VPADDD       Z5, Z7, Z7
 	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z2, K1
-	VMOVAPS.Z    Z6, K1, Z5
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z3, K2
+	VMOVAPS.Z    Z6, K1, Z4
+	VMOVAPS.Z    Z7, K2, Z5
 	VCMPPS       $0x16, c42b17217<>+0(SB), Z2, K1
+	VCMPPS       $0x16, c42b17217<>+0(SB), Z3, K2
 	VADDPS       c7f800000<>+0(SB), Z2, Z2
-	VBLENDMPS    Z2, Z5, K1, Z3
-	VMOVUPS      Z3, (CX)(DX*4)
-	VADDPS       Z3, Z1, Z1
-	ADDQ         $0x10, DX
-	SUBQ         $0x10, AX
+	VADDPS       c7f800000<>+0(SB), Z3, Z3
+	VMOVAPS      Z4, Z4
+	VMOVAPS      Z5, Z5
+	VMOVAPS      Z2, K1, Z4
+	VMOVAPS      Z3, K2, Z5
+	VMOVUPS      Z4, (DX)(CX*4)
+	VMOVUPS      Z5, 64(DX)(CX*4)
+	VADDPS       Z4, Z1, Z1
+	VADDPS       Z5, Z1, Z1
+	ADDQ         $0x20, CX
+	SUBQ         $0x20, AX
 	JGE          loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z2
 	VPCMPGTD     iota<>+0(SB), Z2, K1
 	VMOVAPS      Z1, Z2
-	VMOVUPS.Z    (CX)(DX*4), K1, Z3
-	VSUBPS       Z0, Z3, Z0
-	VMOVUPS      c4b400000<>+0(SB), Z3
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Z0, Z3
-	VSUBPS       c4b400000<>+0(SB), Z3, Z5
-	VMOVAPS      Z0, Z6
+	VMOVUPS.Z    (DX)(CX*4), K1, Z3
+	VSUBPS       Z0, Z3, Z3
+	VMOVUPS      c4b400000<>+0(SB), Z4
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z3, Z4
+	VSUBPS       c4b400000<>+0(SB), Z4, Z5
+	VMOVAPS      Z3, Z6
 	VFNMADD231PS c3f317218<>+0(SB), Z5, Z6
 	VFNMADD231PS cb102e308<>+0(SB), Z5, Z6
 	VMOVUPS      c3ab68885<>+0(SB), Z5
@@ -477,16 +574,20 @@ rest:
 	VFMADD213PS  c3f000000<>+0(SB), Z6, Z5
 	VFMADD213PS  c3f800000<>+0(SB), Z6, Z5
 	VFMADD213PS  c3f800000<>+0(SB), Z6, Z5
-	VPSLLD       $0x17, Z3, Z3
-	VPADDD       Z3, Z5, Z5
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z0, K2
-	VMOVAPS.Z    Z5, K2, Z3
-	VCMPPS       $0x16, c42b17217<>+0(SB), Z0, K2
-	VADDPS       c7f800000<>+0(SB), Z0, Z0
-	VBLENDMPS    Z0, Z3, K2, Z4
-	VMOVUPS      Z4, K1, (CX)(DX*4)
+	VPSLLD       $0x17, Z4, Z4
+	VPADDD       Z4, Z5, Z5
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z3, K2
+	VMOVAPS.Z    Z5, K2, Z4
+	VCMPPS       $0x16, c42b17217<>+0(SB), Z3, K2
+	VADDPS       c7f800000<>+0(SB), Z3, Z3
+	VMOVAPS      Z4, Z4
+	VMOVAPS      Z3, K2, Z4
+	VMOVUPS      Z4, K1, (DX)(CX*4)
 	VADDPS       Z4, Z2, Z2
 	VMOVAPS      Z2, K1, Z1
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VEXTRACTF32X8 $0x01, Z1, Y0
@@ -739,71 +840,103 @@ GLOBL c7f800000<>(SB), RODATA|NOPTR, $64
 // Requires: AVX, AVX512F
 TEXT ·expScaleAVX512(SB), NOSPLIT, $0-32
 	MOVQ         x_len+8(FP), AX
-	MOVQ         x_base+0(FP), CX
+	MOVQ         x_base+0(FP), DX
 	VBROADCASTSS top+24(FP), Z0
 	VBROADCASTSS inverse+28(FP), Z1
-	XORQ         DX, DX
-	SUBQ         $0x10, AX
+	XORQ         CX, CX
+	SUBQ         $0x20, AX
 	JLT          rest
 
 loop:
-	VMOVUPS      (CX)(DX*4), Z2
+	VMOVUPS      (DX)(CX*4), Z2
+	VMOVUPS      64(DX)(CX*4), Z3
 	VSUBPS       Z0, Z2, Z2
+	VSUBPS       Z0, Z3, Z3
+	VMOVUPS      c4b400000<>+0(SB), Z4
 	VMOVUPS      c4b400000<>+0(SB), Z5
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Z2, Z5
-	VSUBPS       c4b400000<>+0(SB), Z5, Z6
-	VMOVAPS      Z2, Z7
-	VFNMADD231PS c3f317218<>+0(SB), Z6, Z7
-	VFNMADD231PS cb102e308<>+0(SB), Z6, Z7
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z2, Z4
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z3, Z5
+	VSUBPS       c4b400000<>+0(SB), Z4, Z6
+	VSUBPS       c4b400000<>+0(SB), Z5, Z7
+	VMOVAPS      Z2, Z8
+	VMOVAPS      Z3, Z9
+	VFNMADD231PS c3f317218<>+0(SB), Z6, Z8
+	VFNMADD231PS c3f317218<>+0(SB), Z7, Z9
+	VFNMADD231PS cb102e308<>+0(SB), Z6, Z8
+	VFNMADD231PS cb102e308<>+0(SB), Z7, Z9
 	VMOVUPS      c3ab68885<>+0(SB), Z6
-	VFMADD213PS  c3c0905b7<>+0(SB), Z7, Z6
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Z7, Z6
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Z7, Z6
-	VFMADD213PS  c3f000000<>+0(SB), Z7, Z6
-	VFMADD213PS  c3f800000<>+0(SB), Z7, Z6
-	VFMADD213PS  c3f800000<>+0(SB), Z7, Z6
+	VMOVUPS      c3ab68885<>+0(SB), Z7
+	VFMADD213PS  c3c0905b7<>+0(SB), Z8, Z6
+	VFMADD213PS  c3c0905b7<>+0(SB), Z9, Z7
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z8, Z6
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z9, Z7
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z8, Z6
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z9, Z7
+	VFMADD213PS  c3f000000<>+0(SB), Z8, Z6
+	VFMADD213PS  c3f000000<>+0(SB), Z9, Z7
+	VFMADD213PS  c3f800000<>+0(SB), Z8, Z6
+	VFMADD213PS  c3f800000<>+0(SB), Z9, Z7
+	VFMADD213PS  c3f800000<>+0(SB), Z8, Z6
+	VFMADD213PS  c3f800000<>+0(SB), Z9, Z7
+	VPSLLD       $0x17, Z4, Z4
+	VPADDD       Z4, Z6, Z6
 	VPSLLD       $0x17, Z5, Z5
-	VPADDD       Z5, Z6, Z6
+	VPADDD       Z5, Z7, Z7
 	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z2, K1
-	VMOVAPS.Z    Z6, K1, Z5
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z3, K2
+	VMOVAPS.Z    Z6, K1, Z4
+	VMOVAPS.Z    Z7, K2, Z5
 	VCMPPS       $0x16, c42b17217<>+0(SB), Z2, K1
+	VCMPPS       $0x16, c42b17217<>+0(SB), Z3, K2
 	VADDPS       c7f800000<>+0(SB), Z2, Z2
-	VBLENDMPS    Z2, Z5, K1, Z3
-	VMULPS       Z1, Z3, Z2
-	VMOVUPS      Z2, (CX)(DX*4)
-	ADDQ         $0x10, DX
-	SUBQ         $0x10, AX
+	VADDPS       c7f800000<>+0(SB), Z3, Z3
+	VMOVAPS      Z4, Z4
+	VMOVAPS      Z5, Z5
+	VMOVAPS      Z2, K1, Z4
+	VMOVAPS      Z3, K2, Z5
+	VMULPS       Z1, Z4, Z2
+	VMULPS       Z1, Z5, Z3
+	VMOVUPS      Z2, (DX)(CX*4)
+	VMOVUPS      Z3, 64(DX)(CX*4)
+	ADDQ         $0x20, CX
+	SUBQ         $0x20, AX
 	JGE          loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z2
 	VPCMPGTD     iota<>+0(SB), Z2, K1
-	VMOVUPS.Z    (CX)(DX*4), K1, Z2
-	VSUBPS       Z0, Z2, Z0
-	VMOVUPS      c4b400000<>+0(SB), Z2
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Z0, Z2
-	VSUBPS       c4b400000<>+0(SB), Z2, Z3
-	VMOVAPS      Z0, Z5
-	VFNMADD231PS c3f317218<>+0(SB), Z3, Z5
-	VFNMADD231PS cb102e308<>+0(SB), Z3, Z5
-	VMOVUPS      c3ab68885<>+0(SB), Z3
-	VFMADD213PS  c3c0905b7<>+0(SB), Z5, Z3
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Z5, Z3
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Z5, Z3
-	VFMADD213PS  c3f000000<>+0(SB), Z5, Z3
-	VFMADD213PS  c3f800000<>+0(SB), Z5, Z3
-	VFMADD213PS  c3f800000<>+0(SB), Z5, Z3
-	VPSLLD       $0x17, Z2, Z2
-	VPADDD       Z2, Z3, Z3
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z0, K2
-	VMOVAPS.Z    Z3, K2, Z2
-	VCMPPS       $0x16, c42b17217<>+0(SB), Z0, K2
-	VADDPS       c7f800000<>+0(SB), Z0, Z0
-	VBLENDMPS    Z0, Z2, K2, Z4
-	VMULPS       Z1, Z4, Z0
-	VMOVUPS      Z0, K1, (CX)(DX*4)
+	VMOVUPS.Z    (DX)(CX*4), K1, Z2
+	VSUBPS       Z0, Z2, Z2
+	VMOVUPS      c4b400000<>+0(SB), Z3
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z2, Z3
+	VSUBPS       c4b400000<>+0(SB), Z3, Z4
+	VMOVAPS      Z2, Z5
+	VFNMADD231PS c3f317218<>+0(SB), Z4, Z5
+	VFNMADD231PS cb102e308<>+0(SB), Z4, Z5
+	VMOVUPS      c3ab68885<>+0(SB), Z4
+	VFMADD213PS  c3c0905b7<>+0(SB), Z5, Z4
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z5, Z4
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z5, Z4
+	VFMADD213PS  c3f000000<>+0(SB), Z5, Z4
+	VFMADD213PS  c3f800000<>+0(SB), Z5, Z4
+	VFMADD213PS  c3f800000<>+0(SB), Z5, Z4
+	VPSLLD       $0x17, Z3, Z3
+	VPADDD       Z3, Z4, Z4
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z2, K2
+	VMOVAPS.Z    Z4, K2, Z3
+	VCMPPS       $0x16, c42b17217<>+0(SB), Z2, K2
+	VADDPS       c7f800000<>+0(SB), Z2, Z2
+	VMOVAPS      Z3, Z3
+	VMOVAPS      Z2, K2, Z3
+	VMULPS       Z1, Z3, Z2
+	VMOVUPS      Z2, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -813,33 +946,43 @@ done:
 // Requires: AVX, AVX512F
 TEXT ·softmaxBackwardAVX512(SB), NOSPLIT, $0-52
 	MOVQ         d_len+8(FP), AX
-	MOVQ         d_base+0(FP), CX
-	MOVQ         p_base+24(FP), DX
+	MOVQ         d_base+0(FP), DX
+	MOVQ         p_base+24(FP), BX
 	VBROADCASTSS delta+48(FP), Z0
-	XORQ         BX, BX
-	SUBQ         $0x10, AX
+	XORQ         CX, CX
+	SUBQ         $0x20, AX
 	JLT          rest
 
 loop:
-	VMOVUPS (DX)(BX*4), Z1
-	VMOVUPS (CX)(BX*4), Z2
-	VSUBPS  Z0, Z2, Z2
-	VMULPS  Z2, Z1, Z1
-	VMOVUPS Z1, (CX)(BX*4)
-	ADDQ    $0x10, BX
-	SUBQ    $0x10, AX
+	VMOVUPS (BX)(CX*4), Z1
+	VMOVUPS 64(BX)(CX*4), Z2
+	VMOVUPS (DX)(CX*4), Z3
+	VMOVUPS 64(DX)(CX*4), Z4
+	VSUBPS  Z0, Z3, Z3
+	VSUBPS  Z0, Z4, Z4
+	VMULPS  Z3, Z1, Z1
+	VMULPS  Z4, Z2, Z2
+	VMOVUPS Z1, (DX)(CX*4)
+	VMOVUPS Z2, 64(DX)(CX*4)
+	ADDQ    $0x20, CX
+	SUBQ    $0x20, AX
 	JGE     loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z1
 	VPCMPGTD     iota<>+0(SB), Z1, K1
-	VMOVUPS.Z    (DX)(BX*4), K1, Z1
-	VMOVUPS.Z    (CX)(BX*4), K1, Z2
-	VSUBPS       Z0, Z2, Z0
-	VMULPS       Z0, Z1, Z0
-	VMOVUPS      Z0, K1, (CX)(BX*4)
+	VMOVUPS.Z    (BX)(CX*4), K1, Z1
+	VMOVUPS.Z    (DX)(CX*4), K1, Z2
+	VSUBPS       Z0, Z2, Z2
+	VMULPS       Z2, Z1, Z1
+	VMOVUPS      Z1, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -849,34 +992,44 @@ done:
 // Requires: AVX, AVX512F
 TEXT ·rmsNormAVX512(SB), NOSPLIT, $0-76
 	MOVQ         dst_len+8(FP), AX
-	MOVQ         dst_base+0(FP), CX
-	MOVQ         x_base+24(FP), DX
-	MOVQ         w_base+48(FP), BX
+	MOVQ         dst_base+0(FP), DX
+	MOVQ         x_base+24(FP), BX
+	MOVQ         w_base+48(FP), SI
 	VBROADCASTSS inverse+72(FP), Z0
-	XORQ         SI, SI
-	SUBQ         $0x10, AX
+	XORQ         CX, CX
+	SUBQ         $0x20, AX
 	JLT          rest
 
 loop:
-	VMOVUPS (DX)(SI*4), Z1
+	VMOVUPS (BX)(CX*4), Z1
+	VMOVUPS 64(BX)(CX*4), Z2
 	VMULPS  Z0, Z1, Z1
-	VMOVUPS (BX)(SI*4), Z2
-	VMULPS  Z2, Z1, Z1
-	VMOVUPS Z1, (CX)(SI*4)
-	ADDQ    $0x10, SI
-	SUBQ    $0x10, AX
+	VMULPS  Z0, Z2, Z2
+	VMOVUPS (SI)(CX*4), Z3
+	VMOVUPS 64(SI)(CX*4), Z4
+	VMULPS  Z3, Z1, Z1
+	VMULPS  Z4, Z2, Z2
+	VMOVUPS Z1, (DX)(CX*4)
+	VMOVUPS Z2, 64(DX)(CX*4)
+	ADDQ    $0x20, CX
+	SUBQ    $0x20, AX
 	JGE     loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z1
 	VPCMPGTD     iota<>+0(SB), Z1, K1
-	VMOVUPS.Z    (DX)(SI*4), K1, Z1
-	VMULPS       Z0, Z1, Z0
-	VMOVUPS.Z    (BX)(SI*4), K1, Z1
-	VMULPS       Z1, Z0, Z0
-	VMOVUPS      Z0, K1, (CX)(SI*4)
+	VMOVUPS.Z    (BX)(CX*4), K1, Z1
+	VMULPS       Z0, Z1, Z1
+	VMOVUPS.Z    (SI)(CX*4), K1, Z2
+	VMULPS       Z2, Z1, Z1
+	VMOVUPS      Z1, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -886,42 +1039,55 @@ done:
 // Requires: AVX, AVX512F
 TEXT ·rmsNormBackwardAVX512(SB), NOSPLIT, $0-104
 	MOVQ         dx_len+8(FP), AX
-	MOVQ         dx_base+0(FP), CX
-	MOVQ         dy_base+24(FP), DX
-	MOVQ         x_base+48(FP), BX
-	MOVQ         w_base+72(FP), SI
+	MOVQ         dx_base+0(FP), DX
+	MOVQ         dy_base+24(FP), BX
+	MOVQ         x_base+48(FP), SI
+	MOVQ         w_base+72(FP), DI
 	VBROADCASTSS inverse+96(FP), Z0
 	VBROADCASTSS c+100(FP), Z1
-	XORQ         DI, DI
-	SUBQ         $0x10, AX
+	XORQ         CX, CX
+	SUBQ         $0x20, AX
 	JLT          rest
 
 loop:
-	VMOVUPS     (DX)(DI*4), Z2
-	VMOVUPS     (SI)(DI*4), Z3
-	VMULPS      Z3, Z2, Z2
-	VMOVUPS     (BX)(DI*4), Z3
-	VMULPS      Z1, Z3, Z3
+	VMOVUPS     (BX)(CX*4), Z2
+	VMOVUPS     64(BX)(CX*4), Z3
+	VMOVUPS     (DI)(CX*4), Z4
+	VMOVUPS     64(DI)(CX*4), Z5
+	VMULPS      Z4, Z2, Z2
+	VMULPS      Z5, Z3, Z3
+	VMOVUPS     (SI)(CX*4), Z4
+	VMOVUPS     64(SI)(CX*4), Z5
+	VMULPS      Z1, Z4, Z4
+	VMULPS      Z1, Z5, Z5
 	VMOVAPS     Z2, Z2
-	VFMSUB213PS Z3, Z0, Z2
-	VMOVUPS     Z2, (CX)(DI*4)
-	ADDQ        $0x10, DI
-	SUBQ        $0x10, AX
+	VMOVAPS     Z3, Z3
+	VFMSUB213PS Z4, Z0, Z2
+	VFMSUB213PS Z5, Z0, Z3
+	VMOVUPS     Z2, (DX)(CX*4)
+	VMOVUPS     Z3, 64(DX)(CX*4)
+	ADDQ        $0x20, CX
+	SUBQ        $0x20, AX
 	JGE         loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z2
 	VPCMPGTD     iota<>+0(SB), Z2, K1
-	VMOVUPS.Z    (DX)(DI*4), K1, Z2
-	VMOVUPS.Z    (SI)(DI*4), K1, Z3
+	VMOVUPS.Z    (BX)(CX*4), K1, Z2
+	VMOVUPS.Z    (DI)(CX*4), K1, Z3
 	VMULPS       Z3, Z2, Z2
-	VMOVUPS.Z    (BX)(DI*4), K1, Z3
-	VMULPS       Z1, Z3, Z1
+	VMOVUPS.Z    (SI)(CX*4), K1, Z3
+	VMULPS       Z1, Z3, Z3
 	VMOVAPS      Z2, Z2
-	VFMSUB213PS  Z1, Z0, Z2
-	VMOVUPS      Z2, K1, (CX)(DI*4)
+	VFMSUB213PS  Z3, Z0, Z2
+	VMOVUPS      Z2, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -931,36 +1097,47 @@ done:
 // Requires: AVX, AVX512F
 TEXT ·rmsNormGradAVX512(SB), NOSPLIT, $0-76
 	MOVQ         dw_len+8(FP), AX
-	MOVQ         dw_base+0(FP), CX
-	MOVQ         dy_base+24(FP), DX
-	MOVQ         x_base+48(FP), BX
+	MOVQ         dw_base+0(FP), DX
+	MOVQ         dy_base+24(FP), BX
+	MOVQ         x_base+48(FP), SI
 	VBROADCASTSS inverse+72(FP), Z0
-	XORQ         SI, SI
-	SUBQ         $0x10, AX
+	XORQ         CX, CX
+	SUBQ         $0x20, AX
 	JLT          rest
 
 loop:
-	VMOVUPS     (CX)(SI*4), Z1
-	VMOVUPS     (DX)(SI*4), Z2
-	VMOVUPS     (BX)(SI*4), Z3
-	VMULPS      Z0, Z3, Z3
-	VFMADD231PS Z2, Z3, Z1
-	VMOVUPS     Z1, (CX)(SI*4)
-	ADDQ        $0x10, SI
-	SUBQ        $0x10, AX
+	VMOVUPS     (DX)(CX*4), Z1
+	VMOVUPS     64(DX)(CX*4), Z2
+	VMOVUPS     (BX)(CX*4), Z3
+	VMOVUPS     64(BX)(CX*4), Z4
+	VMOVUPS     (SI)(CX*4), Z5
+	VMOVUPS     64(SI)(CX*4), Z6
+	VMULPS      Z0, Z5, Z5
+	VMULPS      Z0, Z6, Z6
+	VFMADD231PS Z3, Z5, Z1
+	VFMADD231PS Z4, Z6, Z2
+	VMOVUPS     Z1, (DX)(CX*4)
+	VMOVUPS     Z2, 64(DX)(CX*4)
+	ADDQ        $0x20, CX
+	SUBQ        $0x20, AX
 	JGE         loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z1
 	VPCMPGTD     iota<>+0(SB), Z1, K1
-	VMOVUPS.Z    (CX)(SI*4), K1, Z1
-	VMOVUPS.Z    (DX)(SI*4), K1, Z2
-	VMOVUPS.Z    (BX)(SI*4), K1, Z3
-	VMULPS       Z0, Z3, Z0
-	VFMADD231PS  Z2, Z0, Z1
-	VMOVUPS      Z1, K1, (CX)(SI*4)
+	VMOVUPS.Z    (DX)(CX*4), K1, Z1
+	VMOVUPS.Z    (BX)(CX*4), K1, Z2
+	VMOVUPS.Z    (SI)(CX*4), K1, Z3
+	VMULPS       Z0, Z3, Z3
+	VFMADD231PS  Z2, Z3, Z1
+	VMOVUPS      Z1, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -970,40 +1147,52 @@ done:
 // Requires: AVX, AVX512F
 TEXT ·layerNormAVX512(SB), NOSPLIT, $0-104
 	MOVQ         dst_len+8(FP), AX
-	MOVQ         dst_base+0(FP), CX
-	MOVQ         x_base+24(FP), DX
-	MOVQ         w_base+48(FP), BX
-	MOVQ         b_base+72(FP), SI
+	MOVQ         dst_base+0(FP), DX
+	MOVQ         x_base+24(FP), BX
+	MOVQ         w_base+48(FP), SI
+	MOVQ         b_base+72(FP), DI
 	VBROADCASTSS mean+96(FP), Z0
 	VBROADCASTSS inverse+100(FP), Z1
-	XORQ         DI, DI
-	SUBQ         $0x10, AX
+	XORQ         CX, CX
+	SUBQ         $0x20, AX
 	JLT          rest
 
 loop:
-	VMOVUPS     (SI)(DI*4), Z2
-	VMOVUPS     (BX)(DI*4), Z3
-	VMOVUPS     (DX)(DI*4), Z4
-	VSUBPS      Z0, Z4, Z4
-	VMULPS      Z1, Z4, Z4
-	VFMADD231PS Z3, Z4, Z2
-	VMOVUPS     Z2, (CX)(DI*4)
-	ADDQ        $0x10, DI
-	SUBQ        $0x10, AX
+	VMOVUPS     (DI)(CX*4), Z2
+	VMOVUPS     64(DI)(CX*4), Z3
+	VMOVUPS     (SI)(CX*4), Z4
+	VMOVUPS     64(SI)(CX*4), Z5
+	VMOVUPS     (BX)(CX*4), Z6
+	VMOVUPS     64(BX)(CX*4), Z7
+	VSUBPS      Z0, Z6, Z6
+	VSUBPS      Z0, Z7, Z7
+	VMULPS      Z1, Z6, Z6
+	VMULPS      Z1, Z7, Z7
+	VFMADD231PS Z4, Z6, Z2
+	VFMADD231PS Z5, Z7, Z3
+	VMOVUPS     Z2, (DX)(CX*4)
+	VMOVUPS     Z3, 64(DX)(CX*4)
+	ADDQ        $0x20, CX
+	SUBQ        $0x20, AX
 	JGE         loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z2
 	VPCMPGTD     iota<>+0(SB), Z2, K1
-	VMOVUPS.Z    (SI)(DI*4), K1, Z2
-	VMOVUPS.Z    (BX)(DI*4), K1, Z3
-	VMOVUPS.Z    (DX)(DI*4), K1, Z4
-	VSUBPS       Z0, Z4, Z0
-	VMULPS       Z1, Z0, Z0
-	VFMADD231PS  Z3, Z0, Z2
-	VMOVUPS      Z2, K1, (CX)(DI*4)
+	VMOVUPS.Z    (DI)(CX*4), K1, Z2
+	VMOVUPS.Z    (SI)(CX*4), K1, Z3
+	VMOVUPS.Z    (BX)(CX*4), K1, Z4
+	VSUBPS       Z0, Z4, Z4
+	VMULPS       Z1, Z4, Z4
+	VFMADD231PS  Z3, Z4, Z2
+	VMOVUPS      Z2, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -1013,47 +1202,60 @@ done:
 // Requires: AVX, AVX512DQ, AVX512F, SSE
 TEXT ·layerNormSumsAVX512(SB), NOSPLIT, $0-88
 	MOVQ         dy_len+8(FP), AX
-	MOVQ         dy_base+0(FP), CX
-	MOVQ         w_base+24(FP), DX
-	MOVQ         x_base+48(FP), BX
+	MOVQ         dy_base+0(FP), DX
+	MOVQ         w_base+24(FP), BX
+	MOVQ         x_base+48(FP), SI
 	VBROADCASTSS mean+72(FP), Z0
 	VBROADCASTSS inverse+76(FP), Z1
 	VXORPS       Z2, Z2, Z2
 	VXORPS       Z3, Z3, Z3
-	XORQ         SI, SI
-	SUBQ         $0x10, AX
+	XORQ         CX, CX
+	SUBQ         $0x20, AX
 	JLT          rest
 
 loop:
-	VMOVUPS     (CX)(SI*4), Z4
-	VMOVUPS     (DX)(SI*4), Z5
-	VMULPS      Z5, Z4, Z4
+	VMOVUPS     (DX)(CX*4), Z4
+	VMOVUPS     64(DX)(CX*4), Z5
+	VMOVUPS     (BX)(CX*4), Z6
+	VMOVUPS     64(BX)(CX*4), Z7
+	VMULPS      Z6, Z4, Z4
+	VMULPS      Z7, Z5, Z5
 	VADDPS      Z4, Z2, Z2
-	VMOVUPS     (BX)(SI*4), Z5
-	VSUBPS      Z0, Z5, Z5
-	VMULPS      Z1, Z5, Z5
-	VFMADD231PS Z4, Z5, Z3
-	ADDQ        $0x10, SI
-	SUBQ        $0x10, AX
+	VADDPS      Z5, Z2, Z2
+	VMOVUPS     (SI)(CX*4), Z6
+	VMOVUPS     64(SI)(CX*4), Z7
+	VSUBPS      Z0, Z6, Z6
+	VSUBPS      Z0, Z7, Z7
+	VMULPS      Z1, Z6, Z6
+	VMULPS      Z1, Z7, Z7
+	VFMADD231PS Z4, Z6, Z3
+	VFMADD231PS Z5, Z7, Z3
+	ADDQ        $0x20, CX
+	SUBQ        $0x20, AX
 	JGE         loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z4
 	VPCMPGTD     iota<>+0(SB), Z4, K1
 	VMOVAPS      Z2, Z4
 	VMOVAPS      Z3, Z5
-	VMOVUPS.Z    (CX)(SI*4), K1, Z6
-	VMOVUPS.Z    (DX)(SI*4), K1, Z7
+	VMOVUPS.Z    (DX)(CX*4), K1, Z6
+	VMOVUPS.Z    (BX)(CX*4), K1, Z7
 	VMULPS       Z7, Z6, Z6
 	VADDPS       Z6, Z4, Z4
-	VMOVUPS.Z    (BX)(SI*4), K1, Z7
-	VSUBPS       Z0, Z7, Z0
-	VMULPS       Z1, Z0, Z0
-	VFMADD231PS  Z6, Z0, Z5
+	VMOVUPS.Z    (SI)(CX*4), K1, Z7
+	VSUBPS       Z0, Z7, Z7
+	VMULPS       Z1, Z7, Z7
+	VFMADD231PS  Z6, Z7, Z5
 	VMOVAPS      Z4, K1, Z2
 	VMOVAPS      Z5, K1, Z3
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VEXTRACTF32X8 $0x01, Z2, Y0
@@ -1081,48 +1283,63 @@ done:
 // Requires: AVX, AVX512F
 TEXT ·layerNormBackwardAVX512(SB), NOSPLIT, $0-112
 	MOVQ         dx_len+8(FP), AX
-	MOVQ         dx_base+0(FP), CX
-	MOVQ         dy_base+24(FP), DX
-	MOVQ         w_base+48(FP), BX
-	MOVQ         x_base+72(FP), SI
+	MOVQ         dx_base+0(FP), DX
+	MOVQ         dy_base+24(FP), BX
+	MOVQ         w_base+48(FP), SI
+	MOVQ         x_base+72(FP), DI
 	VBROADCASTSS mean+96(FP), Z0
 	VBROADCASTSS inverse+100(FP), Z1
 	VBROADCASTSS mu+104(FP), Z2
 	VBROADCASTSS mux+108(FP), Z3
-	XORQ         DI, DI
-	SUBQ         $0x10, AX
+	XORQ         CX, CX
+	SUBQ         $0x20, AX
 	JLT          rest
 
 loop:
-	VMOVUPS      (DX)(DI*4), Z4
-	VMOVUPS      (BX)(DI*4), Z5
+	VMOVUPS      (BX)(CX*4), Z4
+	VMOVUPS      64(BX)(CX*4), Z5
+	VMOVUPS      (SI)(CX*4), Z6
+	VMOVUPS      64(SI)(CX*4), Z7
+	VMULPS       Z6, Z4, Z4
+	VMULPS       Z7, Z5, Z5
+	VSUBPS       Z2, Z4, Z4
+	VSUBPS       Z2, Z5, Z5
+	VMOVUPS      (DI)(CX*4), Z6
+	VMOVUPS      64(DI)(CX*4), Z7
+	VSUBPS       Z0, Z6, Z6
+	VSUBPS       Z0, Z7, Z7
+	VMULPS       Z1, Z6, Z6
+	VMULPS       Z1, Z7, Z7
+	VFNMADD231PS Z6, Z3, Z4
+	VFNMADD231PS Z7, Z3, Z5
+	VMULPS       Z4, Z1, Z4
+	VMULPS       Z5, Z1, Z5
+	VMOVUPS      Z4, (DX)(CX*4)
+	VMOVUPS      Z5, 64(DX)(CX*4)
+	ADDQ         $0x20, CX
+	SUBQ         $0x20, AX
+	JGE          loop
+
+rest:
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
+	VPBROADCASTD AX, Z4
+	VPCMPGTD     iota<>+0(SB), Z4, K1
+	VMOVUPS.Z    (BX)(CX*4), K1, Z4
+	VMOVUPS.Z    (SI)(CX*4), K1, Z5
 	VMULPS       Z5, Z4, Z4
 	VSUBPS       Z2, Z4, Z4
-	VMOVUPS      (SI)(DI*4), Z5
+	VMOVUPS.Z    (DI)(CX*4), K1, Z5
 	VSUBPS       Z0, Z5, Z5
 	VMULPS       Z1, Z5, Z5
 	VFNMADD231PS Z5, Z3, Z4
 	VMULPS       Z4, Z1, Z4
-	VMOVUPS      Z4, (CX)(DI*4)
-	ADDQ         $0x10, DI
+	VMOVUPS      Z4, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
 	SUBQ         $0x10, AX
-	JGE          loop
-
-rest:
-	ADDQ         $0x10, AX
-	JZ           done
-	VPBROADCASTD AX, Z4
-	VPCMPGTD     iota<>+0(SB), Z4, K1
-	VMOVUPS.Z    (DX)(DI*4), K1, Z4
-	VMOVUPS.Z    (BX)(DI*4), K1, Z5
-	VMULPS       Z5, Z4, Z4
-	VSUBPS       Z2, Z4, Z2
-	VMOVUPS.Z    (SI)(DI*4), K1, Z4
-	VSUBPS       Z0, Z4, Z0
-	VMULPS       Z1, Z0, Z0
-	VFNMADD231PS Z0, Z3, Z2
-	VMULPS       Z2, Z1, Z0
-	VMOVUPS      Z0, K1, (CX)(DI*4)
+	JG           part
 
 done:
 	VZEROUPPER
@@ -1132,46 +1349,61 @@ done:
 // Requires: AVX, AVX512F
 TEXT ·layerNormGradAVX512(SB), NOSPLIT, $0-104
 	MOVQ         dw_len+8(FP), AX
-	MOVQ         dw_base+0(FP), CX
-	MOVQ         db_base+24(FP), DX
-	MOVQ         dy_base+48(FP), BX
-	MOVQ         x_base+72(FP), SI
+	MOVQ         dw_base+0(FP), DX
+	MOVQ         db_base+24(FP), BX
+	MOVQ         dy_base+48(FP), SI
+	MOVQ         x_base+72(FP), DI
 	VBROADCASTSS mean+96(FP), Z0
 	VBROADCASTSS inverse+100(FP), Z1
-	XORQ         DI, DI
-	SUBQ         $0x10, AX
+	XORQ         CX, CX
+	SUBQ         $0x20, AX
 	JLT          rest
 
 loop:
-	VMOVUPS     (BX)(DI*4), Z2
-	VMOVUPS     (CX)(DI*4), Z3
-	VMOVUPS     (SI)(DI*4), Z4
-	VSUBPS      Z0, Z4, Z4
-	VMULPS      Z1, Z4, Z4
-	VFMADD231PS Z2, Z4, Z3
-	VMOVUPS     (DX)(DI*4), Z4
-	VADDPS      Z2, Z4, Z2
-	VMOVUPS     Z3, (CX)(DI*4)
-	VMOVUPS     Z2, (DX)(DI*4)
-	ADDQ        $0x10, DI
-	SUBQ        $0x10, AX
+	VMOVUPS     (SI)(CX*4), Z2
+	VMOVUPS     64(SI)(CX*4), Z3
+	VMOVUPS     (DX)(CX*4), Z4
+	VMOVUPS     64(DX)(CX*4), Z5
+	VMOVUPS     (DI)(CX*4), Z6
+	VMOVUPS     64(DI)(CX*4), Z7
+	VSUBPS      Z0, Z6, Z6
+	VSUBPS      Z0, Z7, Z7
+	VMULPS      Z1, Z6, Z6
+	VMULPS      Z1, Z7, Z7
+	VFMADD231PS Z2, Z6, Z4
+	VFMADD231PS Z3, Z7, Z5
+	VMOVUPS     (BX)(CX*4), Z6
+	VMOVUPS     64(BX)(CX*4), Z7
+	VADDPS      Z2, Z6, Z2
+	VADDPS      Z3, Z7, Z3
+	VMOVUPS     Z4, (DX)(CX*4)
+	VMOVUPS     Z5, 64(DX)(CX*4)
+	VMOVUPS     Z2, (BX)(CX*4)
+	VMOVUPS     Z3, 64(BX)(CX*4)
+	ADDQ        $0x20, CX
+	SUBQ        $0x20, AX
 	JGE         loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z2
 	VPCMPGTD     iota<>+0(SB), Z2, K1
-	VMOVUPS.Z    (BX)(DI*4), K1, Z2
-	VMOVUPS.Z    (CX)(DI*4), K1, Z3
-	VMOVUPS.Z    (SI)(DI*4), K1, Z4
-	VSUBPS       Z0, Z4, Z0
-	VMULPS       Z1, Z0, Z0
-	VFMADD231PS  Z2, Z0, Z3
-	VMOVUPS.Z    (DX)(DI*4), K1, Z0
-	VADDPS       Z2, Z0, Z0
-	VMOVUPS      Z3, K1, (CX)(DI*4)
-	VMOVUPS      Z0, K1, (DX)(DI*4)
+	VMOVUPS.Z    (SI)(CX*4), K1, Z2
+	VMOVUPS.Z    (DX)(CX*4), K1, Z3
+	VMOVUPS.Z    (DI)(CX*4), K1, Z4
+	VSUBPS       Z0, Z4, Z4
+	VMULPS       Z1, Z4, Z4
+	VFMADD231PS  Z2, Z4, Z3
+	VMOVUPS.Z    (BX)(CX*4), K1, Z4
+	VADDPS       Z2, Z4, Z2
+	VMOVUPS      Z3, K1, (DX)(CX*4)
+	VMOVUPS      Z2, K1, (BX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -1181,48 +1413,64 @@ done:
 // Requires: AVX, AVX512F
 TEXT ·rotaryAVX512(SB), NOSPLIT, $0-144
 	MOVQ low_len+8(FP), AX
-	MOVQ low_base+0(FP), CX
-	MOVQ high_base+24(FP), DX
-	MOVQ x_base+48(FP), BX
-	MOVQ y_base+72(FP), SI
-	MOVQ cos_base+96(FP), DI
-	MOVQ sin_base+120(FP), R8
-	XORQ R9, R9
-	SUBQ $0x10, AX
+	MOVQ low_base+0(FP), DX
+	MOVQ high_base+24(FP), BX
+	MOVQ x_base+48(FP), SI
+	MOVQ y_base+72(FP), DI
+	MOVQ cos_base+96(FP), R8
+	MOVQ sin_base+120(FP), R9
+	XORQ CX, CX
+	SUBQ $0x20, AX
 	JLT  rest
 
 loop:
-	VMOVUPS     (BX)(R9*4), Z0
-	VMOVUPS     (SI)(R9*4), Z1
-	VMOVUPS     (DI)(R9*4), Z2
-	VMOVUPS     (R8)(R9*4), Z3
-	VMULPS      Z3, Z1, Z4
-	VMOVAPS     Z0, Z5
-	VFMSUB213PS Z4, Z2, Z5
-	VMULPS      Z3, Z0, Z0
-	VFMADD231PS Z1, Z2, Z0
-	VMOVUPS     Z5, (CX)(R9*4)
-	VMOVUPS     Z0, (DX)(R9*4)
-	ADDQ        $0x10, R9
-	SUBQ        $0x10, AX
+	VMOVUPS     (SI)(CX*4), Z0
+	VMOVUPS     64(SI)(CX*4), Z1
+	VMOVUPS     (DI)(CX*4), Z2
+	VMOVUPS     64(DI)(CX*4), Z3
+	VMOVUPS     (R8)(CX*4), Z4
+	VMOVUPS     64(R8)(CX*4), Z5
+	VMOVUPS     (R9)(CX*4), Z6
+	VMOVUPS     64(R9)(CX*4), Z7
+	VMULPS      Z6, Z2, Z8
+	VMULPS      Z7, Z3, Z9
+	VMOVAPS     Z0, Z10
+	VMOVAPS     Z1, Z11
+	VFMSUB213PS Z8, Z4, Z10
+	VFMSUB213PS Z9, Z5, Z11
+	VMULPS      Z6, Z0, Z0
+	VMULPS      Z7, Z1, Z1
+	VFMADD231PS Z2, Z4, Z0
+	VFMADD231PS Z3, Z5, Z1
+	VMOVUPS     Z10, (DX)(CX*4)
+	VMOVUPS     Z11, 64(DX)(CX*4)
+	VMOVUPS     Z0, (BX)(CX*4)
+	VMOVUPS     Z1, 64(BX)(CX*4)
+	ADDQ        $0x20, CX
+	SUBQ        $0x20, AX
 	JGE         loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z0
 	VPCMPGTD     iota<>+0(SB), Z0, K1
-	VMOVUPS.Z    (BX)(R9*4), K1, Z0
-	VMOVUPS.Z    (SI)(R9*4), K1, Z1
-	VMOVUPS.Z    (DI)(R9*4), K1, Z2
-	VMOVUPS.Z    (R8)(R9*4), K1, Z3
+	VMOVUPS.Z    (SI)(CX*4), K1, Z0
+	VMOVUPS.Z    (DI)(CX*4), K1, Z1
+	VMOVUPS.Z    (R8)(CX*4), K1, Z2
+	VMOVUPS.Z    (R9)(CX*4), K1, Z3
 	VMULPS       Z3, Z1, Z4
 	VMOVAPS      Z0, Z5
 	VFMSUB213PS  Z4, Z2, Z5
 	VMULPS       Z3, Z0, Z0
 	VFMADD231PS  Z1, Z2, Z0
-	VMOVUPS      Z5, K1, (CX)(R9*4)
-	VMOVUPS      Z0, K1, (DX)(R9*4)
+	VMOVUPS      Z5, K1, (DX)(CX*4)
+	VMOVUPS      Z0, K1, (BX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -1232,53 +1480,86 @@ done:
 // Requires: AVX, AVX512DQ, AVX512F
 TEXT ·swigluAVX512(SB), NOSPLIT, $0-72
 	MOVQ dst_len+8(FP), AX
-	MOVQ dst_base+0(FP), CX
-	MOVQ gate_base+24(FP), DX
-	MOVQ up_base+48(FP), BX
-	XORQ SI, SI
-	SUBQ $0x10, AX
+	MOVQ dst_base+0(FP), DX
+	MOVQ gate_base+24(FP), BX
+	MOVQ up_base+48(FP), SI
+	XORQ CX, CX
+	SUBQ $0x20, AX
 	JLT  rest
 
 loop:
-	VMOVUPS      (DX)(SI*4), Z0
-	VMOVUPS      c3f800000<>+0(SB), Z1
-	VXORPS       c80000000<>+0(SB), Z0, Z2
-	VMOVUPS      c4b400000<>+0(SB), Z3
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Z2, Z3
-	VSUBPS       c4b400000<>+0(SB), Z3, Z4
-	VMOVAPS      Z2, Z5
-	VFNMADD231PS c3f317218<>+0(SB), Z4, Z5
-	VFNMADD231PS cb102e308<>+0(SB), Z4, Z5
-	VMOVUPS      c3ab68885<>+0(SB), Z4
-	VFMADD213PS  c3c0905b7<>+0(SB), Z5, Z4
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Z5, Z4
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Z5, Z4
-	VFMADD213PS  c3f000000<>+0(SB), Z5, Z4
-	VFMADD213PS  c3f800000<>+0(SB), Z5, Z4
-	VFMADD213PS  c3f800000<>+0(SB), Z5, Z4
-	VPSLLD       $0x17, Z3, Z3
-	VPADDD       Z3, Z4, Z4
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z2, K1
-	VMOVAPS.Z    Z4, K1, Z3
-	VCMPPS       $0x16, c42b17217<>+0(SB), Z2, K1
-	VADDPS       c7f800000<>+0(SB), Z2, Z2
-	VBLENDMPS    Z2, Z3, K1, Z6
-	VADDPS       c3f800000<>+0(SB), Z6, Z2
-	VDIVPS       Z2, Z1, Z1
-	VMULPS       Z1, Z0, Z0
-	VMOVUPS      (BX)(SI*4), Z1
-	VMULPS       Z1, Z0, Z0
-	VMOVUPS      Z0, (CX)(SI*4)
-	ADDQ         $0x10, SI
-	SUBQ         $0x10, AX
+	VMOVUPS      (BX)(CX*4), Z0
+	VMOVUPS      64(BX)(CX*4), Z1
+	VMOVUPS      c3f800000<>+0(SB), Z2
+	VMOVUPS      c3f800000<>+0(SB), Z3
+	VXORPS       c80000000<>+0(SB), Z0, Z4
+	VXORPS       c80000000<>+0(SB), Z1, Z5
+	VMOVUPS      c4b400000<>+0(SB), Z6
+	VMOVUPS      c4b400000<>+0(SB), Z7
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z4, Z6
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z5, Z7
+	VSUBPS       c4b400000<>+0(SB), Z6, Z8
+	VSUBPS       c4b400000<>+0(SB), Z7, Z9
+	VMOVAPS      Z4, Z10
+	VMOVAPS      Z5, Z11
+	VFNMADD231PS c3f317218<>+0(SB), Z8, Z10
+	VFNMADD231PS c3f317218<>+0(SB), Z9, Z11
+	VFNMADD231PS cb102e308<>+0(SB), Z8, Z10
+	VFNMADD231PS cb102e308<>+0(SB), Z9, Z11
+	VMOVUPS      c3ab68885<>+0(SB), Z8
+	VMOVUPS      c3ab68885<>+0(SB), Z9
+	VFMADD213PS  c3c0905b7<>+0(SB), Z10, Z8
+	VFMADD213PS  c3c0905b7<>+0(SB), Z11, Z9
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z10, Z8
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z11, Z9
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z10, Z8
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z11, Z9
+	VFMADD213PS  c3f000000<>+0(SB), Z10, Z8
+	VFMADD213PS  c3f000000<>+0(SB), Z11, Z9
+	VFMADD213PS  c3f800000<>+0(SB), Z10, Z8
+	VFMADD213PS  c3f800000<>+0(SB), Z11, Z9
+	VFMADD213PS  c3f800000<>+0(SB), Z10, Z8
+	VFMADD213PS  c3f800000<>+0(SB), Z11, Z9
+	VPSLLD       $0x17, Z6, Z6
+	VPADDD       Z6, Z8, Z8
+	VPSLLD       $0x17, Z7, Z7
+	VPADDD       Z7, Z9, Z9
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z4, K1
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z5, K2
+	VMOVAPS.Z    Z8, K1, Z6
+	VMOVAPS.Z    Z9, K2, Z7
+	VCMPPS       $0x16, c42b17217<>+0(SB), Z4, K1
+	VCMPPS       $0x16, c42b17217<>+0(SB), Z5, K2
+	VADDPS       c7f800000<>+0(SB), Z4, Z4
+	VADDPS       c7f800000<>+0(SB), Z5, Z5
+	VMOVAPS      Z6, Z6
+	VMOVAPS      Z7, Z7
+	VMOVAPS      Z4, K1, Z6
+	VMOVAPS      Z5, K2, Z7
+	VADDPS       c3f800000<>+0(SB), Z6, Z4
+	VADDPS       c3f800000<>+0(SB), Z7, Z5
+	VDIVPS       Z4, Z2, Z2
+	VDIVPS       Z5, Z3, Z3
+	VMULPS       Z2, Z0, Z0
+	VMULPS       Z3, Z1, Z1
+	VMOVUPS      (SI)(CX*4), Z2
+	VMOVUPS      64(SI)(CX*4), Z3
+	VMULPS       Z2, Z0, Z0
+	VMULPS       Z3, Z1, Z1
+	VMOVUPS      Z0, (DX)(CX*4)
+	VMOVUPS      Z1, 64(DX)(CX*4)
+	ADDQ         $0x20, CX
+	SUBQ         $0x20, AX
 	JGE          loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z0
 	VPCMPGTD     iota<>+0(SB), Z0, K1
-	VMOVUPS.Z    (DX)(SI*4), K1, Z0
+	VMOVUPS.Z    (BX)(CX*4), K1, Z0
 	VMOVUPS      c3f800000<>+0(SB), Z1
 	VXORPS       c80000000<>+0(SB), Z0, Z2
 	VMOVUPS      c4b400000<>+0(SB), Z3
@@ -1300,13 +1581,17 @@ rest:
 	VMOVAPS.Z    Z4, K2, Z3
 	VCMPPS       $0x16, c42b17217<>+0(SB), Z2, K2
 	VADDPS       c7f800000<>+0(SB), Z2, Z2
-	VBLENDMPS    Z2, Z3, K2, Z7
-	VADDPS       c3f800000<>+0(SB), Z7, Z2
+	VMOVAPS      Z3, Z3
+	VMOVAPS      Z2, K2, Z3
+	VADDPS       c3f800000<>+0(SB), Z3, Z2
 	VDIVPS       Z2, Z1, Z1
 	VMULPS       Z1, Z0, Z0
-	VMOVUPS.Z    (BX)(SI*4), K1, Z1
+	VMOVUPS.Z    (SI)(CX*4), K1, Z1
 	VMULPS       Z1, Z0, Z0
-	VMOVUPS      Z0, K1, (CX)(SI*4)
+	VMOVUPS      Z0, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -1334,62 +1619,102 @@ GLOBL c80000000<>(SB), RODATA|NOPTR, $64
 // Requires: AVX, AVX512DQ, AVX512F
 TEXT ·swigluBackwardAVX512(SB), NOSPLIT, $0-120
 	MOVQ dgate_len+8(FP), AX
-	MOVQ dgate_base+0(FP), CX
-	MOVQ dup_base+24(FP), DX
-	MOVQ gate_base+48(FP), BX
-	MOVQ up_base+72(FP), SI
-	MOVQ dy_base+96(FP), DI
-	XORQ R8, R8
-	SUBQ $0x10, AX
+	MOVQ dgate_base+0(FP), DX
+	MOVQ dup_base+24(FP), BX
+	MOVQ gate_base+48(FP), SI
+	MOVQ up_base+72(FP), DI
+	MOVQ dy_base+96(FP), R8
+	XORQ CX, CX
+	SUBQ $0x20, AX
 	JLT  rest
 
 loop:
-	VMOVUPS      (BX)(R8*4), Z0
-	VMOVUPS      c3f800000<>+0(SB), Z1
-	VXORPS       c80000000<>+0(SB), Z0, Z2
-	VMOVUPS      c4b400000<>+0(SB), Z3
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Z2, Z3
-	VSUBPS       c4b400000<>+0(SB), Z3, Z4
-	VMOVAPS      Z2, Z5
-	VFNMADD231PS c3f317218<>+0(SB), Z4, Z5
-	VFNMADD231PS cb102e308<>+0(SB), Z4, Z5
-	VMOVUPS      c3ab68885<>+0(SB), Z4
-	VFMADD213PS  c3c0905b7<>+0(SB), Z5, Z4
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Z5, Z4
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Z5, Z4
-	VFMADD213PS  c3f000000<>+0(SB), Z5, Z4
-	VFMADD213PS  c3f800000<>+0(SB), Z5, Z4
-	VFMADD213PS  c3f800000<>+0(SB), Z5, Z4
-	VPSLLD       $0x17, Z3, Z3
-	VPADDD       Z3, Z4, Z4
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z2, K1
-	VMOVAPS.Z    Z4, K1, Z3
-	VCMPPS       $0x16, c42b17217<>+0(SB), Z2, K1
-	VADDPS       c7f800000<>+0(SB), Z2, Z2
-	VBLENDMPS    Z2, Z3, K1, Z6
-	VADDPS       c3f800000<>+0(SB), Z6, Z2
-	VDIVPS       Z2, Z1, Z1
-	VMULPS       Z1, Z0, Z0
-	VMOVAPS      Z0, Z2
-	VFNMADD231PS Z0, Z1, Z2
-	VMOVUPS      (DI)(R8*4), Z3
-	VMOVUPS      (SI)(R8*4), Z4
-	VMULPS       Z4, Z3, Z4
-	VADDPS       Z2, Z1, Z1
-	VMULPS       Z1, Z4, Z1
-	VMULPS       Z0, Z3, Z0
-	VMOVUPS      Z0, (DX)(R8*4)
-	VMOVUPS      Z1, (CX)(R8*4)
-	ADDQ         $0x10, R8
-	SUBQ         $0x10, AX
+	VMOVUPS      (SI)(CX*4), Z0
+	VMOVUPS      64(SI)(CX*4), Z1
+	VMOVUPS      c3f800000<>+0(SB), Z2
+	VMOVUPS      c3f800000<>+0(SB), Z3
+	VXORPS       c80000000<>+0(SB), Z0, Z4
+	VXORPS       c80000000<>+0(SB), Z1, Z5
+	VMOVUPS      c4b400000<>+0(SB), Z6
+	VMOVUPS      c4b400000<>+0(SB), Z7
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z4, Z6
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z5, Z7
+	VSUBPS       c4b400000<>+0(SB), Z6, Z8
+	VSUBPS       c4b400000<>+0(SB), Z7, Z9
+	VMOVAPS      Z4, Z10
+	VMOVAPS      Z5, Z11
+	VFNMADD231PS c3f317218<>+0(SB), Z8, Z10
+	VFNMADD231PS c3f317218<>+0(SB), Z9, Z11
+	VFNMADD231PS cb102e308<>+0(SB), Z8, Z10
+	VFNMADD231PS cb102e308<>+0(SB), Z9, Z11
+	VMOVUPS      c3ab68885<>+0(SB), Z8
+	VMOVUPS      c3ab68885<>+0(SB), Z9
+	VFMADD213PS  c3c0905b7<>+0(SB), Z10, Z8
+	VFMADD213PS  c3c0905b7<>+0(SB), Z11, Z9
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z10, Z8
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z11, Z9
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z10, Z8
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z11, Z9
+	VFMADD213PS  c3f000000<>+0(SB), Z10, Z8
+	VFMADD213PS  c3f000000<>+0(SB), Z11, Z9
+	VFMADD213PS  c3f800000<>+0(SB), Z10, Z8
+	VFMADD213PS  c3f800000<>+0(SB), Z11, Z9
+	VFMADD213PS  c3f800000<>+0(SB), Z10, Z8
+	VFMADD213PS  c3f800000<>+0(SB), Z11, Z9
+	VPSLLD       $0x17, Z6, Z6
+	VPADDD       Z6, Z8, Z8
+	VPSLLD       $0x17, Z7, Z7
+	VPADDD       Z7, Z9, Z9
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z4, K1
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z5, K2
+	VMOVAPS.Z    Z8, K1, Z6
+	VMOVAPS.Z    Z9, K2, Z7
+	VCMPPS       $0x16, c42b17217<>+0(SB), Z4, K1
+	VCMPPS       $0x16, c42b17217<>+0(SB), Z5, K2
+	VADDPS       c7f800000<>+0(SB), Z4, Z4
+	VADDPS       c7f800000<>+0(SB), Z5, Z5
+	VMOVAPS      Z6, Z6
+	VMOVAPS      Z7, Z7
+	VMOVAPS      Z4, K1, Z6
+	VMOVAPS      Z5, K2, Z7
+	VADDPS       c3f800000<>+0(SB), Z6, Z4
+	VADDPS       c3f800000<>+0(SB), Z7, Z5
+	VDIVPS       Z4, Z2, Z2
+	VDIVPS       Z5, Z3, Z3
+	VMULPS       Z2, Z0, Z0
+	VMULPS       Z3, Z1, Z1
+	VMOVAPS      Z0, Z4
+	VMOVAPS      Z1, Z5
+	VFNMADD231PS Z0, Z2, Z4
+	VFNMADD231PS Z1, Z3, Z5
+	VMOVUPS      (R8)(CX*4), Z6
+	VMOVUPS      64(R8)(CX*4), Z7
+	VMOVUPS      (DI)(CX*4), Z8
+	VMOVUPS      64(DI)(CX*4), Z9
+	VMULPS       Z8, Z6, Z8
+	VMULPS       Z9, Z7, Z9
+	VADDPS       Z4, Z2, Z2
+	VADDPS       Z5, Z3, Z3
+	VMULPS       Z2, Z8, Z2
+	VMULPS       Z3, Z9, Z3
+	VMULPS       Z0, Z6, Z0
+	VMULPS       Z1, Z7, Z1
+	VMOVUPS      Z0, (BX)(CX*4)
+	VMOVUPS      Z1, 64(BX)(CX*4)
+	VMOVUPS      Z2, (DX)(CX*4)
+	VMOVUPS      Z3, 64(DX)(CX*4)
+	ADDQ         $0x20, CX
+	SUBQ         $0x20, AX
 	JGE          loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z0
 	VPCMPGTD     iota<>+0(SB), Z0, K1
-	VMOVUPS.Z    (BX)(R8*4), K1, Z0
+	VMOVUPS.Z    (SI)(CX*4), K1, Z0
 	VMOVUPS      c3f800000<>+0(SB), Z1
 	VXORPS       c80000000<>+0(SB), Z0, Z2
 	VMOVUPS      c4b400000<>+0(SB), Z3
@@ -1411,20 +1736,24 @@ rest:
 	VMOVAPS.Z    Z4, K2, Z3
 	VCMPPS       $0x16, c42b17217<>+0(SB), Z2, K2
 	VADDPS       c7f800000<>+0(SB), Z2, Z2
-	VBLENDMPS    Z2, Z3, K2, Z7
-	VADDPS       c3f800000<>+0(SB), Z7, Z2
+	VMOVAPS      Z3, Z3
+	VMOVAPS      Z2, K2, Z3
+	VADDPS       c3f800000<>+0(SB), Z3, Z2
 	VDIVPS       Z2, Z1, Z1
 	VMULPS       Z1, Z0, Z0
 	VMOVAPS      Z0, Z2
 	VFNMADD231PS Z0, Z1, Z2
-	VMOVUPS.Z    (DI)(R8*4), K1, Z3
-	VMOVUPS.Z    (SI)(R8*4), K1, Z4
+	VMOVUPS.Z    (R8)(CX*4), K1, Z3
+	VMOVUPS.Z    (DI)(CX*4), K1, Z4
 	VMULPS       Z4, Z3, Z4
 	VADDPS       Z2, Z1, Z1
 	VMULPS       Z1, Z4, Z1
 	VMULPS       Z0, Z3, Z0
-	VMOVUPS      Z0, K1, (DX)(R8*4)
-	VMOVUPS      Z1, K1, (CX)(R8*4)
+	VMOVUPS      Z0, K1, (BX)(CX*4)
+	VMOVUPS      Z1, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -1434,110 +1763,165 @@ done:
 // Requires: AVX, AVX512DQ, AVX512F
 TEXT ·geluAVX512(SB), NOSPLIT, $0-48
 	MOVQ dst_len+8(FP), AX
-	MOVQ dst_base+0(FP), CX
-	MOVQ x_base+24(FP), DX
-	XORQ BX, BX
-	SUBQ $0x10, AX
+	MOVQ dst_base+0(FP), DX
+	MOVQ x_base+24(FP), BX
+	XORQ CX, CX
+	SUBQ $0x20, AX
 	JLT  rest
 
 loop:
-	VMOVUPS      (DX)(BX*4), Z0
-	VMULPS       Z0, Z0, Z1
-	VMULPS       cbf000000<>+0(SB), Z1, Z1
-	VMOVUPS      c4b400000<>+0(SB), Z6
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Z1, Z6
-	VSUBPS       c4b400000<>+0(SB), Z6, Z7
-	VMOVAPS      Z1, Z8
-	VFNMADD231PS c3f317218<>+0(SB), Z7, Z8
-	VFNMADD231PS cb102e308<>+0(SB), Z7, Z8
+	VMOVUPS      (BX)(CX*4), Z0
+	VMOVUPS      64(BX)(CX*4), Z1
+	VMULPS       Z0, Z0, Z2
+	VMULPS       Z1, Z1, Z3
+	VMULPS       cbf000000<>+0(SB), Z2, Z2
+	VMULPS       cbf000000<>+0(SB), Z3, Z3
+	VMOVUPS      c4b400000<>+0(SB), Z4
+	VMOVUPS      c4b400000<>+0(SB), Z5
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z2, Z4
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z3, Z5
+	VSUBPS       c4b400000<>+0(SB), Z4, Z6
+	VSUBPS       c4b400000<>+0(SB), Z5, Z7
+	VMOVAPS      Z2, Z8
+	VMOVAPS      Z3, Z9
+	VFNMADD231PS c3f317218<>+0(SB), Z6, Z8
+	VFNMADD231PS c3f317218<>+0(SB), Z7, Z9
+	VFNMADD231PS cb102e308<>+0(SB), Z6, Z8
+	VFNMADD231PS cb102e308<>+0(SB), Z7, Z9
+	VMOVUPS      c3ab68885<>+0(SB), Z6
 	VMOVUPS      c3ab68885<>+0(SB), Z7
-	VFMADD213PS  c3c0905b7<>+0(SB), Z8, Z7
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Z8, Z7
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Z8, Z7
-	VFMADD213PS  c3f000000<>+0(SB), Z8, Z7
-	VFMADD213PS  c3f800000<>+0(SB), Z8, Z7
-	VFMADD213PS  c3f800000<>+0(SB), Z8, Z7
-	VPSLLD       $0x17, Z6, Z6
-	VPADDD       Z6, Z7, Z7
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z1, K1
-	VMOVAPS.Z    Z7, K1, Z6
-	VCMPPS       $0x16, c42b17217<>+0(SB), Z1, K1
-	VADDPS       c7f800000<>+0(SB), Z1, Z1
-	VBLENDMPS    Z1, Z6, K1, Z2
-	VMOVUPS      c3f800000<>+0(SB), Z1
-	VMOVAPS      Z1, Z6
-	VANDPS       c7fffffff<>+0(SB), Z0, Z7
-	VFMADD231PS  c3eb504f3<>+0(SB), Z7, Z6
-	VDIVPS       Z6, Z1, Z6
-	VMOVUPS      cbcd67909<>+0(SB), Z7
-	VFMADD213PS  c3e0211f0<>+0(SB), Z6, Z7
-	VFMADD213PS  cbe5bccdd<>+0(SB), Z6, Z7
-	VFMADD213PS  c3de02142<>+0(SB), Z6, Z7
-	VFMADD213PS  c3b8cf334<>+0(SB), Z6, Z7
-	VFMADD213PS  c3dc2f716<>+0(SB), Z6, Z7
-	VFMADD213PS  c3dfb64e1<>+0(SB), Z6, Z7
-	VFMADD213PS  c3e107528<>+0(SB), Z6, Z7
-	VFMADD213PS  c3e106eb0<>+0(SB), Z6, Z7
-	VMULPS       Z6, Z7, Z6
-	VMULPS       Z2, Z6, Z6
+	VFMADD213PS  c3c0905b7<>+0(SB), Z8, Z6
+	VFMADD213PS  c3c0905b7<>+0(SB), Z9, Z7
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z8, Z6
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z9, Z7
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z8, Z6
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z9, Z7
+	VFMADD213PS  c3f000000<>+0(SB), Z8, Z6
+	VFMADD213PS  c3f000000<>+0(SB), Z9, Z7
+	VFMADD213PS  c3f800000<>+0(SB), Z8, Z6
+	VFMADD213PS  c3f800000<>+0(SB), Z9, Z7
+	VFMADD213PS  c3f800000<>+0(SB), Z8, Z6
+	VFMADD213PS  c3f800000<>+0(SB), Z9, Z7
+	VPSLLD       $0x17, Z4, Z4
+	VPADDD       Z4, Z6, Z6
+	VPSLLD       $0x17, Z5, Z5
+	VPADDD       Z5, Z7, Z7
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z2, K1
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z3, K2
+	VMOVAPS.Z    Z6, K1, Z4
+	VMOVAPS.Z    Z7, K2, Z5
+	VCMPPS       $0x16, c42b17217<>+0(SB), Z2, K1
+	VCMPPS       $0x16, c42b17217<>+0(SB), Z3, K2
+	VADDPS       c7f800000<>+0(SB), Z2, Z2
+	VADDPS       c7f800000<>+0(SB), Z3, Z3
+	VMOVAPS      Z4, Z4
+	VMOVAPS      Z5, Z5
+	VMOVAPS      Z2, K1, Z4
+	VMOVAPS      Z3, K2, Z5
+	VMOVUPS      c3f800000<>+0(SB), Z2
+	VMOVUPS      c3f800000<>+0(SB), Z3
+	VMOVAPS      Z2, Z6
+	VMOVAPS      Z3, Z7
+	VANDPS       c7fffffff<>+0(SB), Z0, Z8
+	VANDPS       c7fffffff<>+0(SB), Z1, Z9
+	VFMADD231PS  c3eb504f3<>+0(SB), Z8, Z6
+	VFMADD231PS  c3eb504f3<>+0(SB), Z9, Z7
+	VDIVPS       Z6, Z2, Z6
+	VDIVPS       Z7, Z3, Z7
+	VMOVUPS      cbcd67909<>+0(SB), Z8
+	VMOVUPS      cbcd67909<>+0(SB), Z9
+	VFMADD213PS  c3e0211f0<>+0(SB), Z6, Z8
+	VFMADD213PS  c3e0211f0<>+0(SB), Z7, Z9
+	VFMADD213PS  cbe5bccdd<>+0(SB), Z6, Z8
+	VFMADD213PS  cbe5bccdd<>+0(SB), Z7, Z9
+	VFMADD213PS  c3de02142<>+0(SB), Z6, Z8
+	VFMADD213PS  c3de02142<>+0(SB), Z7, Z9
+	VFMADD213PS  c3b8cf334<>+0(SB), Z6, Z8
+	VFMADD213PS  c3b8cf334<>+0(SB), Z7, Z9
+	VFMADD213PS  c3dc2f716<>+0(SB), Z6, Z8
+	VFMADD213PS  c3dc2f716<>+0(SB), Z7, Z9
+	VFMADD213PS  c3dfb64e1<>+0(SB), Z6, Z8
+	VFMADD213PS  c3dfb64e1<>+0(SB), Z7, Z9
+	VFMADD213PS  c3e107528<>+0(SB), Z6, Z8
+	VFMADD213PS  c3e107528<>+0(SB), Z7, Z9
+	VFMADD213PS  c3e106eb0<>+0(SB), Z6, Z8
+	VFMADD213PS  c3e106eb0<>+0(SB), Z7, Z9
+	VMULPS       Z6, Z8, Z6
+	VMULPS       Z7, Z9, Z7
+	VMULPS       Z4, Z6, Z4
+	VMULPS       Z5, Z7, Z5
 	VCMPPS       $0x11, c00000000<>+0(SB), Z0, K1
-	VSUBPS       Z6, Z1, Z1
-	VBLENDMPS    Z6, Z1, K1, Z3
-	VMULPS       Z3, Z0, Z0
-	VMOVUPS      Z0, (CX)(BX*4)
-	ADDQ         $0x10, BX
-	SUBQ         $0x10, AX
+	VCMPPS       $0x11, c00000000<>+0(SB), Z1, K2
+	VSUBPS       Z4, Z2, Z2
+	VSUBPS       Z5, Z3, Z3
+	VMOVAPS      Z2, Z2
+	VMOVAPS      Z3, Z3
+	VMOVAPS      Z4, K1, Z2
+	VMOVAPS      Z5, K2, Z3
+	VMULPS       Z2, Z0, Z0
+	VMULPS       Z3, Z1, Z1
+	VMOVUPS      Z0, (DX)(CX*4)
+	VMOVUPS      Z1, 64(DX)(CX*4)
+	ADDQ         $0x20, CX
+	SUBQ         $0x20, AX
 	JGE          loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z0
 	VPCMPGTD     iota<>+0(SB), Z0, K1
-	VMOVUPS.Z    (DX)(BX*4), K1, Z0
+	VMOVUPS.Z    (BX)(CX*4), K1, Z0
 	VMULPS       Z0, Z0, Z1
 	VMULPS       cbf000000<>+0(SB), Z1, Z1
 	VMOVUPS      c4b400000<>+0(SB), Z2
 	VFMADD231PS  c3fb8aa3b<>+0(SB), Z1, Z2
 	VSUBPS       c4b400000<>+0(SB), Z2, Z3
-	VMOVAPS      Z1, Z6
-	VFNMADD231PS c3f317218<>+0(SB), Z3, Z6
-	VFNMADD231PS cb102e308<>+0(SB), Z3, Z6
+	VMOVAPS      Z1, Z4
+	VFNMADD231PS c3f317218<>+0(SB), Z3, Z4
+	VFNMADD231PS cb102e308<>+0(SB), Z3, Z4
 	VMOVUPS      c3ab68885<>+0(SB), Z3
-	VFMADD213PS  c3c0905b7<>+0(SB), Z6, Z3
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Z6, Z3
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Z6, Z3
-	VFMADD213PS  c3f000000<>+0(SB), Z6, Z3
-	VFMADD213PS  c3f800000<>+0(SB), Z6, Z3
-	VFMADD213PS  c3f800000<>+0(SB), Z6, Z3
+	VFMADD213PS  c3c0905b7<>+0(SB), Z4, Z3
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z4, Z3
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z4, Z3
+	VFMADD213PS  c3f000000<>+0(SB), Z4, Z3
+	VFMADD213PS  c3f800000<>+0(SB), Z4, Z3
+	VFMADD213PS  c3f800000<>+0(SB), Z4, Z3
 	VPSLLD       $0x17, Z2, Z2
 	VPADDD       Z2, Z3, Z3
 	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z1, K2
 	VMOVAPS.Z    Z3, K2, Z2
 	VCMPPS       $0x16, c42b17217<>+0(SB), Z1, K2
 	VADDPS       c7f800000<>+0(SB), Z1, Z1
-	VBLENDMPS    Z1, Z2, K2, Z4
+	VMOVAPS      Z2, Z2
+	VMOVAPS      Z1, K2, Z2
 	VMOVUPS      c3f800000<>+0(SB), Z1
-	VMOVAPS      Z1, Z2
-	VANDPS       c7fffffff<>+0(SB), Z0, Z3
-	VFMADD231PS  c3eb504f3<>+0(SB), Z3, Z2
-	VDIVPS       Z2, Z1, Z2
-	VMOVUPS      cbcd67909<>+0(SB), Z3
-	VFMADD213PS  c3e0211f0<>+0(SB), Z2, Z3
-	VFMADD213PS  cbe5bccdd<>+0(SB), Z2, Z3
-	VFMADD213PS  c3de02142<>+0(SB), Z2, Z3
-	VFMADD213PS  c3b8cf334<>+0(SB), Z2, Z3
-	VFMADD213PS  c3dc2f716<>+0(SB), Z2, Z3
-	VFMADD213PS  c3dfb64e1<>+0(SB), Z2, Z3
-	VFMADD213PS  c3e107528<>+0(SB), Z2, Z3
-	VFMADD213PS  c3e106eb0<>+0(SB), Z2, Z3
+	VMOVAPS      Z1, Z3
+	VANDPS       c7fffffff<>+0(SB), Z0, Z4
+	VFMADD231PS  c3eb504f3<>+0(SB), Z4, Z3
+	VDIVPS       Z3, Z1, Z3
+	VMOVUPS      cbcd67909<>+0(SB), Z4
+	VFMADD213PS  c3e0211f0<>+0(SB), Z3, Z4
+	VFMADD213PS  cbe5bccdd<>+0(SB), Z3, Z4
+	VFMADD213PS  c3de02142<>+0(SB), Z3, Z4
+	VFMADD213PS  c3b8cf334<>+0(SB), Z3, Z4
+	VFMADD213PS  c3dc2f716<>+0(SB), Z3, Z4
+	VFMADD213PS  c3dfb64e1<>+0(SB), Z3, Z4
+	VFMADD213PS  c3e107528<>+0(SB), Z3, Z4
+	VFMADD213PS  c3e106eb0<>+0(SB), Z3, Z4
+	VMULPS       Z3, Z4, Z3
 	VMULPS       Z2, Z3, Z2
-	VMULPS       Z4, Z2, Z2
 	VCMPPS       $0x11, c00000000<>+0(SB), Z0, K2
 	VSUBPS       Z2, Z1, Z1
-	VBLENDMPS    Z2, Z1, K2, Z5
-	VMULPS       Z5, Z0, Z0
-	VMOVUPS      Z0, K1, (CX)(BX*4)
+	VMOVAPS      Z1, Z1
+	VMOVAPS      Z2, K2, Z1
+	VMULPS       Z1, Z0, Z0
+	VMOVUPS      Z0, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -1781,117 +2165,175 @@ GLOBL c00000000<>(SB), RODATA|NOPTR, $64
 // Requires: AVX, AVX512DQ, AVX512F
 TEXT ·geluBackwardAVX512(SB), NOSPLIT, $0-72
 	MOVQ dx_len+8(FP), AX
-	MOVQ dx_base+0(FP), CX
-	MOVQ x_base+24(FP), DX
-	MOVQ dy_base+48(FP), BX
-	XORQ SI, SI
-	SUBQ $0x10, AX
+	MOVQ dx_base+0(FP), DX
+	MOVQ x_base+24(FP), BX
+	MOVQ dy_base+48(FP), SI
+	XORQ CX, CX
+	SUBQ $0x20, AX
 	JLT  rest
 
 loop:
-	VMOVUPS      (DX)(SI*4), Z0
-	VMULPS       Z0, Z0, Z1
-	VMULPS       cbf000000<>+0(SB), Z1, Z1
-	VMOVUPS      c4b400000<>+0(SB), Z6
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Z1, Z6
-	VSUBPS       c4b400000<>+0(SB), Z6, Z7
-	VMOVAPS      Z1, Z8
-	VFNMADD231PS c3f317218<>+0(SB), Z7, Z8
-	VFNMADD231PS cb102e308<>+0(SB), Z7, Z8
+	VMOVUPS      (BX)(CX*4), Z0
+	VMOVUPS      64(BX)(CX*4), Z1
+	VMULPS       Z0, Z0, Z2
+	VMULPS       Z1, Z1, Z3
+	VMULPS       cbf000000<>+0(SB), Z2, Z2
+	VMULPS       cbf000000<>+0(SB), Z3, Z3
+	VMOVUPS      c4b400000<>+0(SB), Z4
+	VMOVUPS      c4b400000<>+0(SB), Z5
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z2, Z4
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z3, Z5
+	VSUBPS       c4b400000<>+0(SB), Z4, Z6
+	VSUBPS       c4b400000<>+0(SB), Z5, Z7
+	VMOVAPS      Z2, Z8
+	VMOVAPS      Z3, Z9
+	VFNMADD231PS c3f317218<>+0(SB), Z6, Z8
+	VFNMADD231PS c3f317218<>+0(SB), Z7, Z9
+	VFNMADD231PS cb102e308<>+0(SB), Z6, Z8
+	VFNMADD231PS cb102e308<>+0(SB), Z7, Z9
+	VMOVUPS      c3ab68885<>+0(SB), Z6
 	VMOVUPS      c3ab68885<>+0(SB), Z7
-	VFMADD213PS  c3c0905b7<>+0(SB), Z8, Z7
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Z8, Z7
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Z8, Z7
-	VFMADD213PS  c3f000000<>+0(SB), Z8, Z7
-	VFMADD213PS  c3f800000<>+0(SB), Z8, Z7
-	VFMADD213PS  c3f800000<>+0(SB), Z8, Z7
-	VPSLLD       $0x17, Z6, Z6
-	VPADDD       Z6, Z7, Z7
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z1, K1
-	VMOVAPS.Z    Z7, K1, Z6
-	VCMPPS       $0x16, c42b17217<>+0(SB), Z1, K1
-	VADDPS       c7f800000<>+0(SB), Z1, Z1
-	VBLENDMPS    Z1, Z6, K1, Z2
-	VMOVUPS      c3f800000<>+0(SB), Z1
-	VMOVAPS      Z1, Z6
-	VANDPS       c7fffffff<>+0(SB), Z0, Z7
-	VFMADD231PS  c3eb504f3<>+0(SB), Z7, Z6
-	VDIVPS       Z6, Z1, Z6
-	VMOVUPS      cbcd67909<>+0(SB), Z7
-	VFMADD213PS  c3e0211f0<>+0(SB), Z6, Z7
-	VFMADD213PS  cbe5bccdd<>+0(SB), Z6, Z7
-	VFMADD213PS  c3de02142<>+0(SB), Z6, Z7
-	VFMADD213PS  c3b8cf334<>+0(SB), Z6, Z7
-	VFMADD213PS  c3dc2f716<>+0(SB), Z6, Z7
-	VFMADD213PS  c3dfb64e1<>+0(SB), Z6, Z7
-	VFMADD213PS  c3e107528<>+0(SB), Z6, Z7
-	VFMADD213PS  c3e106eb0<>+0(SB), Z6, Z7
-	VMULPS       Z6, Z7, Z6
-	VMULPS       Z2, Z6, Z6
+	VFMADD213PS  c3c0905b7<>+0(SB), Z8, Z6
+	VFMADD213PS  c3c0905b7<>+0(SB), Z9, Z7
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z8, Z6
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z9, Z7
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z8, Z6
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z9, Z7
+	VFMADD213PS  c3f000000<>+0(SB), Z8, Z6
+	VFMADD213PS  c3f000000<>+0(SB), Z9, Z7
+	VFMADD213PS  c3f800000<>+0(SB), Z8, Z6
+	VFMADD213PS  c3f800000<>+0(SB), Z9, Z7
+	VFMADD213PS  c3f800000<>+0(SB), Z8, Z6
+	VFMADD213PS  c3f800000<>+0(SB), Z9, Z7
+	VPSLLD       $0x17, Z4, Z4
+	VPADDD       Z4, Z6, Z6
+	VPSLLD       $0x17, Z5, Z5
+	VPADDD       Z5, Z7, Z7
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z2, K1
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z3, K2
+	VMOVAPS.Z    Z6, K1, Z4
+	VMOVAPS.Z    Z7, K2, Z5
+	VCMPPS       $0x16, c42b17217<>+0(SB), Z2, K1
+	VCMPPS       $0x16, c42b17217<>+0(SB), Z3, K2
+	VADDPS       c7f800000<>+0(SB), Z2, Z2
+	VADDPS       c7f800000<>+0(SB), Z3, Z3
+	VMOVAPS      Z4, Z4
+	VMOVAPS      Z5, Z5
+	VMOVAPS      Z2, K1, Z4
+	VMOVAPS      Z3, K2, Z5
+	VMOVUPS      c3f800000<>+0(SB), Z2
+	VMOVUPS      c3f800000<>+0(SB), Z3
+	VMOVAPS      Z2, Z6
+	VMOVAPS      Z3, Z7
+	VANDPS       c7fffffff<>+0(SB), Z0, Z8
+	VANDPS       c7fffffff<>+0(SB), Z1, Z9
+	VFMADD231PS  c3eb504f3<>+0(SB), Z8, Z6
+	VFMADD231PS  c3eb504f3<>+0(SB), Z9, Z7
+	VDIVPS       Z6, Z2, Z6
+	VDIVPS       Z7, Z3, Z7
+	VMOVUPS      cbcd67909<>+0(SB), Z8
+	VMOVUPS      cbcd67909<>+0(SB), Z9
+	VFMADD213PS  c3e0211f0<>+0(SB), Z6, Z8
+	VFMADD213PS  c3e0211f0<>+0(SB), Z7, Z9
+	VFMADD213PS  cbe5bccdd<>+0(SB), Z6, Z8
+	VFMADD213PS  cbe5bccdd<>+0(SB), Z7, Z9
+	VFMADD213PS  c3de02142<>+0(SB), Z6, Z8
+	VFMADD213PS  c3de02142<>+0(SB), Z7, Z9
+	VFMADD213PS  c3b8cf334<>+0(SB), Z6, Z8
+	VFMADD213PS  c3b8cf334<>+0(SB), Z7, Z9
+	VFMADD213PS  c3dc2f716<>+0(SB), Z6, Z8
+	VFMADD213PS  c3dc2f716<>+0(SB), Z7, Z9
+	VFMADD213PS  c3dfb64e1<>+0(SB), Z6, Z8
+	VFMADD213PS  c3dfb64e1<>+0(SB), Z7, Z9
+	VFMADD213PS  c3e107528<>+0(SB), Z6, Z8
+	VFMADD213PS  c3e107528<>+0(SB), Z7, Z9
+	VFMADD213PS  c3e106eb0<>+0(SB), Z6, Z8
+	VFMADD213PS  c3e106eb0<>+0(SB), Z7, Z9
+	VMULPS       Z6, Z8, Z6
+	VMULPS       Z7, Z9, Z7
+	VMULPS       Z4, Z6, Z6
+	VMULPS       Z5, Z7, Z7
 	VCMPPS       $0x11, c00000000<>+0(SB), Z0, K1
-	VSUBPS       Z6, Z1, Z1
-	VBLENDMPS    Z6, Z1, K1, Z3
-	VMULPS       c3ecc422a<>+0(SB), Z2, Z1
-	VFMADD231PS  Z1, Z0, Z3
-	VMOVUPS      (BX)(SI*4), Z0
-	VMULPS       Z0, Z3, Z0
-	VMOVUPS      Z0, (CX)(SI*4)
-	ADDQ         $0x10, SI
-	SUBQ         $0x10, AX
+	VCMPPS       $0x11, c00000000<>+0(SB), Z1, K2
+	VSUBPS       Z6, Z2, Z2
+	VSUBPS       Z7, Z3, Z3
+	VMOVAPS      Z2, Z2
+	VMOVAPS      Z3, Z3
+	VMOVAPS      Z6, K1, Z2
+	VMOVAPS      Z7, K2, Z3
+	VMULPS       c3ecc422a<>+0(SB), Z4, Z4
+	VMULPS       c3ecc422a<>+0(SB), Z5, Z5
+	VFMADD231PS  Z4, Z0, Z2
+	VFMADD231PS  Z5, Z1, Z3
+	VMOVUPS      (SI)(CX*4), Z0
+	VMOVUPS      64(SI)(CX*4), Z1
+	VMULPS       Z0, Z2, Z0
+	VMULPS       Z1, Z3, Z1
+	VMOVUPS      Z0, (DX)(CX*4)
+	VMOVUPS      Z1, 64(DX)(CX*4)
+	ADDQ         $0x20, CX
+	SUBQ         $0x20, AX
 	JGE          loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z0
 	VPCMPGTD     iota<>+0(SB), Z0, K1
-	VMOVUPS.Z    (DX)(SI*4), K1, Z0
+	VMOVUPS.Z    (BX)(CX*4), K1, Z0
 	VMULPS       Z0, Z0, Z1
 	VMULPS       cbf000000<>+0(SB), Z1, Z1
 	VMOVUPS      c4b400000<>+0(SB), Z2
 	VFMADD231PS  c3fb8aa3b<>+0(SB), Z1, Z2
 	VSUBPS       c4b400000<>+0(SB), Z2, Z3
-	VMOVAPS      Z1, Z6
-	VFNMADD231PS c3f317218<>+0(SB), Z3, Z6
-	VFNMADD231PS cb102e308<>+0(SB), Z3, Z6
+	VMOVAPS      Z1, Z4
+	VFNMADD231PS c3f317218<>+0(SB), Z3, Z4
+	VFNMADD231PS cb102e308<>+0(SB), Z3, Z4
 	VMOVUPS      c3ab68885<>+0(SB), Z3
-	VFMADD213PS  c3c0905b7<>+0(SB), Z6, Z3
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Z6, Z3
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Z6, Z3
-	VFMADD213PS  c3f000000<>+0(SB), Z6, Z3
-	VFMADD213PS  c3f800000<>+0(SB), Z6, Z3
-	VFMADD213PS  c3f800000<>+0(SB), Z6, Z3
+	VFMADD213PS  c3c0905b7<>+0(SB), Z4, Z3
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z4, Z3
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z4, Z3
+	VFMADD213PS  c3f000000<>+0(SB), Z4, Z3
+	VFMADD213PS  c3f800000<>+0(SB), Z4, Z3
+	VFMADD213PS  c3f800000<>+0(SB), Z4, Z3
 	VPSLLD       $0x17, Z2, Z2
 	VPADDD       Z2, Z3, Z3
 	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z1, K2
 	VMOVAPS.Z    Z3, K2, Z2
 	VCMPPS       $0x16, c42b17217<>+0(SB), Z1, K2
 	VADDPS       c7f800000<>+0(SB), Z1, Z1
-	VBLENDMPS    Z1, Z2, K2, Z4
+	VMOVAPS      Z2, Z2
+	VMOVAPS      Z1, K2, Z2
 	VMOVUPS      c3f800000<>+0(SB), Z1
-	VMOVAPS      Z1, Z2
-	VANDPS       c7fffffff<>+0(SB), Z0, Z3
-	VFMADD231PS  c3eb504f3<>+0(SB), Z3, Z2
-	VDIVPS       Z2, Z1, Z2
-	VMOVUPS      cbcd67909<>+0(SB), Z3
-	VFMADD213PS  c3e0211f0<>+0(SB), Z2, Z3
-	VFMADD213PS  cbe5bccdd<>+0(SB), Z2, Z3
-	VFMADD213PS  c3de02142<>+0(SB), Z2, Z3
-	VFMADD213PS  c3b8cf334<>+0(SB), Z2, Z3
-	VFMADD213PS  c3dc2f716<>+0(SB), Z2, Z3
-	VFMADD213PS  c3dfb64e1<>+0(SB), Z2, Z3
-	VFMADD213PS  c3e107528<>+0(SB), Z2, Z3
-	VFMADD213PS  c3e106eb0<>+0(SB), Z2, Z3
-	VMULPS       Z2, Z3, Z2
-	VMULPS       Z4, Z2, Z2
+	VMOVAPS      Z1, Z3
+	VANDPS       c7fffffff<>+0(SB), Z0, Z4
+	VFMADD231PS  c3eb504f3<>+0(SB), Z4, Z3
+	VDIVPS       Z3, Z1, Z3
+	VMOVUPS      cbcd67909<>+0(SB), Z4
+	VFMADD213PS  c3e0211f0<>+0(SB), Z3, Z4
+	VFMADD213PS  cbe5bccdd<>+0(SB), Z3, Z4
+	VFMADD213PS  c3de02142<>+0(SB), Z3, Z4
+	VFMADD213PS  c3b8cf334<>+0(SB), Z3, Z4
+	VFMADD213PS  c3dc2f716<>+0(SB), Z3, Z4
+	VFMADD213PS  c3dfb64e1<>+0(SB), Z3, Z4
+	VFMADD213PS  c3e107528<>+0(SB), Z3, Z4
+	VFMADD213PS  c3e106eb0<>+0(SB), Z3, Z4
+	VMULPS       Z3, Z4, Z3
+	VMULPS       Z2, Z3, Z3
 	VCMPPS       $0x11, c00000000<>+0(SB), Z0, K2
-	VSUBPS       Z2, Z1, Z1
-	VBLENDMPS    Z2, Z1, K2, Z5
-	VMULPS       c3ecc422a<>+0(SB), Z4, Z1
-	VFMADD231PS  Z1, Z0, Z5
-	VMOVUPS.Z    (BX)(SI*4), K1, Z0
-	VMULPS       Z0, Z5, Z0
-	VMOVUPS      Z0, K1, (CX)(SI*4)
+	VSUBPS       Z3, Z1, Z1
+	VMOVAPS      Z1, Z1
+	VMOVAPS      Z3, K2, Z1
+	VMULPS       c3ecc422a<>+0(SB), Z2, Z2
+	VFMADD231PS  Z2, Z0, Z1
+	VMOVUPS.Z    (SI)(CX*4), K1, Z0
+	VMULPS       Z0, Z1, Z0
+	VMOVUPS      Z0, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -1919,54 +2361,89 @@ GLOBL c3ecc422a<>(SB), RODATA|NOPTR, $64
 // Requires: AVX, AVX512DQ, AVX512F
 TEXT ·geluTanhAVX512(SB), NOSPLIT, $0-48
 	MOVQ dst_len+8(FP), AX
-	MOVQ dst_base+0(FP), CX
-	MOVQ x_base+24(FP), DX
-	XORQ BX, BX
-	SUBQ $0x10, AX
+	MOVQ dst_base+0(FP), DX
+	MOVQ x_base+24(FP), BX
+	XORQ CX, CX
+	SUBQ $0x20, AX
 	JLT  rest
 
 loop:
-	VMOVUPS      (DX)(BX*4), Z0
-	VMULPS       Z0, Z0, Z1
-	VMOVUPS      c3fcc422a<>+0(SB), Z2
-	VFMADD231PS  c3d922279<>+0(SB), Z1, Z2
-	VMULPS       Z2, Z0, Z1
-	VMOVUPS      c3f800000<>+0(SB), Z2
-	VXORPS       c80000000<>+0(SB), Z1, Z1
-	VMOVUPS      c4b400000<>+0(SB), Z5
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Z1, Z5
-	VSUBPS       c4b400000<>+0(SB), Z5, Z6
-	VMOVAPS      Z1, Z7
-	VFNMADD231PS c3f317218<>+0(SB), Z6, Z7
-	VFNMADD231PS cb102e308<>+0(SB), Z6, Z7
-	VMOVUPS      c3ab68885<>+0(SB), Z6
-	VFMADD213PS  c3c0905b7<>+0(SB), Z7, Z6
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Z7, Z6
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Z7, Z6
-	VFMADD213PS  c3f000000<>+0(SB), Z7, Z6
-	VFMADD213PS  c3f800000<>+0(SB), Z7, Z6
-	VFMADD213PS  c3f800000<>+0(SB), Z7, Z6
-	VPSLLD       $0x17, Z5, Z5
-	VPADDD       Z5, Z6, Z6
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z1, K1
-	VMOVAPS.Z    Z6, K1, Z5
-	VCMPPS       $0x16, c42b17217<>+0(SB), Z1, K1
-	VADDPS       c7f800000<>+0(SB), Z1, Z1
-	VBLENDMPS    Z1, Z5, K1, Z3
-	VADDPS       c3f800000<>+0(SB), Z3, Z1
-	VDIVPS       Z1, Z2, Z1
-	VMULPS       Z1, Z0, Z0
-	VMOVUPS      Z0, (CX)(BX*4)
-	ADDQ         $0x10, BX
-	SUBQ         $0x10, AX
+	VMOVUPS      (BX)(CX*4), Z0
+	VMOVUPS      64(BX)(CX*4), Z1
+	VMULPS       Z0, Z0, Z2
+	VMULPS       Z1, Z1, Z3
+	VMOVUPS      c3fcc422a<>+0(SB), Z4
+	VMOVUPS      c3fcc422a<>+0(SB), Z5
+	VFMADD231PS  c3d922279<>+0(SB), Z2, Z4
+	VFMADD231PS  c3d922279<>+0(SB), Z3, Z5
+	VMULPS       Z4, Z0, Z2
+	VMULPS       Z5, Z1, Z3
+	VMOVUPS      c3f800000<>+0(SB), Z4
+	VMOVUPS      c3f800000<>+0(SB), Z5
+	VXORPS       c80000000<>+0(SB), Z2, Z2
+	VXORPS       c80000000<>+0(SB), Z3, Z3
+	VMOVUPS      c4b400000<>+0(SB), Z6
+	VMOVUPS      c4b400000<>+0(SB), Z7
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z2, Z6
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z3, Z7
+	VSUBPS       c4b400000<>+0(SB), Z6, Z8
+	VSUBPS       c4b400000<>+0(SB), Z7, Z9
+	VMOVAPS      Z2, Z10
+	VMOVAPS      Z3, Z11
+	VFNMADD231PS c3f317218<>+0(SB), Z8, Z10
+	VFNMADD231PS c3f317218<>+0(SB), Z9, Z11
+	VFNMADD231PS cb102e308<>+0(SB), Z8, Z10
+	VFNMADD231PS cb102e308<>+0(SB), Z9, Z11
+	VMOVUPS      c3ab68885<>+0(SB), Z8
+	VMOVUPS      c3ab68885<>+0(SB), Z9
+	VFMADD213PS  c3c0905b7<>+0(SB), Z10, Z8
+	VFMADD213PS  c3c0905b7<>+0(SB), Z11, Z9
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z10, Z8
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z11, Z9
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z10, Z8
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z11, Z9
+	VFMADD213PS  c3f000000<>+0(SB), Z10, Z8
+	VFMADD213PS  c3f000000<>+0(SB), Z11, Z9
+	VFMADD213PS  c3f800000<>+0(SB), Z10, Z8
+	VFMADD213PS  c3f800000<>+0(SB), Z11, Z9
+	VFMADD213PS  c3f800000<>+0(SB), Z10, Z8
+	VFMADD213PS  c3f800000<>+0(SB), Z11, Z9
+	VPSLLD       $0x17, Z6, Z6
+	VPADDD       Z6, Z8, Z8
+	VPSLLD       $0x17, Z7, Z7
+	VPADDD       Z7, Z9, Z9
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z2, K1
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z3, K2
+	VMOVAPS.Z    Z8, K1, Z6
+	VMOVAPS.Z    Z9, K2, Z7
+	VCMPPS       $0x16, c42b17217<>+0(SB), Z2, K1
+	VCMPPS       $0x16, c42b17217<>+0(SB), Z3, K2
+	VADDPS       c7f800000<>+0(SB), Z2, Z2
+	VADDPS       c7f800000<>+0(SB), Z3, Z3
+	VMOVAPS      Z6, Z6
+	VMOVAPS      Z7, Z7
+	VMOVAPS      Z2, K1, Z6
+	VMOVAPS      Z3, K2, Z7
+	VADDPS       c3f800000<>+0(SB), Z6, Z2
+	VADDPS       c3f800000<>+0(SB), Z7, Z3
+	VDIVPS       Z2, Z4, Z2
+	VDIVPS       Z3, Z5, Z3
+	VMULPS       Z2, Z0, Z0
+	VMULPS       Z3, Z1, Z1
+	VMOVUPS      Z0, (DX)(CX*4)
+	VMOVUPS      Z1, 64(DX)(CX*4)
+	ADDQ         $0x20, CX
+	SUBQ         $0x20, AX
 	JGE          loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z0
 	VPCMPGTD     iota<>+0(SB), Z0, K1
-	VMOVUPS.Z    (DX)(BX*4), K1, Z0
+	VMOVUPS.Z    (BX)(CX*4), K1, Z0
 	VMULPS       Z0, Z0, Z1
 	VMOVUPS      c3fcc422a<>+0(SB), Z2
 	VFMADD231PS  c3d922279<>+0(SB), Z1, Z2
@@ -1975,28 +2452,32 @@ rest:
 	VXORPS       c80000000<>+0(SB), Z1, Z1
 	VMOVUPS      c4b400000<>+0(SB), Z3
 	VFMADD231PS  c3fb8aa3b<>+0(SB), Z1, Z3
-	VSUBPS       c4b400000<>+0(SB), Z3, Z5
-	VMOVAPS      Z1, Z6
-	VFNMADD231PS c3f317218<>+0(SB), Z5, Z6
-	VFNMADD231PS cb102e308<>+0(SB), Z5, Z6
-	VMOVUPS      c3ab68885<>+0(SB), Z5
-	VFMADD213PS  c3c0905b7<>+0(SB), Z6, Z5
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Z6, Z5
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Z6, Z5
-	VFMADD213PS  c3f000000<>+0(SB), Z6, Z5
-	VFMADD213PS  c3f800000<>+0(SB), Z6, Z5
-	VFMADD213PS  c3f800000<>+0(SB), Z6, Z5
+	VSUBPS       c4b400000<>+0(SB), Z3, Z4
+	VMOVAPS      Z1, Z5
+	VFNMADD231PS c3f317218<>+0(SB), Z4, Z5
+	VFNMADD231PS cb102e308<>+0(SB), Z4, Z5
+	VMOVUPS      c3ab68885<>+0(SB), Z4
+	VFMADD213PS  c3c0905b7<>+0(SB), Z5, Z4
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z5, Z4
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z5, Z4
+	VFMADD213PS  c3f000000<>+0(SB), Z5, Z4
+	VFMADD213PS  c3f800000<>+0(SB), Z5, Z4
+	VFMADD213PS  c3f800000<>+0(SB), Z5, Z4
 	VPSLLD       $0x17, Z3, Z3
-	VPADDD       Z3, Z5, Z5
+	VPADDD       Z3, Z4, Z4
 	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z1, K2
-	VMOVAPS.Z    Z5, K2, Z3
+	VMOVAPS.Z    Z4, K2, Z3
 	VCMPPS       $0x16, c42b17217<>+0(SB), Z1, K2
 	VADDPS       c7f800000<>+0(SB), Z1, Z1
-	VBLENDMPS    Z1, Z3, K2, Z4
-	VADDPS       c3f800000<>+0(SB), Z4, Z1
+	VMOVAPS      Z3, Z3
+	VMOVAPS      Z1, K2, Z3
+	VADDPS       c3f800000<>+0(SB), Z3, Z1
 	VDIVPS       Z1, Z2, Z1
 	VMULPS       Z1, Z0, Z0
-	VMOVUPS      Z0, K1, (CX)(BX*4)
+	VMOVUPS      Z0, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -2042,88 +2523,131 @@ GLOBL c3d922279<>(SB), RODATA|NOPTR, $64
 // Requires: AVX, AVX512DQ, AVX512F
 TEXT ·geluTanhBackwardAVX512(SB), NOSPLIT, $0-72
 	MOVQ dx_len+8(FP), AX
-	MOVQ dx_base+0(FP), CX
-	MOVQ x_base+24(FP), DX
-	MOVQ dy_base+48(FP), BX
-	XORQ SI, SI
-	SUBQ $0x10, AX
+	MOVQ dx_base+0(FP), DX
+	MOVQ x_base+24(FP), BX
+	MOVQ dy_base+48(FP), SI
+	XORQ CX, CX
+	SUBQ $0x20, AX
 	JLT  rest
 
 loop:
-	VMOVUPS      (DX)(SI*4), Z0
-	VMULPS       Z0, Z0, Z1
-	VMOVUPS      c3fcc422a<>+0(SB), Z2
-	VFMADD231PS  c3d922279<>+0(SB), Z1, Z2
-	VMULPS       Z2, Z0, Z2
-	VMOVUPS      c3f800000<>+0(SB), Z5
-	VXORPS       c80000000<>+0(SB), Z2, Z2
-	VMOVUPS      c4b400000<>+0(SB), Z6
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Z2, Z6
-	VSUBPS       c4b400000<>+0(SB), Z6, Z7
-	VMOVAPS      Z2, Z8
-	VFNMADD231PS c3f317218<>+0(SB), Z7, Z8
-	VFNMADD231PS cb102e308<>+0(SB), Z7, Z8
-	VMOVUPS      c3ab68885<>+0(SB), Z7
-	VFMADD213PS  c3c0905b7<>+0(SB), Z8, Z7
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Z8, Z7
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Z8, Z7
-	VFMADD213PS  c3f000000<>+0(SB), Z8, Z7
-	VFMADD213PS  c3f800000<>+0(SB), Z8, Z7
-	VFMADD213PS  c3f800000<>+0(SB), Z8, Z7
-	VPSLLD       $0x17, Z6, Z6
-	VPADDD       Z6, Z7, Z7
-	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z2, K1
-	VMOVAPS.Z    Z7, K1, Z6
-	VCMPPS       $0x16, c42b17217<>+0(SB), Z2, K1
-	VADDPS       c7f800000<>+0(SB), Z2, Z2
-	VBLENDMPS    Z2, Z6, K1, Z3
-	VADDPS       c3f800000<>+0(SB), Z3, Z2
-	VDIVPS       Z2, Z5, Z2
-	VMULPS       Z2, Z0, Z0
+	VMOVUPS      (BX)(CX*4), Z0
+	VMOVUPS      64(BX)(CX*4), Z1
+	VMULPS       Z0, Z0, Z2
+	VMULPS       Z1, Z1, Z3
+	VMOVUPS      c3fcc422a<>+0(SB), Z4
 	VMOVUPS      c3fcc422a<>+0(SB), Z5
-	VFMADD231PS  c3e5b33b6<>+0(SB), Z1, Z5
-	VMULPS       Z2, Z0, Z1
-	VSUBPS       Z1, Z0, Z0
-	VFMADD231PS  Z0, Z5, Z2
-	VMOVUPS      (BX)(SI*4), Z0
-	VMULPS       Z0, Z2, Z0
-	VMOVUPS      Z0, (CX)(SI*4)
-	ADDQ         $0x10, SI
-	SUBQ         $0x10, AX
+	VFMADD231PS  c3d922279<>+0(SB), Z2, Z4
+	VFMADD231PS  c3d922279<>+0(SB), Z3, Z5
+	VMULPS       Z4, Z0, Z4
+	VMULPS       Z5, Z1, Z5
+	VMOVUPS      c3f800000<>+0(SB), Z6
+	VMOVUPS      c3f800000<>+0(SB), Z7
+	VXORPS       c80000000<>+0(SB), Z4, Z4
+	VXORPS       c80000000<>+0(SB), Z5, Z5
+	VMOVUPS      c4b400000<>+0(SB), Z8
+	VMOVUPS      c4b400000<>+0(SB), Z9
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z4, Z8
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z5, Z9
+	VSUBPS       c4b400000<>+0(SB), Z8, Z10
+	VSUBPS       c4b400000<>+0(SB), Z9, Z11
+	VMOVAPS      Z4, Z12
+	VMOVAPS      Z5, Z13
+	VFNMADD231PS c3f317218<>+0(SB), Z10, Z12
+	VFNMADD231PS c3f317218<>+0(SB), Z11, Z13
+	VFNMADD231PS cb102e308<>+0(SB), Z10, Z12
+	VFNMADD231PS cb102e308<>+0(SB), Z11, Z13
+	VMOVUPS      c3ab68885<>+0(SB), Z10
+	VMOVUPS      c3ab68885<>+0(SB), Z11
+	VFMADD213PS  c3c0905b7<>+0(SB), Z12, Z10
+	VFMADD213PS  c3c0905b7<>+0(SB), Z13, Z11
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z12, Z10
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z13, Z11
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z12, Z10
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z13, Z11
+	VFMADD213PS  c3f000000<>+0(SB), Z12, Z10
+	VFMADD213PS  c3f000000<>+0(SB), Z13, Z11
+	VFMADD213PS  c3f800000<>+0(SB), Z12, Z10
+	VFMADD213PS  c3f800000<>+0(SB), Z13, Z11
+	VFMADD213PS  c3f800000<>+0(SB), Z12, Z10
+	VFMADD213PS  c3f800000<>+0(SB), Z13, Z11
+	VPSLLD       $0x17, Z8, Z8
+	VPADDD       Z8, Z10, Z10
+	VPSLLD       $0x17, Z9, Z9
+	VPADDD       Z9, Z11, Z11
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z4, K1
+	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z5, K2
+	VMOVAPS.Z    Z10, K1, Z8
+	VMOVAPS.Z    Z11, K2, Z9
+	VCMPPS       $0x16, c42b17217<>+0(SB), Z4, K1
+	VCMPPS       $0x16, c42b17217<>+0(SB), Z5, K2
+	VADDPS       c7f800000<>+0(SB), Z4, Z4
+	VADDPS       c7f800000<>+0(SB), Z5, Z5
+	VMOVAPS      Z8, Z8
+	VMOVAPS      Z9, Z9
+	VMOVAPS      Z4, K1, Z8
+	VMOVAPS      Z5, K2, Z9
+	VADDPS       c3f800000<>+0(SB), Z8, Z4
+	VADDPS       c3f800000<>+0(SB), Z9, Z5
+	VDIVPS       Z4, Z6, Z4
+	VDIVPS       Z5, Z7, Z5
+	VMULPS       Z4, Z0, Z0
+	VMULPS       Z5, Z1, Z1
+	VMOVUPS      c3fcc422a<>+0(SB), Z6
+	VMOVUPS      c3fcc422a<>+0(SB), Z7
+	VFMADD231PS  c3e5b33b6<>+0(SB), Z2, Z6
+	VFMADD231PS  c3e5b33b6<>+0(SB), Z3, Z7
+	VMULPS       Z4, Z0, Z2
+	VMULPS       Z5, Z1, Z3
+	VSUBPS       Z2, Z0, Z0
+	VSUBPS       Z3, Z1, Z1
+	VFMADD231PS  Z0, Z6, Z4
+	VFMADD231PS  Z1, Z7, Z5
+	VMOVUPS      (SI)(CX*4), Z0
+	VMOVUPS      64(SI)(CX*4), Z1
+	VMULPS       Z0, Z4, Z0
+	VMULPS       Z1, Z5, Z1
+	VMOVUPS      Z0, (DX)(CX*4)
+	VMOVUPS      Z1, 64(DX)(CX*4)
+	ADDQ         $0x20, CX
+	SUBQ         $0x20, AX
 	JGE          loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z0
 	VPCMPGTD     iota<>+0(SB), Z0, K1
-	VMOVUPS.Z    (DX)(SI*4), K1, Z0
+	VMOVUPS.Z    (BX)(CX*4), K1, Z0
 	VMULPS       Z0, Z0, Z1
 	VMOVUPS      c3fcc422a<>+0(SB), Z2
 	VFMADD231PS  c3d922279<>+0(SB), Z1, Z2
 	VMULPS       Z2, Z0, Z2
 	VMOVUPS      c3f800000<>+0(SB), Z3
 	VXORPS       c80000000<>+0(SB), Z2, Z2
-	VMOVUPS      c4b400000<>+0(SB), Z5
-	VFMADD231PS  c3fb8aa3b<>+0(SB), Z2, Z5
-	VSUBPS       c4b400000<>+0(SB), Z5, Z6
-	VMOVAPS      Z2, Z7
-	VFNMADD231PS c3f317218<>+0(SB), Z6, Z7
-	VFNMADD231PS cb102e308<>+0(SB), Z6, Z7
-	VMOVUPS      c3ab68885<>+0(SB), Z6
-	VFMADD213PS  c3c0905b7<>+0(SB), Z7, Z6
-	VFMADD213PS  c3d2aaa8d<>+0(SB), Z7, Z6
-	VFMADD213PS  c3e2aaa6e<>+0(SB), Z7, Z6
-	VFMADD213PS  c3f000000<>+0(SB), Z7, Z6
-	VFMADD213PS  c3f800000<>+0(SB), Z7, Z6
-	VFMADD213PS  c3f800000<>+0(SB), Z7, Z6
-	VPSLLD       $0x17, Z5, Z5
-	VPADDD       Z5, Z6, Z6
+	VMOVUPS      c4b400000<>+0(SB), Z4
+	VFMADD231PS  c3fb8aa3b<>+0(SB), Z2, Z4
+	VSUBPS       c4b400000<>+0(SB), Z4, Z5
+	VMOVAPS      Z2, Z6
+	VFNMADD231PS c3f317218<>+0(SB), Z5, Z6
+	VFNMADD231PS cb102e308<>+0(SB), Z5, Z6
+	VMOVUPS      c3ab68885<>+0(SB), Z5
+	VFMADD213PS  c3c0905b7<>+0(SB), Z6, Z5
+	VFMADD213PS  c3d2aaa8d<>+0(SB), Z6, Z5
+	VFMADD213PS  c3e2aaa6e<>+0(SB), Z6, Z5
+	VFMADD213PS  c3f000000<>+0(SB), Z6, Z5
+	VFMADD213PS  c3f800000<>+0(SB), Z6, Z5
+	VFMADD213PS  c3f800000<>+0(SB), Z6, Z5
+	VPSLLD       $0x17, Z4, Z4
+	VPADDD       Z4, Z5, Z5
 	VCMPPS       $0x15, cc2aeac4f<>+0(SB), Z2, K2
-	VMOVAPS.Z    Z6, K2, Z5
+	VMOVAPS.Z    Z5, K2, Z4
 	VCMPPS       $0x16, c42b17217<>+0(SB), Z2, K2
 	VADDPS       c7f800000<>+0(SB), Z2, Z2
-	VBLENDMPS    Z2, Z5, K2, Z4
+	VMOVAPS      Z4, Z4
+	VMOVAPS      Z2, K2, Z4
 	VADDPS       c3f800000<>+0(SB), Z4, Z2
 	VDIVPS       Z2, Z3, Z2
 	VMULPS       Z2, Z0, Z0
@@ -2132,9 +2656,12 @@ rest:
 	VMULPS       Z2, Z0, Z1
 	VSUBPS       Z1, Z0, Z0
 	VFMADD231PS  Z0, Z3, Z2
-	VMOVUPS.Z    (BX)(SI*4), K1, Z0
+	VMOVUPS.Z    (SI)(CX*4), K1, Z0
 	VMULPS       Z0, Z2, Z0
-	VMOVUPS      Z0, K1, (CX)(SI*4)
+	VMOVUPS      Z0, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -2162,10 +2689,10 @@ GLOBL c3e5b33b6<>(SB), RODATA|NOPTR, $64
 // Requires: AVX, AVX512F
 TEXT ·adamwAVX512(SB), NOSPLIT, $0-132
 	MOVQ         w_len+8(FP), AX
-	MOVQ         w_base+0(FP), CX
-	MOVQ         m_base+24(FP), DX
-	MOVQ         v_base+48(FP), BX
-	MOVQ         g_base+72(FP), SI
+	MOVQ         w_base+0(FP), DX
+	MOVQ         m_base+24(FP), BX
+	MOVQ         v_base+48(FP), SI
+	MOVQ         g_base+72(FP), DI
 	VBROADCASTSS scale+96(FP), Z0
 	VBROADCASTSS beta1+100(FP), Z1
 	VBROADCASTSS rest1+104(FP), Z2
@@ -2175,64 +2702,91 @@ TEXT ·adamwAVX512(SB), NOSPLIT, $0-132
 	VBROADCASTSS unbias2+120(FP), Z6
 	VBROADCASTSS epsilon+124(FP), Z7
 	VBROADCASTSS keep+128(FP), Z8
-	XORQ         DI, DI
-	SUBQ         $0x10, AX
+	XORQ         CX, CX
+	SUBQ         $0x20, AX
 	JLT          rest
 
 loop:
-	VMOVUPS (SI)(DI*4), Z9
+	VMOVUPS (DI)(CX*4), Z9
+	VMOVUPS 64(DI)(CX*4), Z10
 	VMULPS  Z0, Z9, Z9
-	VMOVUPS (DX)(DI*4), Z10
-	VMULPS  Z1, Z10, Z10
-	VMULPS  Z2, Z9, Z11
-	VADDPS  Z11, Z10, Z10
-	VMOVUPS (BX)(DI*4), Z11
-	VMULPS  Z3, Z11, Z11
+	VMULPS  Z0, Z10, Z10
+	VMOVUPS (BX)(CX*4), Z11
+	VMOVUPS 64(BX)(CX*4), Z12
+	VMULPS  Z1, Z11, Z11
+	VMULPS  Z1, Z12, Z12
+	VMULPS  Z2, Z9, Z13
+	VMULPS  Z2, Z10, Z14
+	VADDPS  Z13, Z11, Z11
+	VADDPS  Z14, Z12, Z12
+	VMOVUPS (SI)(CX*4), Z13
+	VMOVUPS 64(SI)(CX*4), Z14
+	VMULPS  Z3, Z13, Z13
+	VMULPS  Z3, Z14, Z14
 	VMULPS  Z9, Z9, Z9
+	VMULPS  Z10, Z10, Z10
 	VMULPS  Z4, Z9, Z9
-	VADDPS  Z9, Z11, Z9
-	VMOVUPS Z10, (DX)(DI*4)
-	VMOVUPS Z9, (BX)(DI*4)
-	VMULPS  Z5, Z10, Z10
+	VMULPS  Z4, Z10, Z10
+	VADDPS  Z9, Z13, Z9
+	VADDPS  Z10, Z14, Z10
+	VMOVUPS Z11, (BX)(CX*4)
+	VMOVUPS Z12, 64(BX)(CX*4)
+	VMOVUPS Z9, (SI)(CX*4)
+	VMOVUPS Z10, 64(SI)(CX*4)
+	VMULPS  Z5, Z11, Z11
+	VMULPS  Z5, Z12, Z12
 	VMULPS  Z6, Z9, Z9
+	VMULPS  Z6, Z10, Z10
 	VSQRTPS Z9, Z9
+	VSQRTPS Z10, Z10
 	VADDPS  Z7, Z9, Z9
-	VDIVPS  Z9, Z10, Z9
-	VMOVUPS (CX)(DI*4), Z10
-	VMULPS  Z8, Z10, Z10
-	VSUBPS  Z9, Z10, Z9
-	VMOVUPS Z9, (CX)(DI*4)
-	ADDQ    $0x10, DI
-	SUBQ    $0x10, AX
+	VADDPS  Z7, Z10, Z10
+	VDIVPS  Z9, Z11, Z9
+	VDIVPS  Z10, Z12, Z10
+	VMOVUPS (DX)(CX*4), Z11
+	VMOVUPS 64(DX)(CX*4), Z12
+	VMULPS  Z8, Z11, Z11
+	VMULPS  Z8, Z12, Z12
+	VSUBPS  Z9, Z11, Z9
+	VSUBPS  Z10, Z12, Z10
+	VMOVUPS Z9, (DX)(CX*4)
+	VMOVUPS Z10, 64(DX)(CX*4)
+	ADDQ    $0x20, CX
+	SUBQ    $0x20, AX
 	JGE     loop
 
 rest:
-	ADDQ         $0x10, AX
-	JZ           done
+	ADDQ $0x20, AX
+	JZ   done
+
+part:
 	VPBROADCASTD AX, Z9
 	VPCMPGTD     iota<>+0(SB), Z9, K1
-	VMOVUPS.Z    (SI)(DI*4), K1, Z9
-	VMULPS       Z0, Z9, Z0
-	VMOVUPS.Z    (DX)(DI*4), K1, Z9
-	VMULPS       Z1, Z9, Z1
-	VMULPS       Z2, Z0, Z2
-	VADDPS       Z2, Z1, Z1
-	VMOVUPS.Z    (BX)(DI*4), K1, Z2
-	VMULPS       Z3, Z2, Z2
-	VMULPS       Z0, Z0, Z0
-	VMULPS       Z4, Z0, Z0
-	VADDPS       Z0, Z2, Z0
-	VMOVUPS      Z1, K1, (DX)(DI*4)
-	VMOVUPS      Z0, K1, (BX)(DI*4)
-	VMULPS       Z5, Z1, Z1
-	VMULPS       Z6, Z0, Z0
-	VSQRTPS      Z0, Z0
-	VADDPS       Z7, Z0, Z0
-	VDIVPS       Z0, Z1, Z0
-	VMOVUPS.Z    (CX)(DI*4), K1, Z1
-	VMULPS       Z8, Z1, Z1
-	VSUBPS       Z0, Z1, Z0
-	VMOVUPS      Z0, K1, (CX)(DI*4)
+	VMOVUPS.Z    (DI)(CX*4), K1, Z9
+	VMULPS       Z0, Z9, Z9
+	VMOVUPS.Z    (BX)(CX*4), K1, Z10
+	VMULPS       Z1, Z10, Z10
+	VMULPS       Z2, Z9, Z11
+	VADDPS       Z11, Z10, Z10
+	VMOVUPS.Z    (SI)(CX*4), K1, Z11
+	VMULPS       Z3, Z11, Z11
+	VMULPS       Z9, Z9, Z9
+	VMULPS       Z4, Z9, Z9
+	VADDPS       Z9, Z11, Z9
+	VMOVUPS      Z10, K1, (BX)(CX*4)
+	VMOVUPS      Z9, K1, (SI)(CX*4)
+	VMULPS       Z5, Z10, Z10
+	VMULPS       Z6, Z9, Z9
+	VSQRTPS      Z9, Z9
+	VADDPS       Z7, Z9, Z9
+	VDIVPS       Z9, Z10, Z9
+	VMOVUPS.Z    (DX)(CX*4), K1, Z10
+	VMULPS       Z8, Z10, Z10
+	VSUBPS       Z9, Z10, Z9
+	VMOVUPS      Z9, K1, (DX)(CX*4)
+	ADDQ         $0x10, CX
+	SUBQ         $0x10, AX
+	JG           part
 
 done:
 	VZEROUPPER
@@ -2282,100 +2836,111 @@ done:
 	VZEROUPPER
 	RET
 
-// func tile1x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile1x1AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
-	MOVQ   cRow+56(FP), AX
-	SHLQ   $0x02, AX
-	MOVQ   a+0(FP), AX
-	MOVQ   c+48(FP), CX
-	MOVB   add+72(FP), DL
-	TESTB  DL, DL
+// func tile1x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile1x1AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
+	MOVQ   cRow+56(FP), CX
+	SHLQ   $0x02, CX
+	MOVB   add+88(FP), CL
+	TESTB  CL, CL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	JMP    begin
 
 old:
-	VMOVUPS (CX), Z0
+	VMOVUPS (AX), Z0
 
 begin:
-	MOVQ aStep+16(FP), DX
-	SHLQ $0x02, DX
-	MOVQ b+24(FP), BX
-	MOVQ bStep+32(FP), SI
-	SHLQ $0x02, SI
-	MOVQ steps+64(FP), DI
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	MOVQ ahead+64(FP), CX
+	MOVQ aheadBytes+72(FP), DX
+	MOVQ aStep+16(FP), BX
+	SHLQ $0x02, BX
+	MOVQ b+24(FP), SI
+	MOVQ bStep+32(FP), DI
+	SHLQ $0x02, DI
+	MOVQ steps+80(FP), R8
 
 loop:
-	VMOVUPS      (BX), Z1
+	PREFETCHT1   (CX)
+	VMOVUPS      (SI), Z1
 	VBROADCASTSS (AX), Z2
 	VFMADD231PS  Z1, Z2, Z0
-	ADDQ         DX, AX
-	ADDQ         SI, BX
-	DECQ         DI
+	ADDQ         BX, AX
+	ADDQ         DI, SI
+	ADDQ         DX, CX
+	DECQ         R8
 	JNZ          loop
-	VMOVUPS      Z0, (CX)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	VMOVUPS      Z0, (AX)
 	VZEROUPPER
 	RET
 
-// func tile1x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile1x2AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
-	MOVQ   cRow+56(FP), AX
-	SHLQ   $0x02, AX
-	MOVQ   a+0(FP), AX
-	MOVQ   c+48(FP), CX
-	MOVB   add+72(FP), DL
-	TESTB  DL, DL
+// func tile1x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile1x2AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
+	MOVQ   cRow+56(FP), CX
+	SHLQ   $0x02, CX
+	MOVB   add+88(FP), CL
+	TESTB  CL, CL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	JMP    begin
 
 old:
-	VMOVUPS (CX), Z0
-	VMOVUPS 64(CX), Z1
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
 
 begin:
-	MOVQ aStep+16(FP), DX
-	SHLQ $0x02, DX
-	MOVQ b+24(FP), BX
-	MOVQ bStep+32(FP), SI
-	SHLQ $0x02, SI
-	MOVQ steps+64(FP), DI
-	MOVQ bPanel+40(FP), R8
-	SHLQ $0x02, R8
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	MOVQ ahead+64(FP), CX
+	MOVQ aheadBytes+72(FP), DX
+	MOVQ aStep+16(FP), BX
+	SHLQ $0x02, BX
+	MOVQ b+24(FP), SI
+	MOVQ bStep+32(FP), DI
+	SHLQ $0x02, DI
+	MOVQ steps+80(FP), R8
+	MOVQ bPanel+40(FP), R9
+	SHLQ $0x02, R9
 
 loop:
-	VMOVUPS      (BX), Z2
-	VMOVUPS      (BX)(R8*1), Z3
+	PREFETCHT1   (CX)
+	VMOVUPS      (SI), Z2
+	VMOVUPS      (SI)(R9*1), Z3
 	VBROADCASTSS (AX), Z4
 	VFMADD231PS  Z2, Z4, Z0
 	VFMADD231PS  Z3, Z4, Z1
-	ADDQ         DX, AX
-	ADDQ         SI, BX
-	DECQ         DI
+	ADDQ         BX, AX
+	ADDQ         DI, SI
+	ADDQ         DX, CX
+	DECQ         R8
 	JNZ          loop
-	VMOVUPS      Z0, (CX)
-	VMOVUPS      Z1, 64(CX)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
 	VZEROUPPER
 	RET
 
-// func tile1x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile1x3AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
-	MOVQ   cRow+56(FP), AX
-	SHLQ   $0x02, AX
-	MOVQ   a+0(FP), AX
-	MOVQ   c+48(FP), CX
-	MOVB   add+72(FP), DL
-	TESTB  DL, DL
+// func tile1x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile1x3AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
+	MOVQ   cRow+56(FP), CX
+	SHLQ   $0x02, CX
+	MOVB   add+88(FP), CL
+	TESTB  CL, CL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -2383,92 +2948,106 @@ TEXT ·tile1x3AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (CX), Z0
-	VMOVUPS 64(CX), Z1
-	VMOVUPS 128(CX), Z2
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	VMOVUPS 128(AX), Z2
 
 begin:
-	MOVQ aStep+16(FP), DX
-	SHLQ $0x02, DX
-	MOVQ b+24(FP), BX
-	MOVQ bStep+32(FP), SI
-	SHLQ $0x02, SI
-	MOVQ steps+64(FP), DI
-	MOVQ bPanel+40(FP), R8
-	SHLQ $0x02, R8
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	MOVQ ahead+64(FP), CX
+	MOVQ aheadBytes+72(FP), DX
+	MOVQ aStep+16(FP), BX
+	SHLQ $0x02, BX
+	MOVQ b+24(FP), SI
+	MOVQ bStep+32(FP), DI
+	SHLQ $0x02, DI
+	MOVQ steps+80(FP), R8
+	MOVQ bPanel+40(FP), R9
+	SHLQ $0x02, R9
 
 loop:
-	VMOVUPS      (BX), Z3
-	VMOVUPS      (BX)(R8*1), Z4
-	VMOVUPS      (BX)(R8*2), Z5
+	PREFETCHT1   (CX)
+	VMOVUPS      (SI), Z3
+	VMOVUPS      (SI)(R9*1), Z4
+	VMOVUPS      (SI)(R9*2), Z5
 	VBROADCASTSS (AX), Z6
 	VFMADD231PS  Z3, Z6, Z0
 	VFMADD231PS  Z4, Z6, Z1
 	VFMADD231PS  Z5, Z6, Z2
-	ADDQ         DX, AX
-	ADDQ         SI, BX
-	DECQ         DI
+	ADDQ         BX, AX
+	ADDQ         DI, SI
+	ADDQ         DX, CX
+	DECQ         R8
 	JNZ          loop
-	VMOVUPS      Z0, (CX)
-	VMOVUPS      Z1, 64(CX)
-	VMOVUPS      Z2, 128(CX)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VMOVUPS      Z2, 128(AX)
 	VZEROUPPER
 	RET
 
-// func tile2x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile2x1AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile2x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile2x1AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	MOVQ   c+48(FP), BX
-	MOVB   add+72(FP), SI
-	TESTB  SI, SI
+	MOVB   add+88(FP), DL
+	TESTB  DL, DL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
 	JMP    begin
 
 old:
-	VMOVUPS (BX), Z0
-	VMOVUPS (BX)(CX*1), Z1
+	VMOVUPS (AX), Z0
+	VMOVUPS (AX)(CX*1), Z1
 
 begin:
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	MOVQ ahead+64(FP), DX
+	MOVQ aheadBytes+72(FP), BX
 	MOVQ aStep+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ b+24(FP), DI
 	MOVQ bStep+32(FP), R8
 	SHLQ $0x02, R8
-	MOVQ steps+64(FP), R9
+	MOVQ steps+80(FP), R9
 
 loop:
+	PREFETCHT1   (DX)
 	VMOVUPS      (DI), Z2
-	VBROADCASTSS (DX), Z3
+	VBROADCASTSS (AX), Z3
 	VFMADD231PS  Z2, Z3, Z0
-	VBROADCASTSS (DX)(AX*1), Z3
+	VBROADCASTSS (AX)(CX*1), Z3
 	VFMADD231PS  Z2, Z3, Z1
-	ADDQ         SI, DX
+	ADDQ         SI, AX
 	ADDQ         R8, DI
+	ADDQ         BX, DX
 	DECQ         R9
 	JNZ          loop
-	VMOVUPS      Z0, (BX)
-	VMOVUPS      Z1, (BX)(CX*1)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, (AX)(CX*1)
 	VZEROUPPER
 	RET
 
-// func tile2x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile2x2AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile2x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile2x2AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	MOVQ   c+48(FP), BX
-	MOVB   add+72(FP), SI
-	TESTB  SI, SI
+	MOVB   add+88(FP), DL
+	TESTB  DL, DL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -2477,52 +3056,59 @@ TEXT ·tile2x2AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (BX), Z0
-	VMOVUPS 64(BX), Z1
-	VMOVUPS (BX)(CX*1), Z2
-	VMOVUPS 64(BX)(CX*1), Z3
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	VMOVUPS (AX)(CX*1), Z2
+	VMOVUPS 64(AX)(CX*1), Z3
 
 begin:
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	MOVQ ahead+64(FP), DX
+	MOVQ aheadBytes+72(FP), BX
 	MOVQ aStep+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ b+24(FP), DI
 	MOVQ bStep+32(FP), R8
 	SHLQ $0x02, R8
-	MOVQ steps+64(FP), R9
+	MOVQ steps+80(FP), R9
 	MOVQ bPanel+40(FP), R10
 	SHLQ $0x02, R10
 
 loop:
+	PREFETCHT1   (DX)
 	VMOVUPS      (DI), Z4
 	VMOVUPS      (DI)(R10*1), Z5
-	VBROADCASTSS (DX), Z6
+	VBROADCASTSS (AX), Z6
 	VFMADD231PS  Z4, Z6, Z0
 	VFMADD231PS  Z5, Z6, Z1
-	VBROADCASTSS (DX)(AX*1), Z6
+	VBROADCASTSS (AX)(CX*1), Z6
 	VFMADD231PS  Z4, Z6, Z2
 	VFMADD231PS  Z5, Z6, Z3
-	ADDQ         SI, DX
+	ADDQ         SI, AX
 	ADDQ         R8, DI
+	ADDQ         BX, DX
 	DECQ         R9
 	JNZ          loop
-	VMOVUPS      Z0, (BX)
-	VMOVUPS      Z1, 64(BX)
-	VMOVUPS      Z2, (BX)(CX*1)
-	VMOVUPS      Z3, 64(BX)(CX*1)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VMOVUPS      Z2, (AX)(CX*1)
+	VMOVUPS      Z3, 64(AX)(CX*1)
 	VZEROUPPER
 	RET
 
-// func tile2x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile2x3AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile2x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile2x3AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	MOVQ   c+48(FP), BX
-	MOVB   add+72(FP), SI
-	TESTB  SI, SI
+	MOVB   add+88(FP), DL
+	TESTB  DL, DL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -2533,59 +3119,66 @@ TEXT ·tile2x3AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (BX), Z0
-	VMOVUPS 64(BX), Z1
-	VMOVUPS 128(BX), Z2
-	VMOVUPS (BX)(CX*1), Z3
-	VMOVUPS 64(BX)(CX*1), Z4
-	VMOVUPS 128(BX)(CX*1), Z5
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	VMOVUPS 128(AX), Z2
+	VMOVUPS (AX)(CX*1), Z3
+	VMOVUPS 64(AX)(CX*1), Z4
+	VMOVUPS 128(AX)(CX*1), Z5
 
 begin:
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	MOVQ ahead+64(FP), DX
+	MOVQ aheadBytes+72(FP), BX
 	MOVQ aStep+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ b+24(FP), DI
 	MOVQ bStep+32(FP), R8
 	SHLQ $0x02, R8
-	MOVQ steps+64(FP), R9
+	MOVQ steps+80(FP), R9
 	MOVQ bPanel+40(FP), R10
 	SHLQ $0x02, R10
 
 loop:
+	PREFETCHT1   (DX)
 	VMOVUPS      (DI), Z6
 	VMOVUPS      (DI)(R10*1), Z7
 	VMOVUPS      (DI)(R10*2), Z8
-	VBROADCASTSS (DX), Z9
+	VBROADCASTSS (AX), Z9
 	VFMADD231PS  Z6, Z9, Z0
 	VFMADD231PS  Z7, Z9, Z1
 	VFMADD231PS  Z8, Z9, Z2
-	VBROADCASTSS (DX)(AX*1), Z9
+	VBROADCASTSS (AX)(CX*1), Z9
 	VFMADD231PS  Z6, Z9, Z3
 	VFMADD231PS  Z7, Z9, Z4
 	VFMADD231PS  Z8, Z9, Z5
-	ADDQ         SI, DX
+	ADDQ         SI, AX
 	ADDQ         R8, DI
+	ADDQ         BX, DX
 	DECQ         R9
 	JNZ          loop
-	VMOVUPS      Z0, (BX)
-	VMOVUPS      Z1, 64(BX)
-	VMOVUPS      Z2, 128(BX)
-	VMOVUPS      Z3, (BX)(CX*1)
-	VMOVUPS      Z4, 64(BX)(CX*1)
-	VMOVUPS      Z5, 128(BX)(CX*1)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VMOVUPS      Z2, 128(AX)
+	VMOVUPS      Z3, (AX)(CX*1)
+	VMOVUPS      Z4, 64(AX)(CX*1)
+	VMOVUPS      Z5, 128(AX)(CX*1)
 	VZEROUPPER
 	RET
 
-// func tile3x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile3x1AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile3x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile3x1AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	MOVQ   c+48(FP), BX
-	MOVB   add+72(FP), SI
-	TESTB  SI, SI
+	MOVB   add+88(FP), DL
+	TESTB  DL, DL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -2593,47 +3186,54 @@ TEXT ·tile3x1AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (BX), Z0
-	VMOVUPS (BX)(CX*1), Z1
-	VMOVUPS (BX)(CX*2), Z2
+	VMOVUPS (AX), Z0
+	VMOVUPS (AX)(CX*1), Z1
+	VMOVUPS (AX)(CX*2), Z2
 
 begin:
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	MOVQ ahead+64(FP), DX
+	MOVQ aheadBytes+72(FP), BX
 	MOVQ aStep+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ b+24(FP), DI
 	MOVQ bStep+32(FP), R8
 	SHLQ $0x02, R8
-	MOVQ steps+64(FP), R9
+	MOVQ steps+80(FP), R9
 
 loop:
+	PREFETCHT1   (DX)
 	VMOVUPS      (DI), Z3
-	VBROADCASTSS (DX), Z4
+	VBROADCASTSS (AX), Z4
 	VFMADD231PS  Z3, Z4, Z0
-	VBROADCASTSS (DX)(AX*1), Z4
+	VBROADCASTSS (AX)(CX*1), Z4
 	VFMADD231PS  Z3, Z4, Z1
-	VBROADCASTSS (DX)(AX*2), Z4
+	VBROADCASTSS (AX)(CX*2), Z4
 	VFMADD231PS  Z3, Z4, Z2
-	ADDQ         SI, DX
+	ADDQ         SI, AX
 	ADDQ         R8, DI
+	ADDQ         BX, DX
 	DECQ         R9
 	JNZ          loop
-	VMOVUPS      Z0, (BX)
-	VMOVUPS      Z1, (BX)(CX*1)
-	VMOVUPS      Z2, (BX)(CX*2)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, (AX)(CX*1)
+	VMOVUPS      Z2, (AX)(CX*2)
 	VZEROUPPER
 	RET
 
-// func tile3x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile3x2AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile3x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile3x2AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	MOVQ   c+48(FP), BX
-	MOVB   add+72(FP), SI
-	TESTB  SI, SI
+	MOVB   add+88(FP), DL
+	TESTB  DL, DL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -2644,59 +3244,66 @@ TEXT ·tile3x2AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (BX), Z0
-	VMOVUPS 64(BX), Z1
-	VMOVUPS (BX)(CX*1), Z2
-	VMOVUPS 64(BX)(CX*1), Z3
-	VMOVUPS (BX)(CX*2), Z4
-	VMOVUPS 64(BX)(CX*2), Z5
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	VMOVUPS (AX)(CX*1), Z2
+	VMOVUPS 64(AX)(CX*1), Z3
+	VMOVUPS (AX)(CX*2), Z4
+	VMOVUPS 64(AX)(CX*2), Z5
 
 begin:
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	MOVQ ahead+64(FP), DX
+	MOVQ aheadBytes+72(FP), BX
 	MOVQ aStep+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ b+24(FP), DI
 	MOVQ bStep+32(FP), R8
 	SHLQ $0x02, R8
-	MOVQ steps+64(FP), R9
+	MOVQ steps+80(FP), R9
 	MOVQ bPanel+40(FP), R10
 	SHLQ $0x02, R10
 
 loop:
+	PREFETCHT1   (DX)
 	VMOVUPS      (DI), Z6
 	VMOVUPS      (DI)(R10*1), Z7
-	VBROADCASTSS (DX), Z8
+	VBROADCASTSS (AX), Z8
 	VFMADD231PS  Z6, Z8, Z0
 	VFMADD231PS  Z7, Z8, Z1
-	VBROADCASTSS (DX)(AX*1), Z8
+	VBROADCASTSS (AX)(CX*1), Z8
 	VFMADD231PS  Z6, Z8, Z2
 	VFMADD231PS  Z7, Z8, Z3
-	VBROADCASTSS (DX)(AX*2), Z8
+	VBROADCASTSS (AX)(CX*2), Z8
 	VFMADD231PS  Z6, Z8, Z4
 	VFMADD231PS  Z7, Z8, Z5
-	ADDQ         SI, DX
+	ADDQ         SI, AX
 	ADDQ         R8, DI
+	ADDQ         BX, DX
 	DECQ         R9
 	JNZ          loop
-	VMOVUPS      Z0, (BX)
-	VMOVUPS      Z1, 64(BX)
-	VMOVUPS      Z2, (BX)(CX*1)
-	VMOVUPS      Z3, 64(BX)(CX*1)
-	VMOVUPS      Z4, (BX)(CX*2)
-	VMOVUPS      Z5, 64(BX)(CX*2)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VMOVUPS      Z2, (AX)(CX*1)
+	VMOVUPS      Z3, 64(AX)(CX*1)
+	VMOVUPS      Z4, (AX)(CX*2)
+	VMOVUPS      Z5, 64(AX)(CX*2)
 	VZEROUPPER
 	RET
 
-// func tile3x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile3x3AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile3x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile3x3AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	MOVQ   c+48(FP), BX
-	MOVB   add+72(FP), SI
-	TESTB  SI, SI
+	MOVB   add+88(FP), DL
+	TESTB  DL, DL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -2710,73 +3317,78 @@ TEXT ·tile3x3AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (BX), Z0
-	VMOVUPS 64(BX), Z1
-	VMOVUPS 128(BX), Z2
-	VMOVUPS (BX)(CX*1), Z3
-	VMOVUPS 64(BX)(CX*1), Z4
-	VMOVUPS 128(BX)(CX*1), Z5
-	VMOVUPS (BX)(CX*2), Z6
-	VMOVUPS 64(BX)(CX*2), Z7
-	VMOVUPS 128(BX)(CX*2), Z8
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	VMOVUPS 128(AX), Z2
+	VMOVUPS (AX)(CX*1), Z3
+	VMOVUPS 64(AX)(CX*1), Z4
+	VMOVUPS 128(AX)(CX*1), Z5
+	VMOVUPS (AX)(CX*2), Z6
+	VMOVUPS 64(AX)(CX*2), Z7
+	VMOVUPS 128(AX)(CX*2), Z8
 
 begin:
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	MOVQ ahead+64(FP), DX
+	MOVQ aheadBytes+72(FP), BX
 	MOVQ aStep+16(FP), SI
 	SHLQ $0x02, SI
 	MOVQ b+24(FP), DI
 	MOVQ bStep+32(FP), R8
 	SHLQ $0x02, R8
-	MOVQ steps+64(FP), R9
+	MOVQ steps+80(FP), R9
 	MOVQ bPanel+40(FP), R10
 	SHLQ $0x02, R10
 
 loop:
+	PREFETCHT1   (DX)
 	VMOVUPS      (DI), Z9
 	VMOVUPS      (DI)(R10*1), Z10
 	VMOVUPS      (DI)(R10*2), Z11
-	VBROADCASTSS (DX), Z12
+	VBROADCASTSS (AX), Z12
 	VFMADD231PS  Z9, Z12, Z0
 	VFMADD231PS  Z10, Z12, Z1
 	VFMADD231PS  Z11, Z12, Z2
-	VBROADCASTSS (DX)(AX*1), Z12
+	VBROADCASTSS (AX)(CX*1), Z12
 	VFMADD231PS  Z9, Z12, Z3
 	VFMADD231PS  Z10, Z12, Z4
 	VFMADD231PS  Z11, Z12, Z5
-	VBROADCASTSS (DX)(AX*2), Z12
+	VBROADCASTSS (AX)(CX*2), Z12
 	VFMADD231PS  Z9, Z12, Z6
 	VFMADD231PS  Z10, Z12, Z7
 	VFMADD231PS  Z11, Z12, Z8
-	ADDQ         SI, DX
+	ADDQ         SI, AX
 	ADDQ         R8, DI
+	ADDQ         BX, DX
 	DECQ         R9
 	JNZ          loop
-	VMOVUPS      Z0, (BX)
-	VMOVUPS      Z1, 64(BX)
-	VMOVUPS      Z2, 128(BX)
-	VMOVUPS      Z3, (BX)(CX*1)
-	VMOVUPS      Z4, 64(BX)(CX*1)
-	VMOVUPS      Z5, 128(BX)(CX*1)
-	VMOVUPS      Z6, (BX)(CX*2)
-	VMOVUPS      Z7, 64(BX)(CX*2)
-	VMOVUPS      Z8, 128(BX)(CX*2)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VMOVUPS      Z2, 128(AX)
+	VMOVUPS      Z3, (AX)(CX*1)
+	VMOVUPS      Z4, 64(AX)(CX*1)
+	VMOVUPS      Z5, 128(AX)(CX*1)
+	VMOVUPS      Z6, (AX)(CX*2)
+	VMOVUPS      Z7, 64(AX)(CX*2)
+	VMOVUPS      Z8, 128(AX)(CX*2)
 	VZEROUPPER
 	RET
 
-// func tile4x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile4x1AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile4x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile4x1AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	MOVQ   c+48(FP), SI
-	LEAQ   (SI)(CX*2), DI
-	ADDQ   CX, DI
-	MOVB   add+72(FP), R8
-	TESTB  R8, R8
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	MOVB   add+88(FP), BL
+	TESTB  BL, BL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -2785,56 +3397,65 @@ TEXT ·tile4x1AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (SI), Z0
-	VMOVUPS (SI)(CX*1), Z1
-	VMOVUPS (SI)(CX*2), Z2
-	VMOVUPS (DI), Z3
+	VMOVUPS (AX), Z0
+	VMOVUPS (AX)(CX*1), Z1
+	VMOVUPS (AX)(CX*2), Z2
+	VMOVUPS (DX), Z3
 
 begin:
-	MOVQ aStep+16(FP), R8
-	SHLQ $0x02, R8
-	MOVQ b+24(FP), R9
-	MOVQ bStep+32(FP), R10
-	SHLQ $0x02, R10
-	MOVQ steps+64(FP), R11
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	MOVQ ahead+64(FP), BX
+	MOVQ aheadBytes+72(FP), SI
+	MOVQ aStep+16(FP), DI
+	SHLQ $0x02, DI
+	MOVQ b+24(FP), R8
+	MOVQ bStep+32(FP), R9
+	SHLQ $0x02, R9
+	MOVQ steps+80(FP), R10
 
 loop:
-	VMOVUPS      (R9), Z4
-	VBROADCASTSS (DX), Z5
+	PREFETCHT1   (BX)
+	VMOVUPS      (R8), Z4
+	VBROADCASTSS (AX), Z5
 	VFMADD231PS  Z4, Z5, Z0
-	VBROADCASTSS (DX)(AX*1), Z5
+	VBROADCASTSS (AX)(CX*1), Z5
 	VFMADD231PS  Z4, Z5, Z1
-	VBROADCASTSS (DX)(AX*2), Z5
+	VBROADCASTSS (AX)(CX*2), Z5
 	VFMADD231PS  Z4, Z5, Z2
-	VBROADCASTSS (BX), Z5
+	VBROADCASTSS (DX), Z5
 	VFMADD231PS  Z4, Z5, Z3
-	ADDQ         R8, DX
-	ADDQ         R8, BX
-	ADDQ         R10, R9
-	DECQ         R11
+	ADDQ         DI, AX
+	ADDQ         DI, DX
+	ADDQ         R9, R8
+	ADDQ         SI, BX
+	DECQ         R10
 	JNZ          loop
-	VMOVUPS      Z0, (SI)
-	VMOVUPS      Z1, (SI)(CX*1)
-	VMOVUPS      Z2, (SI)(CX*2)
-	VMOVUPS      Z3, (DI)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, (AX)(CX*1)
+	VMOVUPS      Z2, (AX)(CX*2)
+	VMOVUPS      Z3, (DX)
 	VZEROUPPER
 	RET
 
-// func tile4x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile4x2AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile4x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile4x2AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	MOVQ   c+48(FP), SI
-	LEAQ   (SI)(CX*2), DI
-	ADDQ   CX, DI
-	MOVB   add+72(FP), R8
-	TESTB  R8, R8
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	MOVB   add+88(FP), BL
+	TESTB  BL, BL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -2847,71 +3468,80 @@ TEXT ·tile4x2AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (SI), Z0
-	VMOVUPS 64(SI), Z1
-	VMOVUPS (SI)(CX*1), Z2
-	VMOVUPS 64(SI)(CX*1), Z3
-	VMOVUPS (SI)(CX*2), Z4
-	VMOVUPS 64(SI)(CX*2), Z5
-	VMOVUPS (DI), Z6
-	VMOVUPS 64(DI), Z7
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	VMOVUPS (AX)(CX*1), Z2
+	VMOVUPS 64(AX)(CX*1), Z3
+	VMOVUPS (AX)(CX*2), Z4
+	VMOVUPS 64(AX)(CX*2), Z5
+	VMOVUPS (DX), Z6
+	VMOVUPS 64(DX), Z7
 
 begin:
-	MOVQ aStep+16(FP), R8
-	SHLQ $0x02, R8
-	MOVQ b+24(FP), R9
-	MOVQ bStep+32(FP), R10
-	SHLQ $0x02, R10
-	MOVQ steps+64(FP), R11
-	MOVQ bPanel+40(FP), R12
-	SHLQ $0x02, R12
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	MOVQ ahead+64(FP), BX
+	MOVQ aheadBytes+72(FP), SI
+	MOVQ aStep+16(FP), DI
+	SHLQ $0x02, DI
+	MOVQ b+24(FP), R8
+	MOVQ bStep+32(FP), R9
+	SHLQ $0x02, R9
+	MOVQ steps+80(FP), R10
+	MOVQ bPanel+40(FP), R11
+	SHLQ $0x02, R11
 
 loop:
-	VMOVUPS      (R9), Z8
-	VMOVUPS      (R9)(R12*1), Z9
-	VBROADCASTSS (DX), Z10
+	PREFETCHT1   (BX)
+	VMOVUPS      (R8), Z8
+	VMOVUPS      (R8)(R11*1), Z9
+	VBROADCASTSS (AX), Z10
 	VFMADD231PS  Z8, Z10, Z0
 	VFMADD231PS  Z9, Z10, Z1
-	VBROADCASTSS (DX)(AX*1), Z10
+	VBROADCASTSS (AX)(CX*1), Z10
 	VFMADD231PS  Z8, Z10, Z2
 	VFMADD231PS  Z9, Z10, Z3
-	VBROADCASTSS (DX)(AX*2), Z10
+	VBROADCASTSS (AX)(CX*2), Z10
 	VFMADD231PS  Z8, Z10, Z4
 	VFMADD231PS  Z9, Z10, Z5
-	VBROADCASTSS (BX), Z10
+	VBROADCASTSS (DX), Z10
 	VFMADD231PS  Z8, Z10, Z6
 	VFMADD231PS  Z9, Z10, Z7
-	ADDQ         R8, DX
-	ADDQ         R8, BX
-	ADDQ         R10, R9
-	DECQ         R11
+	ADDQ         DI, AX
+	ADDQ         DI, DX
+	ADDQ         R9, R8
+	ADDQ         SI, BX
+	DECQ         R10
 	JNZ          loop
-	VMOVUPS      Z0, (SI)
-	VMOVUPS      Z1, 64(SI)
-	VMOVUPS      Z2, (SI)(CX*1)
-	VMOVUPS      Z3, 64(SI)(CX*1)
-	VMOVUPS      Z4, (SI)(CX*2)
-	VMOVUPS      Z5, 64(SI)(CX*2)
-	VMOVUPS      Z6, (DI)
-	VMOVUPS      Z7, 64(DI)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VMOVUPS      Z2, (AX)(CX*1)
+	VMOVUPS      Z3, 64(AX)(CX*1)
+	VMOVUPS      Z4, (AX)(CX*2)
+	VMOVUPS      Z5, 64(AX)(CX*2)
+	VMOVUPS      Z6, (DX)
+	VMOVUPS      Z7, 64(DX)
 	VZEROUPPER
 	RET
 
-// func tile4x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile4x3AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile4x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile4x3AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	MOVQ   c+48(FP), SI
-	LEAQ   (SI)(CX*2), DI
-	ADDQ   CX, DI
-	MOVB   add+72(FP), R8
-	TESTB  R8, R8
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	MOVB   add+88(FP), BL
+	TESTB  BL, BL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -2928,84 +3558,93 @@ TEXT ·tile4x3AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (SI), Z0
-	VMOVUPS 64(SI), Z1
-	VMOVUPS 128(SI), Z2
-	VMOVUPS (SI)(CX*1), Z3
-	VMOVUPS 64(SI)(CX*1), Z4
-	VMOVUPS 128(SI)(CX*1), Z5
-	VMOVUPS (SI)(CX*2), Z6
-	VMOVUPS 64(SI)(CX*2), Z7
-	VMOVUPS 128(SI)(CX*2), Z8
-	VMOVUPS (DI), Z9
-	VMOVUPS 64(DI), Z10
-	VMOVUPS 128(DI), Z11
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	VMOVUPS 128(AX), Z2
+	VMOVUPS (AX)(CX*1), Z3
+	VMOVUPS 64(AX)(CX*1), Z4
+	VMOVUPS 128(AX)(CX*1), Z5
+	VMOVUPS (AX)(CX*2), Z6
+	VMOVUPS 64(AX)(CX*2), Z7
+	VMOVUPS 128(AX)(CX*2), Z8
+	VMOVUPS (DX), Z9
+	VMOVUPS 64(DX), Z10
+	VMOVUPS 128(DX), Z11
 
 begin:
-	MOVQ aStep+16(FP), R8
-	SHLQ $0x02, R8
-	MOVQ b+24(FP), R9
-	MOVQ bStep+32(FP), R10
-	SHLQ $0x02, R10
-	MOVQ steps+64(FP), R11
-	MOVQ bPanel+40(FP), R12
-	SHLQ $0x02, R12
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	MOVQ ahead+64(FP), BX
+	MOVQ aheadBytes+72(FP), SI
+	MOVQ aStep+16(FP), DI
+	SHLQ $0x02, DI
+	MOVQ b+24(FP), R8
+	MOVQ bStep+32(FP), R9
+	SHLQ $0x02, R9
+	MOVQ steps+80(FP), R10
+	MOVQ bPanel+40(FP), R11
+	SHLQ $0x02, R11
 
 loop:
-	VMOVUPS      (R9), Z12
-	VMOVUPS      (R9)(R12*1), Z13
-	VMOVUPS      (R9)(R12*2), Z14
-	VBROADCASTSS (DX), Z15
+	PREFETCHT1   (BX)
+	VMOVUPS      (R8), Z12
+	VMOVUPS      (R8)(R11*1), Z13
+	VMOVUPS      (R8)(R11*2), Z14
+	VBROADCASTSS (AX), Z15
 	VFMADD231PS  Z12, Z15, Z0
 	VFMADD231PS  Z13, Z15, Z1
 	VFMADD231PS  Z14, Z15, Z2
-	VBROADCASTSS (DX)(AX*1), Z15
+	VBROADCASTSS (AX)(CX*1), Z15
 	VFMADD231PS  Z12, Z15, Z3
 	VFMADD231PS  Z13, Z15, Z4
 	VFMADD231PS  Z14, Z15, Z5
-	VBROADCASTSS (DX)(AX*2), Z15
+	VBROADCASTSS (AX)(CX*2), Z15
 	VFMADD231PS  Z12, Z15, Z6
 	VFMADD231PS  Z13, Z15, Z7
 	VFMADD231PS  Z14, Z15, Z8
-	VBROADCASTSS (BX), Z15
+	VBROADCASTSS (DX), Z15
 	VFMADD231PS  Z12, Z15, Z9
 	VFMADD231PS  Z13, Z15, Z10
 	VFMADD231PS  Z14, Z15, Z11
-	ADDQ         R8, DX
-	ADDQ         R8, BX
-	ADDQ         R10, R9
-	DECQ         R11
+	ADDQ         DI, AX
+	ADDQ         DI, DX
+	ADDQ         R9, R8
+	ADDQ         SI, BX
+	DECQ         R10
 	JNZ          loop
-	VMOVUPS      Z0, (SI)
-	VMOVUPS      Z1, 64(SI)
-	VMOVUPS      Z2, 128(SI)
-	VMOVUPS      Z3, (SI)(CX*1)
-	VMOVUPS      Z4, 64(SI)(CX*1)
-	VMOVUPS      Z5, 128(SI)(CX*1)
-	VMOVUPS      Z6, (SI)(CX*2)
-	VMOVUPS      Z7, 64(SI)(CX*2)
-	VMOVUPS      Z8, 128(SI)(CX*2)
-	VMOVUPS      Z9, (DI)
-	VMOVUPS      Z10, 64(DI)
-	VMOVUPS      Z11, 128(DI)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VMOVUPS      Z2, 128(AX)
+	VMOVUPS      Z3, (AX)(CX*1)
+	VMOVUPS      Z4, 64(AX)(CX*1)
+	VMOVUPS      Z5, 128(AX)(CX*1)
+	VMOVUPS      Z6, (AX)(CX*2)
+	VMOVUPS      Z7, 64(AX)(CX*2)
+	VMOVUPS      Z8, 128(AX)(CX*2)
+	VMOVUPS      Z9, (DX)
+	VMOVUPS      Z10, 64(DX)
+	VMOVUPS      Z11, 128(DX)
 	VZEROUPPER
 	RET
 
-// func tile5x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile5x1AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile5x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile5x1AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	MOVQ   c+48(FP), SI
-	LEAQ   (SI)(CX*2), DI
-	ADDQ   CX, DI
-	MOVB   add+72(FP), R8
-	TESTB  R8, R8
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	MOVB   add+88(FP), BL
+	TESTB  BL, BL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -3015,60 +3654,69 @@ TEXT ·tile5x1AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (SI), Z0
-	VMOVUPS (SI)(CX*1), Z1
-	VMOVUPS (SI)(CX*2), Z2
-	VMOVUPS (DI), Z3
-	VMOVUPS (DI)(CX*1), Z4
+	VMOVUPS (AX), Z0
+	VMOVUPS (AX)(CX*1), Z1
+	VMOVUPS (AX)(CX*2), Z2
+	VMOVUPS (DX), Z3
+	VMOVUPS (DX)(CX*1), Z4
 
 begin:
-	MOVQ aStep+16(FP), R8
-	SHLQ $0x02, R8
-	MOVQ b+24(FP), R9
-	MOVQ bStep+32(FP), R10
-	SHLQ $0x02, R10
-	MOVQ steps+64(FP), R11
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	MOVQ ahead+64(FP), BX
+	MOVQ aheadBytes+72(FP), SI
+	MOVQ aStep+16(FP), DI
+	SHLQ $0x02, DI
+	MOVQ b+24(FP), R8
+	MOVQ bStep+32(FP), R9
+	SHLQ $0x02, R9
+	MOVQ steps+80(FP), R10
 
 loop:
-	VMOVUPS      (R9), Z5
-	VBROADCASTSS (DX), Z6
+	PREFETCHT1   (BX)
+	VMOVUPS      (R8), Z5
+	VBROADCASTSS (AX), Z6
 	VFMADD231PS  Z5, Z6, Z0
-	VBROADCASTSS (DX)(AX*1), Z6
+	VBROADCASTSS (AX)(CX*1), Z6
 	VFMADD231PS  Z5, Z6, Z1
-	VBROADCASTSS (DX)(AX*2), Z6
+	VBROADCASTSS (AX)(CX*2), Z6
 	VFMADD231PS  Z5, Z6, Z2
-	VBROADCASTSS (BX), Z6
+	VBROADCASTSS (DX), Z6
 	VFMADD231PS  Z5, Z6, Z3
-	VBROADCASTSS (BX)(AX*1), Z6
+	VBROADCASTSS (DX)(CX*1), Z6
 	VFMADD231PS  Z5, Z6, Z4
-	ADDQ         R8, DX
-	ADDQ         R8, BX
-	ADDQ         R10, R9
-	DECQ         R11
+	ADDQ         DI, AX
+	ADDQ         DI, DX
+	ADDQ         R9, R8
+	ADDQ         SI, BX
+	DECQ         R10
 	JNZ          loop
-	VMOVUPS      Z0, (SI)
-	VMOVUPS      Z1, (SI)(CX*1)
-	VMOVUPS      Z2, (SI)(CX*2)
-	VMOVUPS      Z3, (DI)
-	VMOVUPS      Z4, (DI)(CX*1)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, (AX)(CX*1)
+	VMOVUPS      Z2, (AX)(CX*2)
+	VMOVUPS      Z3, (DX)
+	VMOVUPS      Z4, (DX)(CX*1)
 	VZEROUPPER
 	RET
 
-// func tile5x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile5x2AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile5x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile5x2AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	MOVQ   c+48(FP), SI
-	LEAQ   (SI)(CX*2), DI
-	ADDQ   CX, DI
-	MOVB   add+72(FP), R8
-	TESTB  R8, R8
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	MOVB   add+88(FP), BL
+	TESTB  BL, BL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -3083,78 +3731,87 @@ TEXT ·tile5x2AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (SI), Z0
-	VMOVUPS 64(SI), Z1
-	VMOVUPS (SI)(CX*1), Z2
-	VMOVUPS 64(SI)(CX*1), Z3
-	VMOVUPS (SI)(CX*2), Z4
-	VMOVUPS 64(SI)(CX*2), Z5
-	VMOVUPS (DI), Z6
-	VMOVUPS 64(DI), Z7
-	VMOVUPS (DI)(CX*1), Z8
-	VMOVUPS 64(DI)(CX*1), Z9
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	VMOVUPS (AX)(CX*1), Z2
+	VMOVUPS 64(AX)(CX*1), Z3
+	VMOVUPS (AX)(CX*2), Z4
+	VMOVUPS 64(AX)(CX*2), Z5
+	VMOVUPS (DX), Z6
+	VMOVUPS 64(DX), Z7
+	VMOVUPS (DX)(CX*1), Z8
+	VMOVUPS 64(DX)(CX*1), Z9
 
 begin:
-	MOVQ aStep+16(FP), R8
-	SHLQ $0x02, R8
-	MOVQ b+24(FP), R9
-	MOVQ bStep+32(FP), R10
-	SHLQ $0x02, R10
-	MOVQ steps+64(FP), R11
-	MOVQ bPanel+40(FP), R12
-	SHLQ $0x02, R12
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	MOVQ ahead+64(FP), BX
+	MOVQ aheadBytes+72(FP), SI
+	MOVQ aStep+16(FP), DI
+	SHLQ $0x02, DI
+	MOVQ b+24(FP), R8
+	MOVQ bStep+32(FP), R9
+	SHLQ $0x02, R9
+	MOVQ steps+80(FP), R10
+	MOVQ bPanel+40(FP), R11
+	SHLQ $0x02, R11
 
 loop:
-	VMOVUPS      (R9), Z10
-	VMOVUPS      (R9)(R12*1), Z11
-	VBROADCASTSS (DX), Z12
+	PREFETCHT1   (BX)
+	VMOVUPS      (R8), Z10
+	VMOVUPS      (R8)(R11*1), Z11
+	VBROADCASTSS (AX), Z12
 	VFMADD231PS  Z10, Z12, Z0
 	VFMADD231PS  Z11, Z12, Z1
-	VBROADCASTSS (DX)(AX*1), Z12
+	VBROADCASTSS (AX)(CX*1), Z12
 	VFMADD231PS  Z10, Z12, Z2
 	VFMADD231PS  Z11, Z12, Z3
-	VBROADCASTSS (DX)(AX*2), Z12
+	VBROADCASTSS (AX)(CX*2), Z12
 	VFMADD231PS  Z10, Z12, Z4
 	VFMADD231PS  Z11, Z12, Z5
-	VBROADCASTSS (BX), Z12
+	VBROADCASTSS (DX), Z12
 	VFMADD231PS  Z10, Z12, Z6
 	VFMADD231PS  Z11, Z12, Z7
-	VBROADCASTSS (BX)(AX*1), Z12
+	VBROADCASTSS (DX)(CX*1), Z12
 	VFMADD231PS  Z10, Z12, Z8
 	VFMADD231PS  Z11, Z12, Z9
-	ADDQ         R8, DX
-	ADDQ         R8, BX
-	ADDQ         R10, R9
-	DECQ         R11
+	ADDQ         DI, AX
+	ADDQ         DI, DX
+	ADDQ         R9, R8
+	ADDQ         SI, BX
+	DECQ         R10
 	JNZ          loop
-	VMOVUPS      Z0, (SI)
-	VMOVUPS      Z1, 64(SI)
-	VMOVUPS      Z2, (SI)(CX*1)
-	VMOVUPS      Z3, 64(SI)(CX*1)
-	VMOVUPS      Z4, (SI)(CX*2)
-	VMOVUPS      Z5, 64(SI)(CX*2)
-	VMOVUPS      Z6, (DI)
-	VMOVUPS      Z7, 64(DI)
-	VMOVUPS      Z8, (DI)(CX*1)
-	VMOVUPS      Z9, 64(DI)(CX*1)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VMOVUPS      Z2, (AX)(CX*1)
+	VMOVUPS      Z3, 64(AX)(CX*1)
+	VMOVUPS      Z4, (AX)(CX*2)
+	VMOVUPS      Z5, 64(AX)(CX*2)
+	VMOVUPS      Z6, (DX)
+	VMOVUPS      Z7, 64(DX)
+	VMOVUPS      Z8, (DX)(CX*1)
+	VMOVUPS      Z9, 64(DX)(CX*1)
 	VZEROUPPER
 	RET
 
-// func tile5x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile5x3AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile5x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile5x3AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	MOVQ   c+48(FP), SI
-	LEAQ   (SI)(CX*2), DI
-	ADDQ   CX, DI
-	MOVB   add+72(FP), R8
-	TESTB  R8, R8
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	MOVB   add+88(FP), BL
+	TESTB  BL, BL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -3174,94 +3831,103 @@ TEXT ·tile5x3AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (SI), Z0
-	VMOVUPS 64(SI), Z1
-	VMOVUPS 128(SI), Z2
-	VMOVUPS (SI)(CX*1), Z3
-	VMOVUPS 64(SI)(CX*1), Z4
-	VMOVUPS 128(SI)(CX*1), Z5
-	VMOVUPS (SI)(CX*2), Z6
-	VMOVUPS 64(SI)(CX*2), Z7
-	VMOVUPS 128(SI)(CX*2), Z8
-	VMOVUPS (DI), Z9
-	VMOVUPS 64(DI), Z10
-	VMOVUPS 128(DI), Z11
-	VMOVUPS (DI)(CX*1), Z12
-	VMOVUPS 64(DI)(CX*1), Z13
-	VMOVUPS 128(DI)(CX*1), Z14
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	VMOVUPS 128(AX), Z2
+	VMOVUPS (AX)(CX*1), Z3
+	VMOVUPS 64(AX)(CX*1), Z4
+	VMOVUPS 128(AX)(CX*1), Z5
+	VMOVUPS (AX)(CX*2), Z6
+	VMOVUPS 64(AX)(CX*2), Z7
+	VMOVUPS 128(AX)(CX*2), Z8
+	VMOVUPS (DX), Z9
+	VMOVUPS 64(DX), Z10
+	VMOVUPS 128(DX), Z11
+	VMOVUPS (DX)(CX*1), Z12
+	VMOVUPS 64(DX)(CX*1), Z13
+	VMOVUPS 128(DX)(CX*1), Z14
 
 begin:
-	MOVQ aStep+16(FP), R8
-	SHLQ $0x02, R8
-	MOVQ b+24(FP), R9
-	MOVQ bStep+32(FP), R10
-	SHLQ $0x02, R10
-	MOVQ steps+64(FP), R11
-	MOVQ bPanel+40(FP), R12
-	SHLQ $0x02, R12
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	MOVQ ahead+64(FP), BX
+	MOVQ aheadBytes+72(FP), SI
+	MOVQ aStep+16(FP), DI
+	SHLQ $0x02, DI
+	MOVQ b+24(FP), R8
+	MOVQ bStep+32(FP), R9
+	SHLQ $0x02, R9
+	MOVQ steps+80(FP), R10
+	MOVQ bPanel+40(FP), R11
+	SHLQ $0x02, R11
 
 loop:
-	VMOVUPS      (R9), Z15
-	VMOVUPS      (R9)(R12*1), Z16
-	VMOVUPS      (R9)(R12*2), Z17
-	VBROADCASTSS (DX), Z18
+	PREFETCHT1   (BX)
+	VMOVUPS      (R8), Z15
+	VMOVUPS      (R8)(R11*1), Z16
+	VMOVUPS      (R8)(R11*2), Z17
+	VBROADCASTSS (AX), Z18
 	VFMADD231PS  Z15, Z18, Z0
 	VFMADD231PS  Z16, Z18, Z1
 	VFMADD231PS  Z17, Z18, Z2
-	VBROADCASTSS (DX)(AX*1), Z18
+	VBROADCASTSS (AX)(CX*1), Z18
 	VFMADD231PS  Z15, Z18, Z3
 	VFMADD231PS  Z16, Z18, Z4
 	VFMADD231PS  Z17, Z18, Z5
-	VBROADCASTSS (DX)(AX*2), Z18
+	VBROADCASTSS (AX)(CX*2), Z18
 	VFMADD231PS  Z15, Z18, Z6
 	VFMADD231PS  Z16, Z18, Z7
 	VFMADD231PS  Z17, Z18, Z8
-	VBROADCASTSS (BX), Z18
+	VBROADCASTSS (DX), Z18
 	VFMADD231PS  Z15, Z18, Z9
 	VFMADD231PS  Z16, Z18, Z10
 	VFMADD231PS  Z17, Z18, Z11
-	VBROADCASTSS (BX)(AX*1), Z18
+	VBROADCASTSS (DX)(CX*1), Z18
 	VFMADD231PS  Z15, Z18, Z12
 	VFMADD231PS  Z16, Z18, Z13
 	VFMADD231PS  Z17, Z18, Z14
-	ADDQ         R8, DX
-	ADDQ         R8, BX
-	ADDQ         R10, R9
-	DECQ         R11
+	ADDQ         DI, AX
+	ADDQ         DI, DX
+	ADDQ         R9, R8
+	ADDQ         SI, BX
+	DECQ         R10
 	JNZ          loop
-	VMOVUPS      Z0, (SI)
-	VMOVUPS      Z1, 64(SI)
-	VMOVUPS      Z2, 128(SI)
-	VMOVUPS      Z3, (SI)(CX*1)
-	VMOVUPS      Z4, 64(SI)(CX*1)
-	VMOVUPS      Z5, 128(SI)(CX*1)
-	VMOVUPS      Z6, (SI)(CX*2)
-	VMOVUPS      Z7, 64(SI)(CX*2)
-	VMOVUPS      Z8, 128(SI)(CX*2)
-	VMOVUPS      Z9, (DI)
-	VMOVUPS      Z10, 64(DI)
-	VMOVUPS      Z11, 128(DI)
-	VMOVUPS      Z12, (DI)(CX*1)
-	VMOVUPS      Z13, 64(DI)(CX*1)
-	VMOVUPS      Z14, 128(DI)(CX*1)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VMOVUPS      Z2, 128(AX)
+	VMOVUPS      Z3, (AX)(CX*1)
+	VMOVUPS      Z4, 64(AX)(CX*1)
+	VMOVUPS      Z5, 128(AX)(CX*1)
+	VMOVUPS      Z6, (AX)(CX*2)
+	VMOVUPS      Z7, 64(AX)(CX*2)
+	VMOVUPS      Z8, 128(AX)(CX*2)
+	VMOVUPS      Z9, (DX)
+	VMOVUPS      Z10, 64(DX)
+	VMOVUPS      Z11, 128(DX)
+	VMOVUPS      Z12, (DX)(CX*1)
+	VMOVUPS      Z13, 64(DX)(CX*1)
+	VMOVUPS      Z14, 128(DX)(CX*1)
 	VZEROUPPER
 	RET
 
-// func tile6x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile6x1AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile6x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile6x1AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	MOVQ   c+48(FP), SI
-	LEAQ   (SI)(CX*2), DI
-	ADDQ   CX, DI
-	MOVB   add+72(FP), R8
-	TESTB  R8, R8
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	MOVB   add+88(FP), BL
+	TESTB  BL, BL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -3272,64 +3938,73 @@ TEXT ·tile6x1AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (SI), Z0
-	VMOVUPS (SI)(CX*1), Z1
-	VMOVUPS (SI)(CX*2), Z2
-	VMOVUPS (DI), Z3
-	VMOVUPS (DI)(CX*1), Z4
-	VMOVUPS (DI)(CX*2), Z5
+	VMOVUPS (AX), Z0
+	VMOVUPS (AX)(CX*1), Z1
+	VMOVUPS (AX)(CX*2), Z2
+	VMOVUPS (DX), Z3
+	VMOVUPS (DX)(CX*1), Z4
+	VMOVUPS (DX)(CX*2), Z5
 
 begin:
-	MOVQ aStep+16(FP), R8
-	SHLQ $0x02, R8
-	MOVQ b+24(FP), R9
-	MOVQ bStep+32(FP), R10
-	SHLQ $0x02, R10
-	MOVQ steps+64(FP), R11
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	MOVQ ahead+64(FP), BX
+	MOVQ aheadBytes+72(FP), SI
+	MOVQ aStep+16(FP), DI
+	SHLQ $0x02, DI
+	MOVQ b+24(FP), R8
+	MOVQ bStep+32(FP), R9
+	SHLQ $0x02, R9
+	MOVQ steps+80(FP), R10
 
 loop:
-	VMOVUPS      (R9), Z6
-	VBROADCASTSS (DX), Z7
+	PREFETCHT1   (BX)
+	VMOVUPS      (R8), Z6
+	VBROADCASTSS (AX), Z7
 	VFMADD231PS  Z6, Z7, Z0
-	VBROADCASTSS (DX)(AX*1), Z7
+	VBROADCASTSS (AX)(CX*1), Z7
 	VFMADD231PS  Z6, Z7, Z1
-	VBROADCASTSS (DX)(AX*2), Z7
+	VBROADCASTSS (AX)(CX*2), Z7
 	VFMADD231PS  Z6, Z7, Z2
-	VBROADCASTSS (BX), Z7
+	VBROADCASTSS (DX), Z7
 	VFMADD231PS  Z6, Z7, Z3
-	VBROADCASTSS (BX)(AX*1), Z7
+	VBROADCASTSS (DX)(CX*1), Z7
 	VFMADD231PS  Z6, Z7, Z4
-	VBROADCASTSS (BX)(AX*2), Z7
+	VBROADCASTSS (DX)(CX*2), Z7
 	VFMADD231PS  Z6, Z7, Z5
-	ADDQ         R8, DX
-	ADDQ         R8, BX
-	ADDQ         R10, R9
-	DECQ         R11
+	ADDQ         DI, AX
+	ADDQ         DI, DX
+	ADDQ         R9, R8
+	ADDQ         SI, BX
+	DECQ         R10
 	JNZ          loop
-	VMOVUPS      Z0, (SI)
-	VMOVUPS      Z1, (SI)(CX*1)
-	VMOVUPS      Z2, (SI)(CX*2)
-	VMOVUPS      Z3, (DI)
-	VMOVUPS      Z4, (DI)(CX*1)
-	VMOVUPS      Z5, (DI)(CX*2)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, (AX)(CX*1)
+	VMOVUPS      Z2, (AX)(CX*2)
+	VMOVUPS      Z3, (DX)
+	VMOVUPS      Z4, (DX)(CX*1)
+	VMOVUPS      Z5, (DX)(CX*2)
 	VZEROUPPER
 	RET
 
-// func tile6x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile6x2AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile6x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile6x2AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	MOVQ   c+48(FP), SI
-	LEAQ   (SI)(CX*2), DI
-	ADDQ   CX, DI
-	MOVB   add+72(FP), R8
-	TESTB  R8, R8
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	MOVB   add+88(FP), BL
+	TESTB  BL, BL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -3346,85 +4021,94 @@ TEXT ·tile6x2AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (SI), Z0
-	VMOVUPS 64(SI), Z1
-	VMOVUPS (SI)(CX*1), Z2
-	VMOVUPS 64(SI)(CX*1), Z3
-	VMOVUPS (SI)(CX*2), Z4
-	VMOVUPS 64(SI)(CX*2), Z5
-	VMOVUPS (DI), Z6
-	VMOVUPS 64(DI), Z7
-	VMOVUPS (DI)(CX*1), Z8
-	VMOVUPS 64(DI)(CX*1), Z9
-	VMOVUPS (DI)(CX*2), Z10
-	VMOVUPS 64(DI)(CX*2), Z11
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	VMOVUPS (AX)(CX*1), Z2
+	VMOVUPS 64(AX)(CX*1), Z3
+	VMOVUPS (AX)(CX*2), Z4
+	VMOVUPS 64(AX)(CX*2), Z5
+	VMOVUPS (DX), Z6
+	VMOVUPS 64(DX), Z7
+	VMOVUPS (DX)(CX*1), Z8
+	VMOVUPS 64(DX)(CX*1), Z9
+	VMOVUPS (DX)(CX*2), Z10
+	VMOVUPS 64(DX)(CX*2), Z11
 
 begin:
-	MOVQ aStep+16(FP), R8
-	SHLQ $0x02, R8
-	MOVQ b+24(FP), R9
-	MOVQ bStep+32(FP), R10
-	SHLQ $0x02, R10
-	MOVQ steps+64(FP), R11
-	MOVQ bPanel+40(FP), R12
-	SHLQ $0x02, R12
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	MOVQ ahead+64(FP), BX
+	MOVQ aheadBytes+72(FP), SI
+	MOVQ aStep+16(FP), DI
+	SHLQ $0x02, DI
+	MOVQ b+24(FP), R8
+	MOVQ bStep+32(FP), R9
+	SHLQ $0x02, R9
+	MOVQ steps+80(FP), R10
+	MOVQ bPanel+40(FP), R11
+	SHLQ $0x02, R11
 
 loop:
-	VMOVUPS      (R9), Z12
-	VMOVUPS      (R9)(R12*1), Z13
-	VBROADCASTSS (DX), Z14
+	PREFETCHT1   (BX)
+	VMOVUPS      (R8), Z12
+	VMOVUPS      (R8)(R11*1), Z13
+	VBROADCASTSS (AX), Z14
 	VFMADD231PS  Z12, Z14, Z0
 	VFMADD231PS  Z13, Z14, Z1
-	VBROADCASTSS (DX)(AX*1), Z14
+	VBROADCASTSS (AX)(CX*1), Z14
 	VFMADD231PS  Z12, Z14, Z2
 	VFMADD231PS  Z13, Z14, Z3
-	VBROADCASTSS (DX)(AX*2), Z14
+	VBROADCASTSS (AX)(CX*2), Z14
 	VFMADD231PS  Z12, Z14, Z4
 	VFMADD231PS  Z13, Z14, Z5
-	VBROADCASTSS (BX), Z14
+	VBROADCASTSS (DX), Z14
 	VFMADD231PS  Z12, Z14, Z6
 	VFMADD231PS  Z13, Z14, Z7
-	VBROADCASTSS (BX)(AX*1), Z14
+	VBROADCASTSS (DX)(CX*1), Z14
 	VFMADD231PS  Z12, Z14, Z8
 	VFMADD231PS  Z13, Z14, Z9
-	VBROADCASTSS (BX)(AX*2), Z14
+	VBROADCASTSS (DX)(CX*2), Z14
 	VFMADD231PS  Z12, Z14, Z10
 	VFMADD231PS  Z13, Z14, Z11
-	ADDQ         R8, DX
-	ADDQ         R8, BX
-	ADDQ         R10, R9
-	DECQ         R11
+	ADDQ         DI, AX
+	ADDQ         DI, DX
+	ADDQ         R9, R8
+	ADDQ         SI, BX
+	DECQ         R10
 	JNZ          loop
-	VMOVUPS      Z0, (SI)
-	VMOVUPS      Z1, 64(SI)
-	VMOVUPS      Z2, (SI)(CX*1)
-	VMOVUPS      Z3, 64(SI)(CX*1)
-	VMOVUPS      Z4, (SI)(CX*2)
-	VMOVUPS      Z5, 64(SI)(CX*2)
-	VMOVUPS      Z6, (DI)
-	VMOVUPS      Z7, 64(DI)
-	VMOVUPS      Z8, (DI)(CX*1)
-	VMOVUPS      Z9, 64(DI)(CX*1)
-	VMOVUPS      Z10, (DI)(CX*2)
-	VMOVUPS      Z11, 64(DI)(CX*2)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VMOVUPS      Z2, (AX)(CX*1)
+	VMOVUPS      Z3, 64(AX)(CX*1)
+	VMOVUPS      Z4, (AX)(CX*2)
+	VMOVUPS      Z5, 64(AX)(CX*2)
+	VMOVUPS      Z6, (DX)
+	VMOVUPS      Z7, 64(DX)
+	VMOVUPS      Z8, (DX)(CX*1)
+	VMOVUPS      Z9, 64(DX)(CX*1)
+	VMOVUPS      Z10, (DX)(CX*2)
+	VMOVUPS      Z11, 64(DX)(CX*2)
 	VZEROUPPER
 	RET
 
-// func tile6x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile6x3AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile6x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile6x3AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	MOVQ   c+48(FP), SI
-	LEAQ   (SI)(CX*2), DI
-	ADDQ   CX, DI
-	MOVB   add+72(FP), R8
-	TESTB  R8, R8
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	MOVB   add+88(FP), BL
+	TESTB  BL, BL
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -3447,108 +4131,115 @@ TEXT ·tile6x3AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (SI), Z0
-	VMOVUPS 64(SI), Z1
-	VMOVUPS 128(SI), Z2
-	VMOVUPS (SI)(CX*1), Z3
-	VMOVUPS 64(SI)(CX*1), Z4
-	VMOVUPS 128(SI)(CX*1), Z5
-	VMOVUPS (SI)(CX*2), Z6
-	VMOVUPS 64(SI)(CX*2), Z7
-	VMOVUPS 128(SI)(CX*2), Z8
-	VMOVUPS (DI), Z9
-	VMOVUPS 64(DI), Z10
-	VMOVUPS 128(DI), Z11
-	VMOVUPS (DI)(CX*1), Z12
-	VMOVUPS 64(DI)(CX*1), Z13
-	VMOVUPS 128(DI)(CX*1), Z14
-	VMOVUPS (DI)(CX*2), Z15
-	VMOVUPS 64(DI)(CX*2), Z16
-	VMOVUPS 128(DI)(CX*2), Z17
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	VMOVUPS 128(AX), Z2
+	VMOVUPS (AX)(CX*1), Z3
+	VMOVUPS 64(AX)(CX*1), Z4
+	VMOVUPS 128(AX)(CX*1), Z5
+	VMOVUPS (AX)(CX*2), Z6
+	VMOVUPS 64(AX)(CX*2), Z7
+	VMOVUPS 128(AX)(CX*2), Z8
+	VMOVUPS (DX), Z9
+	VMOVUPS 64(DX), Z10
+	VMOVUPS 128(DX), Z11
+	VMOVUPS (DX)(CX*1), Z12
+	VMOVUPS 64(DX)(CX*1), Z13
+	VMOVUPS 128(DX)(CX*1), Z14
+	VMOVUPS (DX)(CX*2), Z15
+	VMOVUPS 64(DX)(CX*2), Z16
+	VMOVUPS 128(DX)(CX*2), Z17
 
 begin:
-	MOVQ aStep+16(FP), R8
-	SHLQ $0x02, R8
-	MOVQ b+24(FP), R9
-	MOVQ bStep+32(FP), R10
-	SHLQ $0x02, R10
-	MOVQ steps+64(FP), R11
-	MOVQ bPanel+40(FP), R12
-	SHLQ $0x02, R12
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	MOVQ ahead+64(FP), BX
+	MOVQ aheadBytes+72(FP), SI
+	MOVQ aStep+16(FP), DI
+	SHLQ $0x02, DI
+	MOVQ b+24(FP), R8
+	MOVQ bStep+32(FP), R9
+	SHLQ $0x02, R9
+	MOVQ steps+80(FP), R10
+	MOVQ bPanel+40(FP), R11
+	SHLQ $0x02, R11
 
 loop:
-	VMOVUPS      (R9), Z18
-	VMOVUPS      (R9)(R12*1), Z19
-	VMOVUPS      (R9)(R12*2), Z20
-	VBROADCASTSS (DX), Z21
+	PREFETCHT1   (BX)
+	VMOVUPS      (R8), Z18
+	VMOVUPS      (R8)(R11*1), Z19
+	VMOVUPS      (R8)(R11*2), Z20
+	VBROADCASTSS (AX), Z21
 	VFMADD231PS  Z18, Z21, Z0
 	VFMADD231PS  Z19, Z21, Z1
 	VFMADD231PS  Z20, Z21, Z2
-	VBROADCASTSS (DX)(AX*1), Z21
+	VBROADCASTSS (AX)(CX*1), Z21
 	VFMADD231PS  Z18, Z21, Z3
 	VFMADD231PS  Z19, Z21, Z4
 	VFMADD231PS  Z20, Z21, Z5
-	VBROADCASTSS (DX)(AX*2), Z21
+	VBROADCASTSS (AX)(CX*2), Z21
 	VFMADD231PS  Z18, Z21, Z6
 	VFMADD231PS  Z19, Z21, Z7
 	VFMADD231PS  Z20, Z21, Z8
-	VBROADCASTSS (BX), Z21
+	VBROADCASTSS (DX), Z21
 	VFMADD231PS  Z18, Z21, Z9
 	VFMADD231PS  Z19, Z21, Z10
 	VFMADD231PS  Z20, Z21, Z11
-	VBROADCASTSS (BX)(AX*1), Z21
+	VBROADCASTSS (DX)(CX*1), Z21
 	VFMADD231PS  Z18, Z21, Z12
 	VFMADD231PS  Z19, Z21, Z13
 	VFMADD231PS  Z20, Z21, Z14
-	VBROADCASTSS (BX)(AX*2), Z21
+	VBROADCASTSS (DX)(CX*2), Z21
 	VFMADD231PS  Z18, Z21, Z15
 	VFMADD231PS  Z19, Z21, Z16
 	VFMADD231PS  Z20, Z21, Z17
-	ADDQ         R8, DX
-	ADDQ         R8, BX
-	ADDQ         R10, R9
-	DECQ         R11
+	ADDQ         DI, AX
+	ADDQ         DI, DX
+	ADDQ         R9, R8
+	ADDQ         SI, BX
+	DECQ         R10
 	JNZ          loop
-	VMOVUPS      Z0, (SI)
-	VMOVUPS      Z1, 64(SI)
-	VMOVUPS      Z2, 128(SI)
-	VMOVUPS      Z3, (SI)(CX*1)
-	VMOVUPS      Z4, 64(SI)(CX*1)
-	VMOVUPS      Z5, 128(SI)(CX*1)
-	VMOVUPS      Z6, (SI)(CX*2)
-	VMOVUPS      Z7, 64(SI)(CX*2)
-	VMOVUPS      Z8, 128(SI)(CX*2)
-	VMOVUPS      Z9, (DI)
-	VMOVUPS      Z10, 64(DI)
-	VMOVUPS      Z11, 128(DI)
-	VMOVUPS      Z12, (DI)(CX*1)
-	VMOVUPS      Z13, 64(DI)(CX*1)
-	VMOVUPS      Z14, 128(DI)(CX*1)
-	VMOVUPS      Z15, (DI)(CX*2)
-	VMOVUPS      Z16, 64(DI)(CX*2)
-	VMOVUPS      Z17, 128(DI)(CX*2)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VMOVUPS      Z2, 128(AX)
+	VMOVUPS      Z3, (AX)(CX*1)
+	VMOVUPS      Z4, 64(AX)(CX*1)
+	VMOVUPS      Z5, 128(AX)(CX*1)
+	VMOVUPS      Z6, (AX)(CX*2)
+	VMOVUPS      Z7, 64(AX)(CX*2)
+	VMOVUPS      Z8, 128(AX)(CX*2)
+	VMOVUPS      Z9, (DX)
+	VMOVUPS      Z10, 64(DX)
+	VMOVUPS      Z11, 128(DX)
+	VMOVUPS      Z12, (DX)(CX*1)
+	VMOVUPS      Z13, 64(DX)(CX*1)
+	VMOVUPS      Z14, 128(DX)(CX*1)
+	VMOVUPS      Z15, (DX)(CX*2)
+	VMOVUPS      Z16, 64(DX)(CX*2)
+	VMOVUPS      Z17, 128(DX)(CX*2)
 	VZEROUPPER
 	RET
 
-// func tile7x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile7x1AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile7x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile7x1AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	LEAQ   (BX)(AX*2), SI
-	ADDQ   AX, SI
-	MOVQ   c+48(FP), DI
-	LEAQ   (DI)(CX*2), R8
-	ADDQ   CX, R8
-	LEAQ   (R8)(CX*2), R9
-	ADDQ   CX, R9
-	MOVB   add+72(FP), R10
-	TESTB  R10, R10
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	LEAQ   (DX)(CX*2), BX
+	ADDQ   CX, BX
+	MOVB   add+88(FP), SI
+	TESTB  SI, SI
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -3560,73 +4251,84 @@ TEXT ·tile7x1AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (DI), Z0
-	VMOVUPS (DI)(CX*1), Z1
-	VMOVUPS (DI)(CX*2), Z2
-	VMOVUPS (R8), Z3
-	VMOVUPS (R8)(CX*1), Z4
-	VMOVUPS (R8)(CX*2), Z5
-	VMOVUPS (R9), Z6
+	VMOVUPS (AX), Z0
+	VMOVUPS (AX)(CX*1), Z1
+	VMOVUPS (AX)(CX*2), Z2
+	VMOVUPS (DX), Z3
+	VMOVUPS (DX)(CX*1), Z4
+	VMOVUPS (DX)(CX*2), Z5
+	VMOVUPS (BX), Z6
 
 begin:
-	MOVQ aStep+16(FP), R10
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	LEAQ (DX)(CX*2), BX
+	ADDQ CX, BX
+	MOVQ ahead+64(FP), SI
+	MOVQ aheadBytes+72(FP), DI
+	MOVQ aStep+16(FP), R8
+	SHLQ $0x02, R8
+	MOVQ b+24(FP), R9
+	MOVQ bStep+32(FP), R10
 	SHLQ $0x02, R10
-	MOVQ b+24(FP), R11
-	MOVQ bStep+32(FP), R12
-	SHLQ $0x02, R12
-	MOVQ steps+64(FP), R13
+	MOVQ steps+80(FP), R11
 
 loop:
-	VMOVUPS      (R11), Z7
-	VBROADCASTSS (DX), Z8
+	PREFETCHT1   (SI)
+	VMOVUPS      (R9), Z7
+	VBROADCASTSS (AX), Z8
 	VFMADD231PS  Z7, Z8, Z0
-	VBROADCASTSS (DX)(AX*1), Z8
+	VBROADCASTSS (AX)(CX*1), Z8
 	VFMADD231PS  Z7, Z8, Z1
-	VBROADCASTSS (DX)(AX*2), Z8
+	VBROADCASTSS (AX)(CX*2), Z8
 	VFMADD231PS  Z7, Z8, Z2
-	VBROADCASTSS (BX), Z8
+	VBROADCASTSS (DX), Z8
 	VFMADD231PS  Z7, Z8, Z3
-	VBROADCASTSS (BX)(AX*1), Z8
+	VBROADCASTSS (DX)(CX*1), Z8
 	VFMADD231PS  Z7, Z8, Z4
-	VBROADCASTSS (BX)(AX*2), Z8
+	VBROADCASTSS (DX)(CX*2), Z8
 	VFMADD231PS  Z7, Z8, Z5
-	VBROADCASTSS (SI), Z8
+	VBROADCASTSS (BX), Z8
 	VFMADD231PS  Z7, Z8, Z6
-	ADDQ         R10, DX
-	ADDQ         R10, BX
-	ADDQ         R10, SI
-	ADDQ         R12, R11
-	DECQ         R13
+	ADDQ         R8, AX
+	ADDQ         R8, DX
+	ADDQ         R8, BX
+	ADDQ         R10, R9
+	ADDQ         DI, SI
+	DECQ         R11
 	JNZ          loop
-	VMOVUPS      Z0, (DI)
-	VMOVUPS      Z1, (DI)(CX*1)
-	VMOVUPS      Z2, (DI)(CX*2)
-	VMOVUPS      Z3, (R8)
-	VMOVUPS      Z4, (R8)(CX*1)
-	VMOVUPS      Z5, (R8)(CX*2)
-	VMOVUPS      Z6, (R9)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	LEAQ         (DX)(CX*2), BX
+	ADDQ         CX, BX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, (AX)(CX*1)
+	VMOVUPS      Z2, (AX)(CX*2)
+	VMOVUPS      Z3, (DX)
+	VMOVUPS      Z4, (DX)(CX*1)
+	VMOVUPS      Z5, (DX)(CX*2)
+	VMOVUPS      Z6, (BX)
 	VZEROUPPER
 	RET
 
-// func tile7x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile7x2AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile7x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile7x2AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	LEAQ   (BX)(AX*2), SI
-	ADDQ   AX, SI
-	MOVQ   c+48(FP), DI
-	LEAQ   (DI)(CX*2), R8
-	ADDQ   CX, R8
-	LEAQ   (R8)(CX*2), R9
-	ADDQ   CX, R9
-	MOVB   add+72(FP), R10
-	TESTB  R10, R10
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	LEAQ   (DX)(CX*2), BX
+	ADDQ   CX, BX
+	MOVB   add+88(FP), SI
+	TESTB  SI, SI
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -3645,97 +4347,108 @@ TEXT ·tile7x2AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (DI), Z0
-	VMOVUPS 64(DI), Z1
-	VMOVUPS (DI)(CX*1), Z2
-	VMOVUPS 64(DI)(CX*1), Z3
-	VMOVUPS (DI)(CX*2), Z4
-	VMOVUPS 64(DI)(CX*2), Z5
-	VMOVUPS (R8), Z6
-	VMOVUPS 64(R8), Z7
-	VMOVUPS (R8)(CX*1), Z8
-	VMOVUPS 64(R8)(CX*1), Z9
-	VMOVUPS (R8)(CX*2), Z10
-	VMOVUPS 64(R8)(CX*2), Z11
-	VMOVUPS (R9), Z12
-	VMOVUPS 64(R9), Z13
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	VMOVUPS (AX)(CX*1), Z2
+	VMOVUPS 64(AX)(CX*1), Z3
+	VMOVUPS (AX)(CX*2), Z4
+	VMOVUPS 64(AX)(CX*2), Z5
+	VMOVUPS (DX), Z6
+	VMOVUPS 64(DX), Z7
+	VMOVUPS (DX)(CX*1), Z8
+	VMOVUPS 64(DX)(CX*1), Z9
+	VMOVUPS (DX)(CX*2), Z10
+	VMOVUPS 64(DX)(CX*2), Z11
+	VMOVUPS (BX), Z12
+	VMOVUPS 64(BX), Z13
 
 begin:
-	MOVQ aStep+16(FP), R10
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	LEAQ (DX)(CX*2), BX
+	ADDQ CX, BX
+	MOVQ ahead+64(FP), SI
+	MOVQ aheadBytes+72(FP), DI
+	MOVQ aStep+16(FP), R8
+	SHLQ $0x02, R8
+	MOVQ b+24(FP), R9
+	MOVQ bStep+32(FP), R10
 	SHLQ $0x02, R10
-	MOVQ b+24(FP), R11
-	MOVQ bStep+32(FP), R12
+	MOVQ steps+80(FP), R11
+	MOVQ bPanel+40(FP), R12
 	SHLQ $0x02, R12
-	MOVQ steps+64(FP), R13
-	MOVQ bPanel+40(FP), R14
-	SHLQ $0x02, R14
 
 loop:
-	VMOVUPS      (R11), Z14
-	VMOVUPS      (R11)(R14*1), Z15
-	VBROADCASTSS (DX), Z16
+	PREFETCHT1   (SI)
+	VMOVUPS      (R9), Z14
+	VMOVUPS      (R9)(R12*1), Z15
+	VBROADCASTSS (AX), Z16
 	VFMADD231PS  Z14, Z16, Z0
 	VFMADD231PS  Z15, Z16, Z1
-	VBROADCASTSS (DX)(AX*1), Z16
+	VBROADCASTSS (AX)(CX*1), Z16
 	VFMADD231PS  Z14, Z16, Z2
 	VFMADD231PS  Z15, Z16, Z3
-	VBROADCASTSS (DX)(AX*2), Z16
+	VBROADCASTSS (AX)(CX*2), Z16
 	VFMADD231PS  Z14, Z16, Z4
 	VFMADD231PS  Z15, Z16, Z5
-	VBROADCASTSS (BX), Z16
+	VBROADCASTSS (DX), Z16
 	VFMADD231PS  Z14, Z16, Z6
 	VFMADD231PS  Z15, Z16, Z7
-	VBROADCASTSS (BX)(AX*1), Z16
+	VBROADCASTSS (DX)(CX*1), Z16
 	VFMADD231PS  Z14, Z16, Z8
 	VFMADD231PS  Z15, Z16, Z9
-	VBROADCASTSS (BX)(AX*2), Z16
+	VBROADCASTSS (DX)(CX*2), Z16
 	VFMADD231PS  Z14, Z16, Z10
 	VFMADD231PS  Z15, Z16, Z11
-	VBROADCASTSS (SI), Z16
+	VBROADCASTSS (BX), Z16
 	VFMADD231PS  Z14, Z16, Z12
 	VFMADD231PS  Z15, Z16, Z13
-	ADDQ         R10, DX
-	ADDQ         R10, BX
-	ADDQ         R10, SI
-	ADDQ         R12, R11
-	DECQ         R13
+	ADDQ         R8, AX
+	ADDQ         R8, DX
+	ADDQ         R8, BX
+	ADDQ         R10, R9
+	ADDQ         DI, SI
+	DECQ         R11
 	JNZ          loop
-	VMOVUPS      Z0, (DI)
-	VMOVUPS      Z1, 64(DI)
-	VMOVUPS      Z2, (DI)(CX*1)
-	VMOVUPS      Z3, 64(DI)(CX*1)
-	VMOVUPS      Z4, (DI)(CX*2)
-	VMOVUPS      Z5, 64(DI)(CX*2)
-	VMOVUPS      Z6, (R8)
-	VMOVUPS      Z7, 64(R8)
-	VMOVUPS      Z8, (R8)(CX*1)
-	VMOVUPS      Z9, 64(R8)(CX*1)
-	VMOVUPS      Z10, (R8)(CX*2)
-	VMOVUPS      Z11, 64(R8)(CX*2)
-	VMOVUPS      Z12, (R9)
-	VMOVUPS      Z13, 64(R9)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	LEAQ         (DX)(CX*2), BX
+	ADDQ         CX, BX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VMOVUPS      Z2, (AX)(CX*1)
+	VMOVUPS      Z3, 64(AX)(CX*1)
+	VMOVUPS      Z4, (AX)(CX*2)
+	VMOVUPS      Z5, 64(AX)(CX*2)
+	VMOVUPS      Z6, (DX)
+	VMOVUPS      Z7, 64(DX)
+	VMOVUPS      Z8, (DX)(CX*1)
+	VMOVUPS      Z9, 64(DX)(CX*1)
+	VMOVUPS      Z10, (DX)(CX*2)
+	VMOVUPS      Z11, 64(DX)(CX*2)
+	VMOVUPS      Z12, (BX)
+	VMOVUPS      Z13, 64(BX)
 	VZEROUPPER
 	RET
 
-// func tile7x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile7x3AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile7x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile7x3AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	LEAQ   (BX)(AX*2), SI
-	ADDQ   AX, SI
-	MOVQ   c+48(FP), DI
-	LEAQ   (DI)(CX*2), R8
-	ADDQ   CX, R8
-	LEAQ   (R8)(CX*2), R9
-	ADDQ   CX, R9
-	MOVB   add+72(FP), R10
-	TESTB  R10, R10
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	LEAQ   (DX)(CX*2), BX
+	ADDQ   CX, BX
+	MOVB   add+88(FP), SI
+	TESTB  SI, SI
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -3761,119 +4474,130 @@ TEXT ·tile7x3AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (DI), Z0
-	VMOVUPS 64(DI), Z1
-	VMOVUPS 128(DI), Z2
-	VMOVUPS (DI)(CX*1), Z3
-	VMOVUPS 64(DI)(CX*1), Z4
-	VMOVUPS 128(DI)(CX*1), Z5
-	VMOVUPS (DI)(CX*2), Z6
-	VMOVUPS 64(DI)(CX*2), Z7
-	VMOVUPS 128(DI)(CX*2), Z8
-	VMOVUPS (R8), Z9
-	VMOVUPS 64(R8), Z10
-	VMOVUPS 128(R8), Z11
-	VMOVUPS (R8)(CX*1), Z12
-	VMOVUPS 64(R8)(CX*1), Z13
-	VMOVUPS 128(R8)(CX*1), Z14
-	VMOVUPS (R8)(CX*2), Z15
-	VMOVUPS 64(R8)(CX*2), Z16
-	VMOVUPS 128(R8)(CX*2), Z17
-	VMOVUPS (R9), Z18
-	VMOVUPS 64(R9), Z19
-	VMOVUPS 128(R9), Z20
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	VMOVUPS 128(AX), Z2
+	VMOVUPS (AX)(CX*1), Z3
+	VMOVUPS 64(AX)(CX*1), Z4
+	VMOVUPS 128(AX)(CX*1), Z5
+	VMOVUPS (AX)(CX*2), Z6
+	VMOVUPS 64(AX)(CX*2), Z7
+	VMOVUPS 128(AX)(CX*2), Z8
+	VMOVUPS (DX), Z9
+	VMOVUPS 64(DX), Z10
+	VMOVUPS 128(DX), Z11
+	VMOVUPS (DX)(CX*1), Z12
+	VMOVUPS 64(DX)(CX*1), Z13
+	VMOVUPS 128(DX)(CX*1), Z14
+	VMOVUPS (DX)(CX*2), Z15
+	VMOVUPS 64(DX)(CX*2), Z16
+	VMOVUPS 128(DX)(CX*2), Z17
+	VMOVUPS (BX), Z18
+	VMOVUPS 64(BX), Z19
+	VMOVUPS 128(BX), Z20
 
 begin:
-	MOVQ aStep+16(FP), R10
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	LEAQ (DX)(CX*2), BX
+	ADDQ CX, BX
+	MOVQ ahead+64(FP), SI
+	MOVQ aheadBytes+72(FP), DI
+	MOVQ aStep+16(FP), R8
+	SHLQ $0x02, R8
+	MOVQ b+24(FP), R9
+	MOVQ bStep+32(FP), R10
 	SHLQ $0x02, R10
-	MOVQ b+24(FP), R11
-	MOVQ bStep+32(FP), R12
+	MOVQ steps+80(FP), R11
+	MOVQ bPanel+40(FP), R12
 	SHLQ $0x02, R12
-	MOVQ steps+64(FP), R13
-	MOVQ bPanel+40(FP), R14
-	SHLQ $0x02, R14
 
 loop:
-	VMOVUPS      (R11), Z21
-	VMOVUPS      (R11)(R14*1), Z22
-	VMOVUPS      (R11)(R14*2), Z23
-	VBROADCASTSS (DX), Z24
+	PREFETCHT1   (SI)
+	VMOVUPS      (R9), Z21
+	VMOVUPS      (R9)(R12*1), Z22
+	VMOVUPS      (R9)(R12*2), Z23
+	VBROADCASTSS (AX), Z24
 	VFMADD231PS  Z21, Z24, Z0
 	VFMADD231PS  Z22, Z24, Z1
 	VFMADD231PS  Z23, Z24, Z2
-	VBROADCASTSS (DX)(AX*1), Z24
+	VBROADCASTSS (AX)(CX*1), Z24
 	VFMADD231PS  Z21, Z24, Z3
 	VFMADD231PS  Z22, Z24, Z4
 	VFMADD231PS  Z23, Z24, Z5
-	VBROADCASTSS (DX)(AX*2), Z24
+	VBROADCASTSS (AX)(CX*2), Z24
 	VFMADD231PS  Z21, Z24, Z6
 	VFMADD231PS  Z22, Z24, Z7
 	VFMADD231PS  Z23, Z24, Z8
-	VBROADCASTSS (BX), Z24
+	VBROADCASTSS (DX), Z24
 	VFMADD231PS  Z21, Z24, Z9
 	VFMADD231PS  Z22, Z24, Z10
 	VFMADD231PS  Z23, Z24, Z11
-	VBROADCASTSS (BX)(AX*1), Z24
+	VBROADCASTSS (DX)(CX*1), Z24
 	VFMADD231PS  Z21, Z24, Z12
 	VFMADD231PS  Z22, Z24, Z13
 	VFMADD231PS  Z23, Z24, Z14
-	VBROADCASTSS (BX)(AX*2), Z24
+	VBROADCASTSS (DX)(CX*2), Z24
 	VFMADD231PS  Z21, Z24, Z15
 	VFMADD231PS  Z22, Z24, Z16
 	VFMADD231PS  Z23, Z24, Z17
-	VBROADCASTSS (SI), Z24
+	VBROADCASTSS (BX), Z24
 	VFMADD231PS  Z21, Z24, Z18
 	VFMADD231PS  Z22, Z24, Z19
 	VFMADD231PS  Z23, Z24, Z20
-	ADDQ         R10, DX
-	ADDQ         R10, BX
-	ADDQ         R10, SI
-	ADDQ         R12, R11
-	DECQ         R13
+	ADDQ         R8, AX
+	ADDQ         R8, DX
+	ADDQ         R8, BX
+	ADDQ         R10, R9
+	ADDQ         DI, SI
+	DECQ         R11
 	JNZ          loop
-	VMOVUPS      Z0, (DI)
-	VMOVUPS      Z1, 64(DI)
-	VMOVUPS      Z2, 128(DI)
-	VMOVUPS      Z3, (DI)(CX*1)
-	VMOVUPS      Z4, 64(DI)(CX*1)
-	VMOVUPS      Z5, 128(DI)(CX*1)
-	VMOVUPS      Z6, (DI)(CX*2)
-	VMOVUPS      Z7, 64(DI)(CX*2)
-	VMOVUPS      Z8, 128(DI)(CX*2)
-	VMOVUPS      Z9, (R8)
-	VMOVUPS      Z10, 64(R8)
-	VMOVUPS      Z11, 128(R8)
-	VMOVUPS      Z12, (R8)(CX*1)
-	VMOVUPS      Z13, 64(R8)(CX*1)
-	VMOVUPS      Z14, 128(R8)(CX*1)
-	VMOVUPS      Z15, (R8)(CX*2)
-	VMOVUPS      Z16, 64(R8)(CX*2)
-	VMOVUPS      Z17, 128(R8)(CX*2)
-	VMOVUPS      Z18, (R9)
-	VMOVUPS      Z19, 64(R9)
-	VMOVUPS      Z20, 128(R9)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	LEAQ         (DX)(CX*2), BX
+	ADDQ         CX, BX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VMOVUPS      Z2, 128(AX)
+	VMOVUPS      Z3, (AX)(CX*1)
+	VMOVUPS      Z4, 64(AX)(CX*1)
+	VMOVUPS      Z5, 128(AX)(CX*1)
+	VMOVUPS      Z6, (AX)(CX*2)
+	VMOVUPS      Z7, 64(AX)(CX*2)
+	VMOVUPS      Z8, 128(AX)(CX*2)
+	VMOVUPS      Z9, (DX)
+	VMOVUPS      Z10, 64(DX)
+	VMOVUPS      Z11, 128(DX)
+	VMOVUPS      Z12, (DX)(CX*1)
+	VMOVUPS      Z13, 64(DX)(CX*1)
+	VMOVUPS      Z14, 128(DX)(CX*1)
+	VMOVUPS      Z15, (DX)(CX*2)
+	VMOVUPS      Z16, 64(DX)(CX*2)
+	VMOVUPS      Z17, 128(DX)(CX*2)
+	VMOVUPS      Z18, (BX)
+	VMOVUPS      Z19, 64(BX)
+	VMOVUPS      Z20, 128(BX)
 	VZEROUPPER
 	RET
 
-// func tile8x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile8x1AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile8x1AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile8x1AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	LEAQ   (BX)(AX*2), SI
-	ADDQ   AX, SI
-	MOVQ   c+48(FP), DI
-	LEAQ   (DI)(CX*2), R8
-	ADDQ   CX, R8
-	LEAQ   (R8)(CX*2), R9
-	ADDQ   CX, R9
-	MOVB   add+72(FP), R10
-	TESTB  R10, R10
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	LEAQ   (DX)(CX*2), BX
+	ADDQ   CX, BX
+	MOVB   add+88(FP), SI
+	TESTB  SI, SI
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -3886,77 +4610,88 @@ TEXT ·tile8x1AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (DI), Z0
-	VMOVUPS (DI)(CX*1), Z1
-	VMOVUPS (DI)(CX*2), Z2
-	VMOVUPS (R8), Z3
-	VMOVUPS (R8)(CX*1), Z4
-	VMOVUPS (R8)(CX*2), Z5
-	VMOVUPS (R9), Z6
-	VMOVUPS (R9)(CX*1), Z7
+	VMOVUPS (AX), Z0
+	VMOVUPS (AX)(CX*1), Z1
+	VMOVUPS (AX)(CX*2), Z2
+	VMOVUPS (DX), Z3
+	VMOVUPS (DX)(CX*1), Z4
+	VMOVUPS (DX)(CX*2), Z5
+	VMOVUPS (BX), Z6
+	VMOVUPS (BX)(CX*1), Z7
 
 begin:
-	MOVQ aStep+16(FP), R10
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	LEAQ (DX)(CX*2), BX
+	ADDQ CX, BX
+	MOVQ ahead+64(FP), SI
+	MOVQ aheadBytes+72(FP), DI
+	MOVQ aStep+16(FP), R8
+	SHLQ $0x02, R8
+	MOVQ b+24(FP), R9
+	MOVQ bStep+32(FP), R10
 	SHLQ $0x02, R10
-	MOVQ b+24(FP), R11
-	MOVQ bStep+32(FP), R12
-	SHLQ $0x02, R12
-	MOVQ steps+64(FP), R13
+	MOVQ steps+80(FP), R11
 
 loop:
-	VMOVUPS      (R11), Z8
-	VBROADCASTSS (DX), Z9
+	PREFETCHT1   (SI)
+	VMOVUPS      (R9), Z8
+	VBROADCASTSS (AX), Z9
 	VFMADD231PS  Z8, Z9, Z0
-	VBROADCASTSS (DX)(AX*1), Z9
+	VBROADCASTSS (AX)(CX*1), Z9
 	VFMADD231PS  Z8, Z9, Z1
-	VBROADCASTSS (DX)(AX*2), Z9
+	VBROADCASTSS (AX)(CX*2), Z9
 	VFMADD231PS  Z8, Z9, Z2
-	VBROADCASTSS (BX), Z9
+	VBROADCASTSS (DX), Z9
 	VFMADD231PS  Z8, Z9, Z3
-	VBROADCASTSS (BX)(AX*1), Z9
+	VBROADCASTSS (DX)(CX*1), Z9
 	VFMADD231PS  Z8, Z9, Z4
-	VBROADCASTSS (BX)(AX*2), Z9
+	VBROADCASTSS (DX)(CX*2), Z9
 	VFMADD231PS  Z8, Z9, Z5
-	VBROADCASTSS (SI), Z9
+	VBROADCASTSS (BX), Z9
 	VFMADD231PS  Z8, Z9, Z6
-	VBROADCASTSS (SI)(AX*1), Z9
+	VBROADCASTSS (BX)(CX*1), Z9
 	VFMADD231PS  Z8, Z9, Z7
-	ADDQ         R10, DX
-	ADDQ         R10, BX
-	ADDQ         R10, SI
-	ADDQ         R12, R11
-	DECQ         R13
+	ADDQ         R8, AX
+	ADDQ         R8, DX
+	ADDQ         R8, BX
+	ADDQ         R10, R9
+	ADDQ         DI, SI
+	DECQ         R11
 	JNZ          loop
-	VMOVUPS      Z0, (DI)
-	VMOVUPS      Z1, (DI)(CX*1)
-	VMOVUPS      Z2, (DI)(CX*2)
-	VMOVUPS      Z3, (R8)
-	VMOVUPS      Z4, (R8)(CX*1)
-	VMOVUPS      Z5, (R8)(CX*2)
-	VMOVUPS      Z6, (R9)
-	VMOVUPS      Z7, (R9)(CX*1)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	LEAQ         (DX)(CX*2), BX
+	ADDQ         CX, BX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, (AX)(CX*1)
+	VMOVUPS      Z2, (AX)(CX*2)
+	VMOVUPS      Z3, (DX)
+	VMOVUPS      Z4, (DX)(CX*1)
+	VMOVUPS      Z5, (DX)(CX*2)
+	VMOVUPS      Z6, (BX)
+	VMOVUPS      Z7, (BX)(CX*1)
 	VZEROUPPER
 	RET
 
-// func tile8x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile8x2AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile8x2AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile8x2AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	LEAQ   (BX)(AX*2), SI
-	ADDQ   AX, SI
-	MOVQ   c+48(FP), DI
-	LEAQ   (DI)(CX*2), R8
-	ADDQ   CX, R8
-	LEAQ   (R8)(CX*2), R9
-	ADDQ   CX, R9
-	MOVB   add+72(FP), R10
-	TESTB  R10, R10
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	LEAQ   (DX)(CX*2), BX
+	ADDQ   CX, BX
+	MOVB   add+88(FP), SI
+	TESTB  SI, SI
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -3977,104 +4712,115 @@ TEXT ·tile8x2AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (DI), Z0
-	VMOVUPS 64(DI), Z1
-	VMOVUPS (DI)(CX*1), Z2
-	VMOVUPS 64(DI)(CX*1), Z3
-	VMOVUPS (DI)(CX*2), Z4
-	VMOVUPS 64(DI)(CX*2), Z5
-	VMOVUPS (R8), Z6
-	VMOVUPS 64(R8), Z7
-	VMOVUPS (R8)(CX*1), Z8
-	VMOVUPS 64(R8)(CX*1), Z9
-	VMOVUPS (R8)(CX*2), Z10
-	VMOVUPS 64(R8)(CX*2), Z11
-	VMOVUPS (R9), Z12
-	VMOVUPS 64(R9), Z13
-	VMOVUPS (R9)(CX*1), Z14
-	VMOVUPS 64(R9)(CX*1), Z15
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	VMOVUPS (AX)(CX*1), Z2
+	VMOVUPS 64(AX)(CX*1), Z3
+	VMOVUPS (AX)(CX*2), Z4
+	VMOVUPS 64(AX)(CX*2), Z5
+	VMOVUPS (DX), Z6
+	VMOVUPS 64(DX), Z7
+	VMOVUPS (DX)(CX*1), Z8
+	VMOVUPS 64(DX)(CX*1), Z9
+	VMOVUPS (DX)(CX*2), Z10
+	VMOVUPS 64(DX)(CX*2), Z11
+	VMOVUPS (BX), Z12
+	VMOVUPS 64(BX), Z13
+	VMOVUPS (BX)(CX*1), Z14
+	VMOVUPS 64(BX)(CX*1), Z15
 
 begin:
-	MOVQ aStep+16(FP), R10
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	LEAQ (DX)(CX*2), BX
+	ADDQ CX, BX
+	MOVQ ahead+64(FP), SI
+	MOVQ aheadBytes+72(FP), DI
+	MOVQ aStep+16(FP), R8
+	SHLQ $0x02, R8
+	MOVQ b+24(FP), R9
+	MOVQ bStep+32(FP), R10
 	SHLQ $0x02, R10
-	MOVQ b+24(FP), R11
-	MOVQ bStep+32(FP), R12
+	MOVQ steps+80(FP), R11
+	MOVQ bPanel+40(FP), R12
 	SHLQ $0x02, R12
-	MOVQ steps+64(FP), R13
-	MOVQ bPanel+40(FP), R14
-	SHLQ $0x02, R14
 
 loop:
-	VMOVUPS      (R11), Z16
-	VMOVUPS      (R11)(R14*1), Z17
-	VBROADCASTSS (DX), Z18
+	PREFETCHT1   (SI)
+	VMOVUPS      (R9), Z16
+	VMOVUPS      (R9)(R12*1), Z17
+	VBROADCASTSS (AX), Z18
 	VFMADD231PS  Z16, Z18, Z0
 	VFMADD231PS  Z17, Z18, Z1
-	VBROADCASTSS (DX)(AX*1), Z18
+	VBROADCASTSS (AX)(CX*1), Z18
 	VFMADD231PS  Z16, Z18, Z2
 	VFMADD231PS  Z17, Z18, Z3
-	VBROADCASTSS (DX)(AX*2), Z18
+	VBROADCASTSS (AX)(CX*2), Z18
 	VFMADD231PS  Z16, Z18, Z4
 	VFMADD231PS  Z17, Z18, Z5
-	VBROADCASTSS (BX), Z18
+	VBROADCASTSS (DX), Z18
 	VFMADD231PS  Z16, Z18, Z6
 	VFMADD231PS  Z17, Z18, Z7
-	VBROADCASTSS (BX)(AX*1), Z18
+	VBROADCASTSS (DX)(CX*1), Z18
 	VFMADD231PS  Z16, Z18, Z8
 	VFMADD231PS  Z17, Z18, Z9
-	VBROADCASTSS (BX)(AX*2), Z18
+	VBROADCASTSS (DX)(CX*2), Z18
 	VFMADD231PS  Z16, Z18, Z10
 	VFMADD231PS  Z17, Z18, Z11
-	VBROADCASTSS (SI), Z18
+	VBROADCASTSS (BX), Z18
 	VFMADD231PS  Z16, Z18, Z12
 	VFMADD231PS  Z17, Z18, Z13
-	VBROADCASTSS (SI)(AX*1), Z18
+	VBROADCASTSS (BX)(CX*1), Z18
 	VFMADD231PS  Z16, Z18, Z14
 	VFMADD231PS  Z17, Z18, Z15
-	ADDQ         R10, DX
-	ADDQ         R10, BX
-	ADDQ         R10, SI
-	ADDQ         R12, R11
-	DECQ         R13
+	ADDQ         R8, AX
+	ADDQ         R8, DX
+	ADDQ         R8, BX
+	ADDQ         R10, R9
+	ADDQ         DI, SI
+	DECQ         R11
 	JNZ          loop
-	VMOVUPS      Z0, (DI)
-	VMOVUPS      Z1, 64(DI)
-	VMOVUPS      Z2, (DI)(CX*1)
-	VMOVUPS      Z3, 64(DI)(CX*1)
-	VMOVUPS      Z4, (DI)(CX*2)
-	VMOVUPS      Z5, 64(DI)(CX*2)
-	VMOVUPS      Z6, (R8)
-	VMOVUPS      Z7, 64(R8)
-	VMOVUPS      Z8, (R8)(CX*1)
-	VMOVUPS      Z9, 64(R8)(CX*1)
-	VMOVUPS      Z10, (R8)(CX*2)
-	VMOVUPS      Z11, 64(R8)(CX*2)
-	VMOVUPS      Z12, (R9)
-	VMOVUPS      Z13, 64(R9)
-	VMOVUPS      Z14, (R9)(CX*1)
-	VMOVUPS      Z15, 64(R9)(CX*1)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	LEAQ         (DX)(CX*2), BX
+	ADDQ         CX, BX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VMOVUPS      Z2, (AX)(CX*1)
+	VMOVUPS      Z3, 64(AX)(CX*1)
+	VMOVUPS      Z4, (AX)(CX*2)
+	VMOVUPS      Z5, 64(AX)(CX*2)
+	VMOVUPS      Z6, (DX)
+	VMOVUPS      Z7, 64(DX)
+	VMOVUPS      Z8, (DX)(CX*1)
+	VMOVUPS      Z9, 64(DX)(CX*1)
+	VMOVUPS      Z10, (DX)(CX*2)
+	VMOVUPS      Z11, 64(DX)(CX*2)
+	VMOVUPS      Z12, (BX)
+	VMOVUPS      Z13, 64(BX)
+	VMOVUPS      Z14, (BX)(CX*1)
+	VMOVUPS      Z15, 64(BX)(CX*1)
 	VZEROUPPER
 	RET
 
-// func tile8x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, steps int, add bool)
-// Requires: AVX, AVX512DQ, AVX512F
-TEXT ·tile8x3AVX512(SB), NOSPLIT, $0-73
-	MOVQ   aRow+8(FP), AX
-	SHLQ   $0x02, AX
+// func tile8x3AVX512(a *float32, aRow int, aStep int, b *float32, bStep int, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes int, steps int, add bool)
+// Requires: AVX, AVX512DQ, AVX512F, MMX+
+TEXT ·tile8x3AVX512(SB), NOSPLIT, $0-89
+	MOVQ   c+48(FP), AX
 	MOVQ   cRow+56(FP), CX
 	SHLQ   $0x02, CX
-	MOVQ   a+0(FP), DX
-	LEAQ   (DX)(AX*2), BX
-	ADDQ   AX, BX
-	LEAQ   (BX)(AX*2), SI
-	ADDQ   AX, SI
-	MOVQ   c+48(FP), DI
-	LEAQ   (DI)(CX*2), R8
-	ADDQ   CX, R8
-	LEAQ   (R8)(CX*2), R9
-	ADDQ   CX, R9
-	MOVB   add+72(FP), R10
-	TESTB  R10, R10
+	LEAQ   (AX)(CX*2), DX
+	ADDQ   CX, DX
+	LEAQ   (DX)(CX*2), BX
+	ADDQ   CX, BX
+	MOVB   add+88(FP), SI
+	TESTB  SI, SI
 	JNZ    old
 	VXORPS Z0, Z0, Z0
 	VXORPS Z1, Z1, Z1
@@ -4103,107 +4849,125 @@ TEXT ·tile8x3AVX512(SB), NOSPLIT, $0-73
 	JMP    begin
 
 old:
-	VMOVUPS (DI), Z0
-	VMOVUPS 64(DI), Z1
-	VMOVUPS 128(DI), Z2
-	VMOVUPS (DI)(CX*1), Z3
-	VMOVUPS 64(DI)(CX*1), Z4
-	VMOVUPS 128(DI)(CX*1), Z5
-	VMOVUPS (DI)(CX*2), Z6
-	VMOVUPS 64(DI)(CX*2), Z7
-	VMOVUPS 128(DI)(CX*2), Z8
-	VMOVUPS (R8), Z9
-	VMOVUPS 64(R8), Z10
-	VMOVUPS 128(R8), Z11
-	VMOVUPS (R8)(CX*1), Z12
-	VMOVUPS 64(R8)(CX*1), Z13
-	VMOVUPS 128(R8)(CX*1), Z14
-	VMOVUPS (R8)(CX*2), Z15
-	VMOVUPS 64(R8)(CX*2), Z16
-	VMOVUPS 128(R8)(CX*2), Z17
-	VMOVUPS (R9), Z18
-	VMOVUPS 64(R9), Z19
-	VMOVUPS 128(R9), Z20
-	VMOVUPS (R9)(CX*1), Z21
-	VMOVUPS 64(R9)(CX*1), Z22
-	VMOVUPS 128(R9)(CX*1), Z23
+	VMOVUPS (AX), Z0
+	VMOVUPS 64(AX), Z1
+	VMOVUPS 128(AX), Z2
+	VMOVUPS (AX)(CX*1), Z3
+	VMOVUPS 64(AX)(CX*1), Z4
+	VMOVUPS 128(AX)(CX*1), Z5
+	VMOVUPS (AX)(CX*2), Z6
+	VMOVUPS 64(AX)(CX*2), Z7
+	VMOVUPS 128(AX)(CX*2), Z8
+	VMOVUPS (DX), Z9
+	VMOVUPS 64(DX), Z10
+	VMOVUPS 128(DX), Z11
+	VMOVUPS (DX)(CX*1), Z12
+	VMOVUPS 64(DX)(CX*1), Z13
+	VMOVUPS 128(DX)(CX*1), Z14
+	VMOVUPS (DX)(CX*2), Z15
+	VMOVUPS 64(DX)(CX*2), Z16
+	VMOVUPS 128(DX)(CX*2), Z17
+	VMOVUPS (BX), Z18
+	VMOVUPS 64(BX), Z19
+	VMOVUPS 128(BX), Z20
+	VMOVUPS (BX)(CX*1), Z21
+	VMOVUPS 64(BX)(CX*1), Z22
+	VMOVUPS 128(BX)(CX*1), Z23
 
 begin:
-	MOVQ aStep+16(FP), R10
+	MOVQ a+0(FP), AX
+	MOVQ aRow+8(FP), CX
+	SHLQ $0x02, CX
+	LEAQ (AX)(CX*2), DX
+	ADDQ CX, DX
+	LEAQ (DX)(CX*2), BX
+	ADDQ CX, BX
+	MOVQ ahead+64(FP), SI
+	MOVQ aheadBytes+72(FP), DI
+	MOVQ aStep+16(FP), R8
+	SHLQ $0x02, R8
+	MOVQ b+24(FP), R9
+	MOVQ bStep+32(FP), R10
 	SHLQ $0x02, R10
-	MOVQ b+24(FP), R11
-	MOVQ bStep+32(FP), R12
+	MOVQ steps+80(FP), R11
+	MOVQ bPanel+40(FP), R12
 	SHLQ $0x02, R12
-	MOVQ steps+64(FP), R13
-	MOVQ bPanel+40(FP), R14
-	SHLQ $0x02, R14
 
 loop:
-	VMOVUPS      (R11), Z24
-	VMOVUPS      (R11)(R14*1), Z25
-	VMOVUPS      (R11)(R14*2), Z26
-	VBROADCASTSS (DX), Z27
+	PREFETCHT1   (SI)
+	VMOVUPS      (R9), Z24
+	VMOVUPS      (R9)(R12*1), Z25
+	VMOVUPS      (R9)(R12*2), Z26
+	VBROADCASTSS (AX), Z27
 	VFMADD231PS  Z24, Z27, Z0
 	VFMADD231PS  Z25, Z27, Z1
 	VFMADD231PS  Z26, Z27, Z2
-	VBROADCASTSS (DX)(AX*1), Z27
+	VBROADCASTSS (AX)(CX*1), Z27
 	VFMADD231PS  Z24, Z27, Z3
 	VFMADD231PS  Z25, Z27, Z4
 	VFMADD231PS  Z26, Z27, Z5
-	VBROADCASTSS (DX)(AX*2), Z27
+	VBROADCASTSS (AX)(CX*2), Z27
 	VFMADD231PS  Z24, Z27, Z6
 	VFMADD231PS  Z25, Z27, Z7
 	VFMADD231PS  Z26, Z27, Z8
-	VBROADCASTSS (BX), Z27
+	VBROADCASTSS (DX), Z27
 	VFMADD231PS  Z24, Z27, Z9
 	VFMADD231PS  Z25, Z27, Z10
 	VFMADD231PS  Z26, Z27, Z11
-	VBROADCASTSS (BX)(AX*1), Z27
+	VBROADCASTSS (DX)(CX*1), Z27
 	VFMADD231PS  Z24, Z27, Z12
 	VFMADD231PS  Z25, Z27, Z13
 	VFMADD231PS  Z26, Z27, Z14
-	VBROADCASTSS (BX)(AX*2), Z27
+	VBROADCASTSS (DX)(CX*2), Z27
 	VFMADD231PS  Z24, Z27, Z15
 	VFMADD231PS  Z25, Z27, Z16
 	VFMADD231PS  Z26, Z27, Z17
-	VBROADCASTSS (SI), Z27
+	VBROADCASTSS (BX), Z27
 	VFMADD231PS  Z24, Z27, Z18
 	VFMADD231PS  Z25, Z27, Z19
 	VFMADD231PS  Z26, Z27, Z20
-	VBROADCASTSS (SI)(AX*1), Z27
+	VBROADCASTSS (BX)(CX*1), Z27
 	VFMADD231PS  Z24, Z27, Z21
 	VFMADD231PS  Z25, Z27, Z22
 	VFMADD231PS  Z26, Z27, Z23
-	ADDQ         R10, DX
-	ADDQ         R10, BX
-	ADDQ         R10, SI
-	ADDQ         R12, R11
-	DECQ         R13
+	ADDQ         R8, AX
+	ADDQ         R8, DX
+	ADDQ         R8, BX
+	ADDQ         R10, R9
+	ADDQ         DI, SI
+	DECQ         R11
 	JNZ          loop
-	VMOVUPS      Z0, (DI)
-	VMOVUPS      Z1, 64(DI)
-	VMOVUPS      Z2, 128(DI)
-	VMOVUPS      Z3, (DI)(CX*1)
-	VMOVUPS      Z4, 64(DI)(CX*1)
-	VMOVUPS      Z5, 128(DI)(CX*1)
-	VMOVUPS      Z6, (DI)(CX*2)
-	VMOVUPS      Z7, 64(DI)(CX*2)
-	VMOVUPS      Z8, 128(DI)(CX*2)
-	VMOVUPS      Z9, (R8)
-	VMOVUPS      Z10, 64(R8)
-	VMOVUPS      Z11, 128(R8)
-	VMOVUPS      Z12, (R8)(CX*1)
-	VMOVUPS      Z13, 64(R8)(CX*1)
-	VMOVUPS      Z14, 128(R8)(CX*1)
-	VMOVUPS      Z15, (R8)(CX*2)
-	VMOVUPS      Z16, 64(R8)(CX*2)
-	VMOVUPS      Z17, 128(R8)(CX*2)
-	VMOVUPS      Z18, (R9)
-	VMOVUPS      Z19, 64(R9)
-	VMOVUPS      Z20, 128(R9)
-	VMOVUPS      Z21, (R9)(CX*1)
-	VMOVUPS      Z22, 64(R9)(CX*1)
-	VMOVUPS      Z23, 128(R9)(CX*1)
+	MOVQ         c+48(FP), AX
+	MOVQ         cRow+56(FP), CX
+	SHLQ         $0x02, CX
+	LEAQ         (AX)(CX*2), DX
+	ADDQ         CX, DX
+	LEAQ         (DX)(CX*2), BX
+	ADDQ         CX, BX
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VMOVUPS      Z2, 128(AX)
+	VMOVUPS      Z3, (AX)(CX*1)
+	VMOVUPS      Z4, 64(AX)(CX*1)
+	VMOVUPS      Z5, 128(AX)(CX*1)
+	VMOVUPS      Z6, (AX)(CX*2)
+	VMOVUPS      Z7, 64(AX)(CX*2)
+	VMOVUPS      Z8, 128(AX)(CX*2)
+	VMOVUPS      Z9, (DX)
+	VMOVUPS      Z10, 64(DX)
+	VMOVUPS      Z11, 128(DX)
+	VMOVUPS      Z12, (DX)(CX*1)
+	VMOVUPS      Z13, 64(DX)(CX*1)
+	VMOVUPS      Z14, 128(DX)(CX*1)
+	VMOVUPS      Z15, (DX)(CX*2)
+	VMOVUPS      Z16, 64(DX)(CX*2)
+	VMOVUPS      Z17, 128(DX)(CX*2)
+	VMOVUPS      Z18, (BX)
+	VMOVUPS      Z19, 64(BX)
+	VMOVUPS      Z20, 128(BX)
+	VMOVUPS      Z21, (BX)(CX*1)
+	VMOVUPS      Z22, 64(BX)(CX*1)
+	VMOVUPS      Z23, 128(BX)(CX*1)
 	VZEROUPPER
 	RET
 

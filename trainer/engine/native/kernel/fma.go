@@ -3,16 +3,20 @@ package kernel
 import "math"
 
 // fma returns a·b+c rounded once to float32.
-//
-// The product is exact in float64, so s is the exact sum rounded to 53 bits. Rounding s again to 24 bits gives the same
-// as rounding once unless s is a tie between two neighbouring float32, or so small that the result is denormal, where
-// ties lie at other bits. Only then [fmaOdd] looks closer.
 func fma(a, b, c float32) float32 {
 	s := float64(float64(a)*float64(b)) + float64(c)
-	if u := math.Float64bits(s); u&(1<<29-1) == 1<<28 || u<<1 < 897<<53 {
+	if roundsTwice(s) {
 		return fmaOdd(a, b, c)
 	}
 	return float32(s)
+}
+
+// roundsTwice reports whether rounding s, the sum of an exact product and a float32 in float64, to float32 may differ
+// from rounding the exact sum. It does not unless s is a tie between two neighbouring float32, or so small that the
+// result is denormal, where ties lie at other bits.
+func roundsTwice(s float64) bool {
+	u := math.Float64bits(s)
+	return u&(1<<29-1) == 1<<28 || u<<1 < 897<<53
 }
 
 // fmaOdd is fma in the general case. It rounds the exact sum to float64 towards the odd last bit, which leaves a second

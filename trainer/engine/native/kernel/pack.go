@@ -26,17 +26,19 @@ func (s Set) PackTransposed(dst, w []float32, out, in int) {
 // Pack lays the matrix w of shape [out, in] out as the panels of B of the same shape: dst[i/16*16*out+o*16+i%16] =
 // w[o*in+i], so that BStep is 16 and BPanel is 16*out. Missing columns of the last panel are zero.
 func (s Set) Pack(dst, w []float32, out, in int) {
-	for i := 0; i < in; i += panel {
-		d := dst[i*out:][:panel*out]
-		if in-i >= panel {
-			for o := range out {
-				*(*[panel]float32)(d[o*panel:]) = *(*[panel]float32)(w[o*in+i:])
+	// A few rows at a time read memory in order and write it in pieces of some length.
+	const rows = 8
+	for o0 := 0; o0 < out; o0 += rows {
+		o1 := min(o0+rows, out)
+		for i := 0; i < in; i += panel {
+			for o := o0; o < o1; o++ {
+				d := dst[i*out+o*panel:][:panel]
+				if in-i >= panel {
+					*(*[panel]float32)(d) = *(*[panel]float32)(w[o*in+i:])
+				} else {
+					clear(d[copy(d, w[o*in+i:o*in+in]):])
+				}
 			}
-			continue
-		}
-		clear(d)
-		for o := range out {
-			copy(d[o*panel:], w[o*in+i:o*in+in])
 		}
 	}
 }
@@ -71,14 +73,14 @@ func (s Set) Transpose(dst []float32, dstRow int, src []float32, srcRow, rows, c
 // rows writes in part are still in the cache for the next stripe.
 const transposeColumns = 64
 
-// tile is the side of the squares in which the portable path transposes: both sides of one stay in the first-level cache.
-const tile = 16
+// square is the side of the squares in which the portable path transposes: both sides of one stay in the first-level cache.
+const square = 16
 
 func transposePortable(dst []float32, dstRow int, src []float32, srcRow, rows, cols int) {
-	for r0 := 0; r0 < rows; r0 += tile {
-		r1 := min(r0+tile, rows)
-		for c0 := 0; c0 < cols; c0 += tile {
-			c1 := min(c0+tile, cols)
+	for r0 := 0; r0 < rows; r0 += square {
+		r1 := min(r0+square, rows)
+		for c0 := 0; c0 < cols; c0 += square {
+			c1 := min(c0+square, cols)
 			for r := r0; r < r1; r++ {
 				for c, x := range src[r*srcRow+c0 : r*srcRow+c1] {
 					dst[(c0+c)*dstRow+r] = x

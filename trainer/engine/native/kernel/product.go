@@ -75,13 +75,23 @@ func multiplyPortable(p *Product) {
 	}
 }
 
-// multiplyRow carries one row of a panel through some steps over k.
+// multiplyRow carries one row of a panel through some steps over k, four columns at a time.
 func multiplyRow(c *[panel]float32, a []float32, aStep int, b []float32, bStep, steps int) {
-	for k := range steps {
-		x := a[k*aStep]
-		y := (*[panel]float32)(b[k*bStep:])
-		for i := range c {
-			c[i] = fma(x, y[i], c[i])
+	for i := 0; i < panel; i += 4 {
+		// float32 values, kept in float64 as fma needs them.
+		c0, c1, c2, c3 := float64(c[i]), float64(c[i+1]), float64(c[i+2]), float64(c[i+3])
+		for k := range steps {
+			x, y := a[k*aStep], (*[4]float32)(b[k*bStep+i:])
+			f := float64(x)
+			s0, s1 := float64(f*float64(y[0]))+c0, float64(f*float64(y[1]))+c1
+			s2, s3 := float64(f*float64(y[2]))+c2, float64(f*float64(y[3]))+c3
+			if roundsTwice(s0) || roundsTwice(s1) || roundsTwice(s2) || roundsTwice(s3) {
+				c0, c1 = float64(fmaOdd(x, y[0], float32(c0))), float64(fmaOdd(x, y[1], float32(c1)))
+				c2, c3 = float64(fmaOdd(x, y[2], float32(c2))), float64(fmaOdd(x, y[3], float32(c3)))
+				continue
+			}
+			c0, c1, c2, c3 = float64(float32(s0)), float64(float32(s1)), float64(float32(s2)), float64(float32(s3))
 		}
+		c[i], c[i+1], c[i+2], c[i+3] = float32(c0), float32(c1), float32(c2), float32(c3)
 	}
 }

@@ -61,7 +61,11 @@ func TestMultiplyIsOneChainPerElement(t *testing.T) {
 	sets := append(assembly(t), Set{})
 	seed := rand.Uint64()
 	r := rand.New(rand.NewPCG(seed, 1))
-	for range 600 {
+	rounds := 600
+	if testing.Short() {
+		rounds = 100
+	}
+	for range rounds {
 		p := randomProduct(r)
 		i := 0
 		copied := func() float32 { i++; return p.C[i-1] }

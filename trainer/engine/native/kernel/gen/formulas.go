@@ -46,8 +46,7 @@ func (g *generator) exp(x vector) vector {
 	g.fnmaInto(r, g.constant(ln2High), n)
 	g.fnmaInto(r, g.constant(ln2Low), n)
 	p := g.polynomial(expC, r)
-	g.VPSLLD(operand.U8(23), t, t)
-	g.VPADDD(t, p, p)
+	g.addExponent(p, t)
 	y := g.keep(g.compare(notLess, x, g.constant(expMin)), p)
 	beyond := g.compare(notLessEqual, x, g.constant(expMax))
 	return g.choose(beyond, g.add(x, g.constant(float32(math.Inf(1)))), y)
@@ -84,12 +83,12 @@ func (g *generator) elementwise() {
 		slices: []string{"dst", "x"}, scalars: []string{"scale"},
 		body: func(r *row) {
 			d := r.get("dst")
-			r.fmaInto(d, r.get("x"), r.scalar["scale"])
+			r.fmaInto(d, r.get("x"), r.scalar("scale"))
 			r.put("dst", d)
 		}})
 	g.row(rowSpec{name: "scale", doc: "sets dst = x*scale.", signature: "(dst, x []float32, scale float32)",
 		slices: []string{"dst", "x"}, scalars: []string{"scale"},
-		body: func(r *row) { r.put("dst", r.mul(r.get("x"), r.scalar["scale"])) }})
+		body: func(r *row) { r.put("dst", r.mul(r.get("x"), r.scalar("scale"))) }})
 	g.row(rowSpec{name: "mul", doc: "sets dst = a*b.", signature: "(dst, a, b []float32)", slices: []string{"dst", "a", "b"},
 		body: func(r *row) { r.put("dst", r.mul(r.get("a"), r.get("b"))) }})
 }
@@ -97,7 +96,7 @@ func (g *generator) elementwise() {
 func (g *generator) sums() {
 	g.row(rowSpec{name: "sum", doc: "returns the row sum of x.", signature: "(x []float32) float32", slices: []string{"x"},
 		lanes: 1, results: []string{""},
-		body: func(r *row) { r.VADDPS(r.get("x"), r.lane[0], r.lane[0]) }})
+		body: func(r *row) { r.sum(0, r.get("x")) }})
 	g.row(rowSpec{name: "dot", doc: "returns the row sum of a·b.", signature: "(a, b []float32) float32", slices: []string{"a", "b"},
 		lanes: 1, results: []string{""},
 		body: func(r *row) { r.fmaInto(r.lane[0], r.get("a"), r.get("b")) }})
@@ -107,7 +106,7 @@ func (g *generator) sums() {
 	g.row(rowSpec{name: "sumSquaredDiff", doc: "returns the row sum of (x-mean)².", signature: "(x []float32, mean float32) float32",
 		slices: []string{"x"}, scalars: []string{"mean"}, lanes: 1, results: []string{""},
 		body: func(r *row) {
-			d := r.sub(r.get("x"), r.scalar["mean"])
+			d := r.sub(r.get("x"), r.scalar("mean"))
 			r.fmaInto(r.lane[0], d, d)
 		}})
 	g.max()
@@ -117,37 +116,37 @@ func (g *generator) softmax() {
 	g.row(rowSpec{name: "expSum", doc: "sets x = exp(x-top) and returns the row sum.", signature: "(x []float32, top float32) float32",
 		slices: []string{"x"}, scalars: []string{"top"}, lanes: 1, results: []string{""},
 		body: func(r *row) {
-			e := r.exp(r.sub(r.get("x"), r.scalar["top"]))
+			e := r.exp(r.sub(r.get("x"), r.scalar("top")))
 			r.put("x", e)
-			r.VADDPS(e, r.lane[0], r.lane[0])
+			r.sum(0, e)
 		}})
 	g.row(rowSpec{name: "expScale", doc: "sets x = exp(x-top)*inverse.", signature: "(x []float32, top, inverse float32)",
 		slices: []string{"x"}, scalars: []string{"top", "inverse"},
 		body: func(r *row) {
-			r.put("x", r.mul(r.exp(r.sub(r.get("x"), r.scalar["top"])), r.scalar["inverse"]))
+			r.put("x", r.mul(r.exp(r.sub(r.get("x"), r.scalar("top"))), r.scalar("inverse")))
 		}})
 	g.row(rowSpec{name: "softmaxBackward", doc: "sets d = p*(d-delta).", signature: "(d, p []float32, delta float32)",
 		slices: []string{"d", "p"}, scalars: []string{"delta"},
-		body: func(r *row) { r.put("d", r.mul(r.get("p"), r.sub(r.get("d"), r.scalar["delta"]))) }})
+		body: func(r *row) { r.put("d", r.mul(r.get("p"), r.sub(r.get("d"), r.scalar("delta")))) }})
 }
 
 func (g *generator) norms() {
 	g.row(rowSpec{name: "rmsNorm", doc: "sets dst = (x*inverse)*w.", signature: "(dst, x, w []float32, inverse float32)",
 		slices: []string{"dst", "x", "w"}, scalars: []string{"inverse"},
-		body: func(r *row) { r.put("dst", r.mul(r.mul(r.get("x"), r.scalar["inverse"]), r.get("w"))) }})
+		body: func(r *row) { r.put("dst", r.mul(r.mul(r.get("x"), r.scalar("inverse")), r.get("w"))) }})
 	g.row(rowSpec{name: "rmsNormBackward", doc: "sets dx = fma(dy*w, inverse, -(x*c)).",
 		signature: "(dx, dy, x, w []float32, inverse, c float32)", slices: []string{"dx", "dy", "x", "w"}, scalars: []string{"inverse", "c"},
 		body: func(r *row) {
-			r.put("dx", r.fms(r.mul(r.get("dy"), r.get("w")), r.scalar["inverse"], r.mul(r.get("x"), r.scalar["c"])))
+			r.put("dx", r.fms(r.mul(r.get("dy"), r.get("w")), r.scalar("inverse"), r.mul(r.get("x"), r.scalar("c"))))
 		}})
 	g.row(rowSpec{name: "rmsNormGrad", doc: "sets dw = fma(dy, x*inverse, dw).", signature: "(dw, dy, x []float32, inverse float32)",
 		slices: []string{"dw", "dy", "x"}, scalars: []string{"inverse"},
 		body: func(r *row) {
 			d := r.get("dw")
-			r.fmaInto(d, r.get("dy"), r.mul(r.get("x"), r.scalar["inverse"]))
+			r.fmaInto(d, r.get("dy"), r.mul(r.get("x"), r.scalar("inverse")))
 			r.put("dw", d)
 		}})
-	normed := func(r *row) vector { return r.mul(r.sub(r.get("x"), r.scalar["mean"]), r.scalar["inverse"]) }
+	normed := func(r *row) vector { return r.mul(r.sub(r.get("x"), r.scalar("mean")), r.scalar("inverse")) }
 	g.row(rowSpec{name: "layerNorm", doc: "sets dst = fma((x-mean)*inverse, w, b).",
 		signature: "(dst, x, w, b []float32, mean, inverse float32)", slices: []string{"dst", "x", "w", "b"}, scalars: []string{"mean", "inverse"},
 		body: func(r *row) {
@@ -160,16 +159,16 @@ func (g *generator) norms() {
 		scalars: []string{"mean", "inverse"}, lanes: 2, results: []string{"u", "ux"},
 		body: func(r *row) {
 			d := r.mul(r.get("dy"), r.get("w"))
-			r.VADDPS(d, r.lane[0], r.lane[0])
+			r.sum(0, d)
 			r.fmaInto(r.lane[1], d, normed(r))
 		}})
 	g.row(rowSpec{name: "layerNormBackward", doc: "sets dx = inverse*fma(-n, mux, dy*w-mu) with n = (x-mean)*inverse.",
 		signature: "(dx, dy, w, x []float32, mean, inverse, mu, mux float32)", slices: []string{"dx", "dy", "w", "x"},
 		scalars: []string{"mean", "inverse", "mu", "mux"},
 		body: func(r *row) {
-			d := r.sub(r.mul(r.get("dy"), r.get("w")), r.scalar["mu"])
-			r.fnmaInto(d, normed(r), r.scalar["mux"])
-			r.put("dx", r.mul(r.scalar["inverse"], d))
+			d := r.sub(r.mul(r.get("dy"), r.get("w")), r.scalar("mu"))
+			r.fnmaInto(d, normed(r), r.scalar("mux"))
+			r.put("dx", r.mul(r.scalar("inverse"), d))
 		}})
 	g.row(rowSpec{name: "layerNormGrad", doc: "sets dw = fma(dy, (x-mean)*inverse, dw) and db = db+dy.",
 		signature: "(dw, db, dy, x []float32, mean, inverse float32)", slices: []string{"dw", "db", "dy", "x"}, scalars: []string{"mean", "inverse"},
@@ -253,16 +252,16 @@ func (g *generator) optimiser() {
 	scalars := []string{"scale", "beta1", "rest1", "beta2", "rest2", "rate", "unbias2", "epsilon", "keep"}
 	g.row(rowSpec{name: "adamw", doc: "updates weights and moments.",
 		signature: "(w, m, v, g []float32, scale, beta1, rest1, beta2, rest2, rate, unbias2, epsilon, keep float32)",
-		slices:    []string{"w", "m", "v", "g"}, scalars: scalars,
+		slices:    []string{"w", "m", "v", "g"}, scalars: scalars, serial: !g.wide,
 		body: func(r *row) {
 			k := r.scalar
-			x := r.mul(r.get("g"), k["scale"])
-			m := r.add(r.mul(r.get("m"), k["beta1"]), r.mul(x, k["rest1"]))
-			v := r.add(r.mul(r.get("v"), k["beta2"]), r.mul(r.mul(x, x), k["rest2"]))
+			x := r.mul(r.get("g"), k("scale"))
+			m := r.add(r.mul(r.get("m"), k("beta1")), r.mul(x, k("rest1")))
+			v := r.add(r.mul(r.get("v"), k("beta2")), r.mul(r.mul(x, x), k("rest2")))
 			r.put("m", m)
 			r.put("v", v)
-			move := r.div(r.mul(m, k["rate"]), r.add(r.sqrt(r.mul(v, k["unbias2"])), k["epsilon"]))
-			r.put("w", r.sub(r.mul(r.get("w"), k["keep"]), move))
+			move := r.div(r.mul(m, k("rate")), r.add(r.sqrt(r.mul(v, k("unbias2"))), k("epsilon")))
+			r.put("w", r.sub(r.mul(r.get("w"), k("keep")), move))
 		}})
 }
 
@@ -272,18 +271,15 @@ func (g *generator) functions64() {
 	n, base, i := g.GP64(), g.GP64(), g.GP64()
 	g.Load(g.Param("x").Len(), n)
 	g.Load(g.Param("x").Base(), base)
-	parts := 2 * g.halves()
-	var lanes []vector
-	for range parts {
-		lanes = append(lanes, g.zero())
-	}
+	g.parts = 2 * g.halves()
+	lanes := g.zero()
 	g.XORQ(i, i)
 	g.SUBQ(operand.Imm(16), n)
 	g.JLT(operand.LabelRef("rest"))
 	g.Label("loop")
 	for p, lane := range lanes {
-		d := g.vec()
-		g.VCVTPS2PD(operand.Mem{Base: base, Index: i, Scale: 4, Disp: p * 64 / parts}, d)
+		d := g.register()
+		g.VCVTPS2PD(operand.Mem{Base: base, Index: i, Scale: 4, Disp: p * 64 / g.parts}, d)
 		g.VFMADD231PD(d, d, lane)
 	}
 	g.ADDQ(operand.Imm(16), i)
@@ -292,11 +288,13 @@ func (g *generator) functions64() {
 	g.Label("rest")
 	g.ADDQ(operand.Imm(16), n)
 	g.JZ(operand.LabelRef("done"))
-	for half := range g.halves() {
-		x := g.loadMasked(g.first(n, half), operand.Mem{Base: base, Index: i, Scale: 4, Disp: half * 32})
+	g.parts = g.halves()
+	r := &row{generator: g, index: i, bases: map[string]reg.Register{"x": base}}
+	r.mask = g.first(n, 0)
+	for half, x := range r.get("x") {
 		for part := range 2 {
 			// A lane is never -0, so the +0 of a missing element changes nothing.
-			d := g.vec()
+			d := g.register()
 			g.VCVTPS2PD(g.part(x, part), d)
 			g.VFMADD231PD(d, d, lanes[2*half+part])
 		}
@@ -322,7 +320,7 @@ func (g *generator) functions64() {
 }
 
 // part returns the lower or upper half of a vector.
-func (g *generator) part(x vector, upper int) reg.Register {
+func (g *generator) part(x reg.VecVirtual, upper int) reg.Register {
 	switch {
 	case upper == 0 && g.wide:
 		return x.AsY()

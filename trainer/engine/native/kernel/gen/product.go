@@ -21,10 +21,11 @@ func (g *generator) products() {
 	}
 }
 
-// tile makes the function that carries a tile of C through some steps over k.
+// tile makes the function that carries a tile of C through some steps over k. At each step it also asks for the cache
+// line at ahead, which then moves on.
 func (g *generator) tile(rows, panels int) {
 	g.start(fmt.Sprintf("tile%dx%d", rows, panels), fmt.Sprintf("computes %d rows of %d panels of C.", rows, panels),
-		"(a *float32, aRow, aStep int, b *float32, bStep, bPanel int, c *float32, cRow, steps int, add bool)")
+		"(a *float32, aRow, aStep int, b *float32, bStep, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes, steps int, add bool)")
 	param := func(name string) reg.GPVirtual {
 		return g.Load(g.Param(name), g.GP64()).(reg.GPVirtual)
 	}
@@ -33,14 +34,13 @@ func (g *generator) tile(rows, panels int) {
 		g.SHLQ(operand.U8(2), r)
 		return r
 	}
-	aRow, cRow := stride("aRow"), stride("cRow")
-	aAt := g.every3(param("a"), aRow, rows)
-	cAt := g.every3(param("c"), cRow, rows)
+	at := func(base, row string) []operand.Mem { return g.every3(param(base), stride(row), rows) }
+	cAt := at("c", "cRow")
 	vectors := panels * g.halves()
-	acc := make([][]vector, rows)
+	acc := make([][]reg.VecVirtual, rows)
 	for m := range acc {
 		for range vectors {
-			acc[m] = append(acc[m], g.vec())
+			acc[m] = append(acc[m], g.register())
 		}
 	}
 	place := func(m, v int) operand.Mem {
@@ -64,22 +64,26 @@ func (g *generator) tile(rows, panels int) {
 		}
 	}
 	g.Label("begin")
+	aAt := at("a", "aRow")
+	ahead, aheadBytes := param("ahead"), param("aheadBytes")
 	aStep, b, bStep, steps := stride("aStep"), param("b"), stride("bStep"), param("steps")
 	var bPanel reg.GPVirtual
 	if panels > 1 {
 		bPanel = stride("bPanel")
 	}
 	g.Label("loop")
-	columns := make([]vector, vectors)
+	g.prefetch(operand.Mem{Base: ahead})
+	columns := make([]reg.VecVirtual, vectors)
 	for v := range columns {
 		at := operand.Mem{Base: b, Disp: v % g.halves() * g.bytes()}
 		if n := v / g.halves(); n > 0 {
 			at.Index, at.Scale = bPanel, uint8(n)
 		}
-		columns[v] = g.load(at)
+		columns[v] = g.register()
+		g.VMOVUPS(at, columns[v])
 	}
 	for m := range acc {
-		x := g.vec()
+		x := g.register()
 		g.VBROADCASTSS(aAt[m], x)
 		for v, c := range acc[m] {
 			g.VFMADD231PS(columns[v], x, c)
@@ -89,8 +93,10 @@ func (g *generator) tile(rows, panels int) {
 		g.ADDQ(aStep, aAt[m].Base)
 	}
 	g.ADDQ(bStep, b)
+	g.ADDQ(aheadBytes, ahead)
 	g.DECQ(steps)
 	g.JNZ(operand.LabelRef("loop"))
+	cAt = at("c", "cRow")
 	for m := range acc {
 		for v, x := range acc[m] {
 			g.VMOVUPS(x, place(m, v))
@@ -98,6 +104,9 @@ func (g *generator) tile(rows, panels int) {
 	}
 	g.end()
 }
+
+// prefetch asks for a line of memory in the second-level cache.
+func (g *generator) prefetch(m operand.Mem) { g.PREFETCHT1(m) }
 
 // every3 returns the addresses of rows that lie a stride apart, with one base register for three of them.
 func (g *generator) every3(base, stride reg.GPVirtual, rows int) []operand.Mem {
@@ -132,7 +141,7 @@ func (g *generator) transposes() {
 	from := g.every3(src, srcRow, 8)
 	to := g.every3(dst, dstRow, 8)
 	g.Label("loop")
-	var x [8]vector
+	var x [8]reg.VecVirtual
 	// Rows i and i+4 share registers, so that the last steps need no crossing of lanes.
 	for i := range 4 {
 		for half := range 2 {
@@ -146,7 +155,7 @@ func (g *generator) transposes() {
 	}
 	for half := range 2 {
 		r := x[4*half : 4*half+4]
-		pair := func(a, b vector) (low, high vector) {
+		pair := func(a, b reg.VecVirtual) (low, high reg.VecVirtual) {
 			low, high = g.YMM(), g.YMM()
 			g.VUNPCKLPS(b, a, low)
 			g.VUNPCKHPS(b, a, high)
@@ -155,7 +164,7 @@ func (g *generator) transposes() {
 		low01, high01 := pair(r[0], r[1])
 		low23, high23 := pair(r[2], r[3])
 		for j, s := range []struct {
-			a, b vector
+			a, b reg.VecVirtual
 			pick operand.U8
 		}{{low01, low23, 0x44}, {low01, low23, 0xee}, {high01, high23, 0x44}, {high01, high23, 0xee}} {
 			d := g.YMM()
@@ -178,10 +187,11 @@ func (g *generator) peak() {
 	g.start("peak", "runs rounds of twelve vector multiply-adds.", "(rounds int)")
 	n := g.GP64()
 	g.Load(g.Param("rounds"), n)
-	x := g.load(g.constant(0.5))
-	var acc []vector
+	g.parts = 1
+	x := g.load(g.constant(0.5))[0]
+	var acc []reg.VecVirtual
 	for i := range 12 {
-		acc = append(acc, g.load(g.constant(float32(i+1))))
+		acc = append(acc, g.load(g.constant(float32(i+1)))...)
 	}
 	g.Label("loop")
 	for _, a := range acc {

@@ -15,26 +15,28 @@ type rowSpec struct {
 	slices    []string // the rows; the first one's length counts
 	scalars   []string // parameters that are broadcast
 	lanes     int      // sums that are kept, in 16 lanes each
-	first     float32  // what the lanes start from
 	body      func(r *row)
 	results   []string
-	// combine merges lanes for the result, [generator.fold]'s way; nil adds.
-	combine func(upper, lower, into reg.Register)
+	serial    bool // one register at a time, where there are too few for two
 }
 
-// row is what a body sees: one vector of each row.
+// row is what a body sees of each row: a vector.
 type row struct {
 	*generator
-	index  reg.Register
-	bases  map[string]reg.Register
-	scalar map[string]vector
-	lane   []vector     // the sums of this half, updated in place
-	mask   reg.Register // nil in the loop, the valid lanes in the rest
-	half   int
+	index   reg.Register
+	bases   map[string]reg.Register
+	scalars map[string]reg.VecVirtual
+	lane    []vector // the sums, updated in place
+	mask    mask     // nil in the loop, the valid lanes in the rest
+	half    int      // the first part's, counted in vectors from index on
 }
 
-func (r *row) at(name string) operand.Mem {
-	return operand.Mem{Base: r.bases[name], Index: r.index, Scale: 4, Disp: r.half * 32}
+func (r *row) at(name string) []operand.Mem {
+	var at []operand.Mem
+	for p := range r.parts {
+		at = append(at, operand.Mem{Base: r.bases[name], Index: r.index, Scale: 4, Disp: (r.half + p) * r.bytes()})
+	}
+	return at
 }
 
 func (r *row) get(name string) vector {
@@ -48,114 +50,138 @@ func (r *row) put(name string, x vector) {
 	if r.mask != nil {
 		r.storeMasked(r.mask, x, r.at(name))
 	} else {
-		r.VMOVUPS(x, r.at(name))
+		r.store(x, r.at(name))
+	}
+}
+
+// scalar returns a parameter in all lanes of a vector, which must not be changed.
+func (r *row) scalar(name string) vector {
+	v := make(vector, r.parts)
+	for p := range v {
+		v[p] = r.scalars[name]
+	}
+	return v
+}
+
+// sum adds x to one of the sums.
+func (r *row) sum(i int, x vector) {
+	for p, l := range r.lane[i] {
+		r.VADDPS(x[p], l, l)
 	}
 }
 
 func (g *generator) row(f rowSpec) {
 	g.start(f.name, f.doc, f.signature)
-	r := &row{generator: g, bases: map[string]reg.Register{}, scalar: map[string]vector{}}
-	n := g.GP64()
+	r := &row{generator: g, bases: map[string]reg.Register{}, scalars: map[string]reg.VecVirtual{}}
+	n, i := g.GP64(), g.GP64()
 	g.Load(g.Param(f.slices[0]).Len(), n)
 	for _, s := range f.slices {
 		r.bases[s] = g.Load(g.Param(s).Base(), g.GP64())
 	}
 	for _, s := range f.scalars {
-		r.scalar[s] = g.broadcast(s)
+		r.scalars[s] = g.broadcast(s)
 	}
-	lanes := make([][]vector, g.halves())
-	for half := range lanes {
-		for range f.lanes {
-			if f.first == 0 {
-				lanes[half] = append(lanes[half], g.zero())
-			} else {
-				lanes[half] = append(lanes[half], g.load(g.constant(f.first)))
-			}
-		}
+	g.parts = g.halves()
+	var lanes []vector
+	for range f.lanes {
+		lanes = append(lanes, g.zero())
 	}
-	i := g.GP64()
+	// AVX-512 has registers enough to work on 32 elements at a time; their parts share the lanes, in order.
+	stride := 16
+	if g.wide {
+		stride = 32
+	}
 	r.index = i
 	g.XORQ(i, i)
-	g.SUBQ(operand.Imm(16), n)
+	g.SUBQ(operand.Imm(uint64(stride)), n)
 	g.JLT(operand.LabelRef("rest"))
-
 	g.Label("loop")
-	for r.half = range g.halves() {
-		r.lane = lanes[r.half]
-		f.body(r)
-	}
-	g.ADDQ(operand.Imm(16), i)
-	g.SUBQ(operand.Imm(16), n)
+	r.bodies(f, lanes, stride*4/g.bytes(), nil)
+	g.ADDQ(operand.Imm(uint64(stride)), i)
+	g.SUBQ(operand.Imm(uint64(stride)), n)
 	g.JGE(operand.LabelRef("loop"))
-
 	g.Label("rest")
-	g.ADDQ(operand.Imm(16), n)
+	g.ADDQ(operand.Imm(uint64(stride)), n)
 	g.JZ(operand.LabelRef("done"))
-	for r.half = range g.halves() {
-		r.mask = g.first(n, r.half)
-		r.lane = nil
-		for _, l := range lanes[r.half] {
-			r.lane = append(r.lane, g.copy(l))
-		}
-		f.body(r)
-		for j, l := range lanes[r.half] {
-			if g.wide {
-				g.VMOVAPS(r.lane[j], r.mask, l)
-			} else {
-				g.VBLENDVPS(r.mask, r.lane[j], l, l)
-			}
-		}
+	g.Label("part")
+	r.bodies(f, lanes, g.halves(), n)
+	if stride > 16 {
+		g.ADDQ(operand.Imm(16), i)
+		g.SUBQ(operand.Imm(16), n)
+		g.JG(operand.LabelRef("part"))
 	}
 	g.Label("done")
-	combine := f.combine
-	if combine == nil {
-		combine = func(upper, lower, into reg.Register) { g.VADDPS(upper, lower, into) }
-	}
 	for j, result := range f.results {
-		all := make([]vector, g.halves())
-		for half := range all {
-			all[half] = lanes[half][j]
-		}
-		g.Store(g.fold(all, combine), g.result(result))
+		g.Store(g.fold(lanes[j], func(upper, lower, into reg.Register) { g.VADDPS(upper, lower, into) }), g.result(result))
 	}
 	g.end()
+}
+
+// bodies writes the body for that many vectors from the index on, all at once or one after the other. If n is given,
+// only the first n elements count.
+func (r *row) bodies(f rowSpec, lanes []vector, vectors int, n reg.Register) {
+	r.parts = vectors
+	if f.serial {
+		r.parts = 1
+	}
+	for r.half = 0; r.half < vectors; r.half += r.parts {
+		r.mask, r.lane = nil, nil
+		for _, l := range lanes {
+			var parts vector
+			for p := range r.parts {
+				parts = append(parts, l[(r.half+p)%r.halves()])
+			}
+			r.lane = append(r.lane, parts)
+		}
+		if n == nil {
+			f.body(r)
+			continue
+		}
+		r.mask = r.first(n.(reg.GPVirtual), r.half)
+		kept := r.lane
+		for j, l := range kept {
+			r.lane[j] = r.copy(l)
+		}
+		f.body(r)
+		for j := range lanes {
+			r.replace(r.mask, r.lane[j], lanes[j][r.half:r.half+r.parts])
+		}
+	}
 }
 
 // max is a row function with one more thing to keep: whether any element was NaN.
 func (g *generator) max() {
 	g.start("max", "returns the largest element of x, or NaN.", "(x []float32) float32")
-	n, base, i := g.GP64(), g.GP64(), g.GP64()
+	n, i := g.GP64(), g.GP64()
+	r := &row{generator: g, index: i, bases: map[string]reg.Register{"x": g.Load(g.Param("x").Base(), g.GP64())}}
 	g.Load(g.Param("x").Len(), n)
-	g.Load(g.Param("x").Base(), base)
-	var lanes []vector
-	for range g.halves() {
-		lanes = append(lanes, g.load(g.constant(float32(math.Inf(-1)))))
-	}
+	g.parts = g.halves()
+	lanes := g.load(g.constant(float32(math.Inf(-1))))
 	var bad reg.Register
 	if g.wide {
-		k := g.K()
-		g.KXORW(k, k, k)
-		bad = k
+		bad = g.K()
+		g.KXORW(bad, bad, bad)
 	} else {
-		bad = g.zero()
+		bad = g.YMM()
+		g.VXORPS(bad, bad, bad)
 	}
-	note := func(x vector) {
-		nan := g.compare(unordered, x, x)
-		if g.wide {
-			g.KORW(nan, bad, bad)
-		} else {
-			g.VORPS(nan, bad, bad)
+	next := func() vector {
+		x := r.get("x")
+		for _, nan := range g.compare(unordered, x, x) {
+			if g.wide {
+				g.KORW(nan, bad, bad)
+			} else {
+				g.VORPS(nan, bad, bad)
+			}
 		}
+		return g.two(g.VMAXPS, x, lanes)
 	}
-	at := func(half int) operand.Mem { return operand.Mem{Base: base, Index: i, Scale: 4, Disp: half * 32} }
 	g.XORQ(i, i)
 	g.SUBQ(operand.Imm(16), n)
 	g.JLT(operand.LabelRef("rest"))
 	g.Label("loop")
-	for half, lane := range lanes {
-		x := g.load(at(half))
-		note(x)
-		g.VMAXPS(lane, x, lane)
+	for p, x := range next() {
+		g.VMOVAPS(x, lanes[p])
 	}
 	g.ADDQ(operand.Imm(16), i)
 	g.SUBQ(operand.Imm(16), n)
@@ -163,18 +189,8 @@ func (g *generator) max() {
 	g.Label("rest")
 	g.ADDQ(operand.Imm(16), n)
 	g.JZ(operand.LabelRef("done"))
-	for half, lane := range lanes {
-		mask := g.first(n, half)
-		x := g.loadMasked(mask, at(half))
-		note(x)
-		most := g.vec()
-		g.VMAXPS(lane, x, most)
-		if g.wide {
-			g.VMOVAPS(most, mask, lane)
-		} else {
-			g.VBLENDVPS(mask, most, lane, lane)
-		}
-	}
+	r.mask = g.first(n, 0)
+	g.replace(r.mask, next(), lanes)
 	g.Label("done")
 	x := g.fold(lanes, func(upper, lower, into reg.Register) { g.VMAXPS(lower, upper, into) })
 	nan := g.GP32()

@@ -10,15 +10,33 @@ import (
 	"github.com/mmcloughlin/avo/reg"
 )
 
-// generator builds the functions of one path. Its vector operations put each result into a new register, unless said
+// generator builds the functions of one path. Its vector operations put each result into new registers, unless said
 // otherwise, and take the operands in the order of the formula, not of the assembler.
 type generator struct {
 	*build.Context
 	wide      bool // AVX-512: vectors of 16 and mask registers; else AVX2: vectors of 8
 	constants map[uint32]string
+	parts     int // registers in a vector of the body at hand
 }
 
-type vector = reg.VecVirtual
+// vector is some registers that the same operations work on in turn, which keeps several chains of them busy at once.
+type vector []reg.VecVirtual
+
+// mask says which lanes of a vector count: mask registers, or vectors of all ones and zeros.
+type mask []reg.Register
+
+// in returns the part of an operand, a vector or memory that all parts share, that belongs to one of the parts.
+func in(x any, part int) operand.Op {
+	switch x := x.(type) {
+	case vector:
+		return x[part]
+	case []operand.Mem:
+		return x[part]
+	case operand.Mem:
+		return x
+	}
+	panic("not an operand")
+}
 
 func newContext() *build.Context { return build.NewContext() }
 
@@ -55,11 +73,21 @@ func (g *generator) bytes() int {
 // halves is the number of vectors that hold 16 lanes.
 func (g *generator) halves() int { return 64 / g.bytes() }
 
-func (g *generator) vec() vector {
+// register returns a new register.
+func (g *generator) register() reg.VecVirtual {
 	if g.wide {
 		return g.ZMM()
 	}
 	return g.YMM()
+}
+
+// vec returns a new vector.
+func (g *generator) vec() vector {
+	v := make(vector, g.parts)
+	for p := range v {
+		v[p] = g.register()
+	}
+	return v
 }
 
 // constant returns the memory that holds x in all lanes.
@@ -99,54 +127,91 @@ func (g *generator) iota(half int) operand.Mem {
 
 func (g *generator) zero() vector {
 	d := g.vec()
-	g.VXORPS(d, d, d)
+	for _, r := range d {
+		g.VXORPS(r, r, r)
+	}
 	return d
 }
 
-func (g *generator) load(m operand.Op) vector {
+func (g *generator) load(m any) vector {
 	d := g.vec()
-	g.VMOVUPS(m, d)
+	for p, r := range d {
+		g.VMOVUPS(in(m, p), r)
+	}
 	return d
 }
 
 func (g *generator) copy(x vector) vector {
 	d := g.vec()
-	g.VMOVAPS(x, d)
+	for p, r := range d {
+		g.VMOVAPS(x[p], r)
+	}
 	return d
 }
 
-func (g *generator) add(a vector, b operand.Op) vector { d := g.vec(); g.VADDPS(b, a, d); return d }
-func (g *generator) sub(a vector, b operand.Op) vector { d := g.vec(); g.VSUBPS(b, a, d); return d }
-func (g *generator) mul(a vector, b operand.Op) vector { d := g.vec(); g.VMULPS(b, a, d); return d }
-func (g *generator) div(a, b vector) vector            { d := g.vec(); g.VDIVPS(b, a, d); return d }
-func (g *generator) sqrt(a vector) vector              { d := g.vec(); g.VSQRTPS(a, d); return d }
-func (g *generator) and(a vector, b operand.Op) vector { d := g.vec(); g.VANDPS(b, a, d); return d }
-func (g *generator) xor(a vector, b operand.Op) vector { d := g.vec(); g.VXORPS(b, a, d); return d }
+// two applies an instruction of two operands, whose assembler takes them in reverse.
+func (g *generator) two(op func(...operand.Op), a vector, b any) vector {
+	d := g.vec()
+	for p, r := range d {
+		op(in(b, p), a[p], r)
+	}
+	return d
+}
+
+func (g *generator) add(a vector, b any) vector { return g.two(g.VADDPS, a, b) }
+func (g *generator) sub(a vector, b any) vector { return g.two(g.VSUBPS, a, b) }
+func (g *generator) mul(a vector, b any) vector { return g.two(g.VMULPS, a, b) }
+func (g *generator) div(a, b vector) vector     { return g.two(g.VDIVPS, a, b) }
+func (g *generator) and(a vector, b any) vector { return g.two(g.VANDPS, a, b) }
+func (g *generator) xor(a vector, b any) vector { return g.two(g.VXORPS, a, b) }
+
+func (g *generator) sqrt(a vector) vector {
+	d := g.vec()
+	for p, r := range d {
+		g.VSQRTPS(a[p], r)
+	}
+	return d
+}
 
 // negate returns -a, also for zeros.
 func (g *generator) negate(a vector) vector { return g.xor(a, g.constantBits(1<<31)) }
 
-// fma returns fma(a, b, c).
-func (g *generator) fma(a, b operand.Op, c vector) vector {
-	d := g.copy(c)
-	g.fmaInto(d, a, b)
+// fmaInto sets acc = fma(a, b, acc).
+func (g *generator) fmaInto(acc vector, a any, b vector) {
+	for p, r := range acc {
+		g.VFMADD231PS(in(a, p), b[p], r)
+	}
+}
+
+// fnmaInto sets acc = fma(-a, b, acc).
+func (g *generator) fnmaInto(acc vector, a any, b vector) {
+	for p, r := range acc {
+		g.VFNMADD231PS(in(a, p), b[p], r)
+	}
+}
+
+// step sets x = fma(x, r, c), for a chain that evaluates a polynomial.
+func (g *generator) step(x, r vector, c any) {
+	for p := range x {
+		g.VFMADD213PS(in(c, p), r[p], x[p])
+	}
+}
+
+// fms returns fma(a, b, -c).
+func (g *generator) fms(a, b, c vector) vector {
+	d := g.copy(a)
+	for p, r := range d {
+		g.VFMSUB213PS(c[p], b[p], r)
+	}
 	return d
 }
 
-// fmaInto sets acc = fma(a, b, acc); b must be a register, a may be memory.
-func (g *generator) fmaInto(acc vector, a, b operand.Op) { g.VFMADD231PS(a, b, acc) }
-
-// fnmaInto sets acc = fma(-a, b, acc).
-func (g *generator) fnmaInto(acc vector, a, b operand.Op) { g.VFNMADD231PS(a, b, acc) }
-
-// step sets p = fma(p, r, c), for a chain that evaluates a polynomial.
-func (g *generator) step(p vector, r vector, c operand.Op) { g.VFMADD213PS(c, r, p) }
-
-// fms returns fma(a, b, -c).
-func (g *generator) fms(a, b vector, c operand.Op) vector {
-	d := g.copy(a)
-	g.VFMSUB213PS(c, b, d)
-	return d
+// addExponent adds the integer in the low bits of t to the exponent of x, in place.
+func (g *generator) addExponent(x, t vector) {
+	for p := range x {
+		g.VPSLLD(operand.U8(23), t[p], t[p])
+		g.VPADDD(t[p], x[p], x[p])
+	}
 }
 
 // The predicates of comparisons; the unordered ones hold for NaN.
@@ -158,88 +223,114 @@ const (
 )
 
 // compare returns a mask of the lanes where the predicate holds.
-func (g *generator) compare(predicate operand.U8, a vector, b operand.Op) reg.Register {
-	if g.wide {
-		k := g.K()
-		g.VCMPPS(predicate, b, a, k)
-		return k
+func (g *generator) compare(predicate operand.U8, a vector, b any) mask {
+	var m mask
+	for p := range a {
+		var r reg.Register = g.K()
+		if !g.wide {
+			r = g.YMM()
+		}
+		g.VCMPPS(predicate, in(b, p), a[p], r)
+		m = append(m, r)
 	}
-	d := g.vec()
-	g.VCMPPS(predicate, b, a, d)
-	return d
+	return m
 }
 
 // keep returns x where the mask holds, else +0.
-func (g *generator) keep(mask reg.Register, x vector) vector {
+func (g *generator) keep(m mask, x vector) vector {
 	d := g.vec()
-	if g.wide {
-		g.VMOVAPS_Z(x, mask, d)
-	} else {
-		g.VANDPS(x, mask, d)
+	for p, r := range d {
+		if g.wide {
+			g.VMOVAPS_Z(x[p], m[p], r)
+		} else {
+			g.VANDPS(x[p], m[p], r)
+		}
 	}
 	return d
 }
 
 // choose returns yes where the mask holds, else no.
-func (g *generator) choose(mask reg.Register, yes, no vector) vector {
-	d := g.vec()
-	if g.wide {
-		g.VBLENDMPS(yes, no, mask, d)
-	} else {
-		g.VBLENDVPS(mask, yes, no, d)
-	}
+func (g *generator) choose(m mask, yes, no vector) vector {
+	d := g.copy(no)
+	g.replace(m, yes, d)
 	return d
 }
 
-// first returns a mask of the lanes below n of one half.
-func (g *generator) first(n reg.GPVirtual, half int) reg.Register {
-	count := g.vec()
-	if g.wide {
-		g.VPBROADCASTD(n.As32(), count)
-		k := g.K()
-		g.VPCMPGTD(g.iota(half), count, k)
-		return k
+// replace sets x to another vector where the mask holds.
+func (g *generator) replace(m mask, by, x vector) {
+	for p, r := range x {
+		if g.wide {
+			g.VMOVAPS(by[p], m[p], r)
+		} else {
+			g.VBLENDVPS(m[p], by[p], r, r)
+		}
 	}
-	x := g.XMM()
-	g.VMOVD(n.As32(), x)
-	g.VPBROADCASTD(x, count)
-	g.VPCMPGTD(g.iota(half), count, count)
-	return count
+}
+
+// first returns a mask of those of 16 lanes that are below n, for as many parts as there are, from one half on.
+func (g *generator) first(n reg.GPVirtual, half int) mask {
+	var m mask
+	for p := range g.parts {
+		count := g.register()
+		if g.wide {
+			g.VPBROADCASTD(n.As32(), count)
+			k := g.K()
+			g.VPCMPGTD(g.iota(half+p), count, k)
+			m = append(m, k)
+			continue
+		}
+		x := g.XMM()
+		g.VMOVD(n.As32(), x)
+		g.VPBROADCASTD(x, count)
+		g.VPCMPGTD(g.iota(half+p), count, count)
+		m = append(m, count)
+	}
+	return m
 }
 
 // loadMasked returns the memory's lanes where the mask holds, else +0.
-func (g *generator) loadMasked(mask reg.Register, m operand.Op) vector {
+func (g *generator) loadMasked(m mask, from []operand.Mem) vector {
 	d := g.vec()
-	if g.wide {
-		g.VMOVUPS_Z(m, mask, d)
-	} else {
-		g.VMASKMOVPS(m, mask, d)
+	for p, r := range d {
+		if g.wide {
+			g.VMOVUPS_Z(from[p], m[p], r)
+		} else {
+			g.VMASKMOVPS(from[p], m[p], r)
+		}
 	}
 	return d
 }
 
-func (g *generator) storeMasked(mask reg.Register, x vector, m operand.Op) {
-	if g.wide {
-		g.VMOVUPS(x, mask, m)
-	} else {
-		g.VMASKMOVPS(x, mask, m)
+func (g *generator) store(x vector, to []operand.Mem) {
+	for p, r := range x {
+		g.VMOVUPS(r, to[p])
 	}
 }
 
-// broadcast returns a float32 parameter in all lanes.
-func (g *generator) broadcast(name string) vector {
+func (g *generator) storeMasked(m mask, x vector, to []operand.Mem) {
+	for p, r := range x {
+		if g.wide {
+			g.VMOVUPS(r, m[p], to[p])
+		} else {
+			g.VMASKMOVPS(r, m[p], to[p])
+		}
+	}
+}
+
+// broadcast returns a float32 parameter in all lanes of a register.
+func (g *generator) broadcast(name string) reg.VecVirtual {
 	b, err := g.Param(name).Resolve()
 	if err != nil {
 		panic(err)
 	}
-	d := g.vec()
-	g.VBROADCASTSS(b.Addr, d)
-	return d
+	r := g.register()
+	g.VBROADCASTSS(b.Addr, r)
+	return r
 }
 
 // fold combines 16 lanes, in one or two vectors, by the tree of a row sum: lane j with j+8, j+4, j+2, j+1. combine takes
 // the upper lanes first.
-func (g *generator) fold(lanes []vector, combine func(upper, lower, into reg.Register)) reg.Register {
+func (g *generator) fold(lanes vector, combine func(upper, lower, into reg.Register)) reg.Register {
 	y, upper := lanes[0].AsY(), g.YMM()
 	if g.wide {
 		g.VEXTRACTF32X8(operand.U8(1), lanes[0], upper)
