@@ -55,28 +55,16 @@ func (s *State) Update(grads []float32, tokens int64, step Step, workers int) (n
 		return 0, fmt.Errorf("%d gradients for %d weights, %d tokens: %w", len(grads), len(s.Weights), tokens, ErrShape)
 	}
 	norm = gradientNorm(grads, workers) / float64(tokens)
-	if !(norm <= maxGradient) {
-		return norm, fmt.Errorf("gradient norm %g, at most %g: %w", norm, maxGradient, ErrNumerics)
-	}
-	scale := 1 / float64(tokens)
-	if step.ClipNorm > 0 && norm > step.ClipNorm {
-		scale = scale * (step.ClipNorm / norm)
-	}
 	t := s.Steps + 1
-	k := coefficients{
-		scale: float32(scale),
-		beta1: float32(step.Beta1), rest1: float32(1 - step.Beta1),
-		beta2: float32(step.Beta2), rest2: float32(1 - step.Beta2),
-		rate:    float32(step.LearningRate / (1 - power(step.Beta1, t))),
-		unbias2: float32(1 / (1 - power(step.Beta2, t))),
-		epsilon: float32(step.Epsilon),
+	k, err := step.Coefficients(norm, tokens, t)
+	if err != nil {
+		return norm, err
 	}
-	decay := float32(1 - float64(step.LearningRate*step.WeightDecay))
 	var tasks []func()
 	for _, p := range s.Params {
 		keep := float32(1)
 		if p.Decay {
-			keep = decay
+			keep = k.Keep
 		}
 		for at, end := p.Offset, p.Offset+p.Size(); at < end; at += updateChunk {
 			from, to := at, min(at+updateChunk, end)
@@ -88,23 +76,46 @@ func (s *State) Update(grads []float32, tokens int64, step Step, workers int) (n
 	return norm, nil
 }
 
-// coefficients are the scalars of one AdamW step.
-type coefficients struct {
-	scale                      float32 // multiplies the raw gradient: 1/tokens and clipping
-	beta1, rest1, beta2, rest2 float32
-	rate                       float32 // learning rate over the first bias correction
-	unbias2                    float32 // the second bias correction, inverted
-	epsilon                    float32
+// Coefficients are the scalars of one AdamW step, rounded to what every executor computes with.
+type Coefficients struct {
+	Scale        float32 // multiplies the raw gradient: 1/tokens and clipping
+	Beta1, Rest1 float32 // Rest1 is 1 − Beta1
+	Beta2, Rest2 float32
+	Rate         float32 // learning rate over the first bias correction
+	Unbias2      float32 // the second bias correction, inverted
+	Epsilon      float32
+	Keep         float32 // multiplies weights with Decay set
 }
 
-func (k coefficients) apply(w, m, v, grads []float32, keep float32) {
+// Coefficients returns the scalars of step number t, counted from 1, whose mean gradient over the tokens has that norm. A
+// norm that is too large or not finite is [ErrNumerics].
+func (s Step) Coefficients(norm float64, tokens int64, t uint64) (Coefficients, error) {
+	if !(norm <= maxGradient) {
+		return Coefficients{}, fmt.Errorf("gradient norm %g, at most %g: %w", norm, maxGradient, ErrNumerics)
+	}
+	scale := 1 / float64(tokens)
+	if s.ClipNorm > 0 && norm > s.ClipNorm {
+		scale = scale * (s.ClipNorm / norm)
+	}
+	return Coefficients{
+		Scale: float32(scale),
+		Beta1: float32(s.Beta1), Rest1: float32(1 - s.Beta1),
+		Beta2: float32(s.Beta2), Rest2: float32(1 - s.Beta2),
+		Rate:    float32(s.LearningRate / (1 - power(s.Beta1, t))),
+		Unbias2: float32(1 / (1 - power(s.Beta2, t))),
+		Epsilon: float32(s.Epsilon),
+		Keep:    float32(1 - float64(s.LearningRate*s.WeightDecay)),
+	}, nil
+}
+
+func (k Coefficients) apply(w, m, v, grads []float32, keep float32) {
 	w, m, v = w[:len(grads)], m[:len(grads)], v[:len(grads)]
 	for i, g := range grads {
-		g = float32(g * k.scale)
-		m1 := float32(k.beta1*m[i]) + float32(k.rest1*g)
-		v1 := float32(k.beta2*v[i]) + float32(k.rest2*float32(g*g))
-		root := float32(math.Sqrt(float64(float32(v1 * k.unbias2))))
-		move := float32(k.rate*m1) / (root + k.epsilon)
+		g = float32(g * k.Scale)
+		m1 := float32(k.Beta1*m[i]) + float32(k.Rest1*g)
+		v1 := float32(k.Beta2*v[i]) + float32(k.Rest2*float32(g*g))
+		root := float32(math.Sqrt(float64(float32(v1 * k.Unbias2))))
+		move := float32(k.Rate*m1) / (root + k.Epsilon)
 		m[i], v[i] = m1, v1
 		w[i] = float32(w[i]*keep) - move
 	}

@@ -116,6 +116,15 @@ func testOperations(t *testing.T, build Build) {
 				CheckProgram(t, build, p, RandomBatch(rng, 1+rng.IntN(4), 1+rng.IntN(p.Context), p.Vocab))
 			})
 		}
+		for _, o := range Operations(rng) {
+			t.Run(fmt.Sprintf("%s seed %d", o.program.Name, seed), func(t *testing.T) {
+				b, err := BatchFor(rng, o.program, o.shape)
+				if err != nil {
+					t.Fatal(err)
+				}
+				CheckProgram(t, build, o.program, b)
+			})
+		}
 	}
 }
 
@@ -158,6 +167,7 @@ func CheckProgram(t *testing.T, build Build, p engine.Program, b engine.Batch) {
 	if _, err := e.Train(ctx, []engine.Batch{b}, plainStep); err != nil {
 		t.Fatal(err)
 	}
+	state = e.State()
 	for _, q := range state.Params {
 		for _, i := range sample(q) {
 			const h = 1e-4
