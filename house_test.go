@@ -31,6 +31,7 @@ var below = map[string][]string{
 // only lists dependencies that one package keeps from the rest of the tree, with the reason.
 var only = []struct{ dependency, owner, why string }{
 	{"github.com/gomlx/", "trainer/engine/", "GoMLX builds graphs by panicking; one package turns that into errors"},
+	{"github.com/gomlx/go-xla/installer", "", "nothing is downloaded to the machine of a user"},
 	{"github.com/ipfs/boxo", "storage/ipfs", "boxo is kept for IPFS compatibility alone"},
 	{"github.com/NVIDIA/go-nvml", "gpu/nvml", "go-nvml needs cgo; the static build must do without it"},
 	{"github.com/spf13/cobra", "cmd/capanode", "command-line parsing is not a library concern"},

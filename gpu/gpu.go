@@ -67,6 +67,8 @@ type Info struct {
 	MemoryBytes uint64
 	Cores       int    // processors of a CPU, shader cores of a GPU
 	Driver      string // version; empty where there is none
+	Capability  string // compute capability of a CUDA card, such as "9.0"; empty where there is none
+	Bus         string // PCI address; empty where there is none
 }
 
 // Check refuses an Info that no real device has. Back-ends call it on what drivers tell them.
@@ -86,6 +88,10 @@ func (i Info) Check() error {
 		return fmt.Errorf("gpu: %s: %d bytes of memory: %w", i.ID, i.MemoryBytes, ErrRange)
 	case i.Cores < 1 || i.Cores > MaxCores:
 		return fmt.Errorf("gpu: %s: %d cores: %w", i.ID, i.Cores, ErrRange)
+	case len(i.Capability) > 8 || strings.ContainsFunc(i.Capability, func(r rune) bool { return r != '.' && (r < '0' || r > '9') }):
+		return fmt.Errorf("gpu: %s: compute capability %.40q: %w", i.ID, i.Capability, ErrRange)
+	case len(i.Bus) > MaxText || strings.ContainsFunc(i.Bus, unicode.IsControl):
+		return fmt.Errorf("gpu: %s: bus address %.40q: %w", i.ID, i.Bus, ErrRange)
 	case i.Index < 0 || i.Index > 1<<10:
 		return fmt.Errorf("gpu: %s: index %d: %w", i.ID, i.Index, ErrRange)
 	}
@@ -121,6 +127,10 @@ type Telemetry struct {
 	Utilization       Reading // share of time busy, 0 to 1
 	MemoryUsed        Reading // bytes, by all processes
 	Processes         Reading // compute processes on the device
+	Clock             Reading // of the cores, MHz
+	MemoryClock       Reading // MHz
+	LinkGeneration    Reading // of PCI Express, as it runs now
+	LinkWidth         Reading // lanes in use
 	Throttled         bool    // slowed down by heat or by a power brake
 }
 
@@ -146,6 +156,10 @@ func (t Telemetry) Metrics() []Metric {
 		{"capanode_gpu_utilization_ratio", "", t.Utilization},
 		{"capanode_gpu_memory_used_bytes", "", t.MemoryUsed},
 		{"capanode_gpu_processes", "", t.Processes},
+		{"capanode_gpu_clock_megahertz", "core", t.Clock},
+		{"capanode_gpu_clock_megahertz", "memory", t.MemoryClock},
+		{"capanode_gpu_link_generation", "", t.LinkGeneration},
+		{"capanode_gpu_link_lanes", "", t.LinkWidth},
 	} {
 		if m.reading.Known {
 			known = append(known, Metric{m.name, m.sensor, m.reading.Value})

@@ -101,6 +101,10 @@ func checkTelemetry(t *testing.T, d gpu.Device) {
 		{"utilization", m.Utilization, 1},
 		{"memory used", m.MemoryUsed, gpu.MaxMemory},
 		{"processes", m.Processes, 1e6},
+		{"clock", m.Clock, 1e5},
+		{"memory clock", m.MemoryClock, 1e5},
+		{"link generation", m.LinkGeneration, 16},
+		{"link width", m.LinkWidth, 64},
 	} {
 		if v := r.reading; v.Known && !(v.Value >= 0 && v.Value <= r.most) || !v.Known && v.Value != 0 {
 			t.Errorf("%s: %+v", r.name, v)

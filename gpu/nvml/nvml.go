@@ -119,7 +119,25 @@ func describe(handle driver.Device, index int, version string) (gpu.Info, error)
 	if cores, ret := handle.GetNumGpuCores(); ret == driver.SUCCESS {
 		info.Cores = cores
 	}
+	if major, minor, ret := handle.GetCudaComputeCapability(); ret == driver.SUCCESS {
+		info.Capability = fmt.Sprintf("%d.%d", major, minor)
+	}
+	if pci, ret := handle.GetPciInfo(); ret == driver.SUCCESS {
+		info.Bus = text(pci.BusId[:])
+	}
 	return info, info.Check()
+}
+
+// text reads a C string.
+func text[T int8 | uint8](chars []T) string {
+	var b []byte
+	for _, c := range chars {
+		if c == 0 {
+			break
+		}
+		b = append(b, byte(c))
+	}
+	return string(b)
 }
 
 // device is one card.
@@ -171,6 +189,14 @@ func (d *device) Telemetry(ctx context.Context) (gpu.Telemetry, error) {
 	t.MemoryUsed = p.reading(ret, float64(memory.Used), float64(d.info.MemoryBytes))
 	processes, ret := d.handle.GetComputeRunningProcesses()
 	t.Processes = p.reading(ret, float64(len(processes)), 1e6)
+	clock, ret := d.handle.GetClockInfo(driver.CLOCK_SM)
+	t.Clock = p.reading(ret, float64(clock), 1e5)
+	clock, ret = d.handle.GetClockInfo(driver.CLOCK_MEM)
+	t.MemoryClock = p.reading(ret, float64(clock), 1e5)
+	link, ret := d.handle.GetCurrPcieLinkGeneration()
+	t.LinkGeneration = p.reading(ret, float64(link), 16)
+	link, ret = d.handle.GetCurrPcieLinkWidth()
+	t.LinkWidth = p.reading(ret, float64(link), 64)
 	reasons, ret := d.handle.GetCurrentClocksEventReasons()
 	t.Throttled = p.reading(ret, 0, 0).Known && reasons&slowdowns != 0
 	t.MemoryTemperature = d.memoryTemperature(&p)

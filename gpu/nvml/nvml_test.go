@@ -44,6 +44,13 @@ func TestConformanceOnHardware(t *testing.T) {
 	}
 }
 
+// put writes a C string.
+func put[T int8 | uint8](to []T, s string) {
+	for i := range len(s) {
+		to[i] = T(s[i])
+	}
+}
+
 // card is a driver's view of one H100; tests change its answers.
 func card() *mock.Device {
 	return &mock.Device{
@@ -62,6 +69,17 @@ func card() *mock.Device {
 		GetCurrentClocksEventReasonsFunc: func() (uint64, driver.Return) {
 			return driver.ClocksThrottleReasonHwThermalSlowdown, driver.SUCCESS
 		},
+		GetCudaComputeCapabilityFunc: func() (int, int, driver.Return) { return 9, 0, driver.SUCCESS },
+		GetPciInfoFunc: func() (driver.PciInfo, driver.Return) {
+			var pci driver.PciInfo
+			put(pci.BusId[:], "00000000:1B:00.0")
+			return pci, driver.SUCCESS
+		},
+		GetClockInfoFunc: func(c driver.ClockType) (uint32, driver.Return) {
+			return map[driver.ClockType]uint32{driver.CLOCK_SM: 1980, driver.CLOCK_MEM: 2619}[c], driver.SUCCESS
+		},
+		GetCurrPcieLinkGenerationFunc: func() (int, driver.Return) { return 5, driver.SUCCESS },
+		GetCurrPcieLinkWidthFunc:      func() (int, driver.Return) { return 16, driver.SUCCESS },
 		GetFieldValuesFunc: func(f []driver.FieldValue) driver.Return {
 			binary.NativeEndian.PutUint32(f[0].Value[:], 52)
 			return driver.SUCCESS
@@ -100,6 +118,7 @@ func TestUnits(t *testing.T) {
 	}
 	want := gpu.Info{
 		ID: "GPU-5f1c", Kind: gpu.KindCUDA, Name: "NVIDIA H100 80GB HBM3", Class: "h100", MemoryBytes: 80 << 30, Cores: 16896, Driver: "580.65.06",
+		Capability: "9.0", Bus: "00000000:1B:00.0",
 	}
 	if got := devices[0].Info(); got != want {
 		t.Errorf("info %+v", got)
@@ -111,6 +130,7 @@ func TestUnits(t *testing.T) {
 	if m != (gpu.Telemetry{
 		Time: now, Temperature: gpu.Known(41), MemoryTemperature: gpu.Known(52), Power: gpu.Known(350.5), PowerLimit: gpu.Known(700),
 		Energy: gpu.Known(12.345), Utilization: gpu.Known(0.73), MemoryUsed: gpu.Known(3 << 30), Processes: gpu.Known(2), Throttled: true,
+		Clock: gpu.Known(1980), MemoryClock: gpu.Known(2619), LinkGeneration: gpu.Known(5), LinkWidth: gpu.Known(16),
 	}) {
 		t.Errorf("telemetry %+v", m)
 	}

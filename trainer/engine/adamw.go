@@ -43,25 +43,33 @@ func (s Step) Check() error {
 	return nil
 }
 
-// Coefficients returns the scalars of the t-th AdamW step (Loshchilov and Hutter, 2019), counted from one, for a gradient
-// that is a sum over that many targets and whose mean has that norm; decay is what the step leaves of a weight that
-// decays. A norm that is not finite is [ErrNumerics].
-func (s Step) Coefficients(norm float64, targets int64, t uint64) (k kernel.Coefficients, decay float32, err error) {
+// Coefficients are the scalars of one AdamW step (Loshchilov and Hutter, 2019), rounded to what every executor computes
+// with.
+type Coefficients struct {
+	kernel.Coefficients
+	Keep float32 // multiplies weights that decay
+}
+
+// Coefficients returns the scalars of step t, counted from one, for a gradient that is a sum over that many targets and
+// whose mean has that norm. A norm that is not finite is [ErrNumerics].
+func (s Step) Coefficients(norm float64, targets int64, t uint64) (k Coefficients, err error) {
 	if !(norm <= maxGradient) {
-		return k, 0, fmt.Errorf("gradient norm %g, at most %g: %w", norm, maxGradient, ErrNumerics)
+		return k, fmt.Errorf("gradient norm %g, at most %g: %w", norm, maxGradient, ErrNumerics)
 	}
 	scale := 1 / float64(targets)
 	if s.ClipNorm > 0 && norm > s.ClipNorm {
 		scale = scale * (s.ClipNorm / norm)
 	}
-	return kernel.Coefficients{
+	k.Keep = float32(1 - float64(s.LearningRate*s.WeightDecay))
+	k.Coefficients = kernel.Coefficients{
 		Scale: float32(scale),
 		Beta1: float32(s.Beta1), Rest1: float32(1 - s.Beta1),
 		Beta2: float32(s.Beta2), Rest2: float32(1 - s.Beta2),
 		Rate:    float32(s.LearningRate / (1 - power(s.Beta1, t))),
 		Unbias2: float32(1 / (1 - power(s.Beta2, t))),
 		Epsilon: float32(s.Epsilon),
-	}, float32(1 - float64(s.LearningRate*s.WeightDecay)), nil
+	}
+	return k, nil
 }
 
 // UpdateRanges returns the number of ranges that an update cuts that many elements into.
@@ -89,7 +97,7 @@ func (s *State) Update(grads []float32, targets int64, step Step, workers int) (
 		return 0, err
 	}
 	norm = gradientNorm(set, grads, workers) / float64(targets)
-	k, decay, err := step.Coefficients(norm, targets, s.Steps+1)
+	k, err := step.Coefficients(norm, targets, s.Steps+1)
 	if err != nil {
 		return norm, err
 	}
@@ -101,7 +109,7 @@ func (s *State) Update(grads []float32, targets int64, step Step, workers int) (
 	for _, p := range s.Params {
 		keep := float32(1)
 		if p.Decay {
-			keep = decay
+			keep = k.Keep
 		}
 		for i := range UpdateRanges(p.Size()) {
 			low, high := UpdateRange(i, p.Size())
@@ -110,7 +118,7 @@ func (s *State) Update(grads []float32, targets int64, step Step, workers int) (
 	}
 	parallel(workers, len(spans), func(i int) {
 		low, high := spans[i].low, spans[i].high
-		set.AdamW(s.Weights[low:high], s.M[low:high], s.V[low:high], grads[low:high], k, spans[i].keep)
+		set.AdamW(s.Weights[low:high], s.M[low:high], s.V[low:high], grads[low:high], k.Coefficients, spans[i].keep)
 	})
 	s.Steps++
 	return norm, nil

@@ -20,6 +20,10 @@ var ErrNumerics = errors.New("loss or gradient is not finite")
 // ErrHung reports a step that the watchdog gave up on. The engine cannot be used afterwards.
 var ErrHung = errors.New("engine step hung")
 
+// ErrPlugin reports a device that cannot compute: its PJRT plugin is missing, does not load, or finds no device, or this
+// build cannot have one.
+var ErrPlugin = errors.New("no engine for this device")
+
 // Ignore as a target excludes that position from the loss.
 const Ignore int32 = -1
 
@@ -51,7 +55,8 @@ type Engine interface {
 	Evaluate(ctx context.Context, batch Batch) (loss float64, err error)
 	// Logits returns the logits [Rows, Context, Vocab] of a batch, row-major.
 	Logits(ctx context.Context, batch Batch) ([]float32, error)
-	// State returns the live parameter and optimiser state. The caller may read and write its slices between calls.
+	// State returns the parameter and optimiser state as it is now. The caller may read and write its slices until the
+	// next call of another method; then it asks again. An executor on a device copies what changed in each direction.
 	State() *State
 	// Close frees the executor's buffers.
 	Close() error

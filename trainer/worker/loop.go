@@ -130,6 +130,7 @@ func (w *worker) train(ctx context.Context) error {
 		total += loss
 	}
 	loss := total / float64(plan.LocalSteps)
+	inner = w.cfg.Engine.State()
 	for i, theta := range inner.Weights {
 		w.pending[i] = float32(theta-w.state.Weights[i]) + w.residual[i]
 	}

@@ -174,6 +174,7 @@ func CheckProgram(t *testing.T, build Build, p engine.Program, b engine.Batch) {
 	if _, err := e.Train(ctx, []engine.Batch{b}, plainStep); err != nil {
 		t.Fatal(err)
 	}
+	state = e.State()
 	for _, q := range state.Params {
 		for _, i := range sample(q) {
 			const h = 1e-4

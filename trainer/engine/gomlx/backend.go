@@ -59,44 +59,48 @@ const (
 
 // shape identifies a compiled graph.
 type shape struct {
-	kind          kind
-	rows, context int
+	kind  kind
+	batch engine.Shape
 }
 
-// compile builds the graph of a program for one shape. Its inputs are, in this order: the parameters in canonical order,
-// input tokens [tokens, 1], then unless it is inference targets [tokens, 2] and wanted [tokens, 1], and for training
-// one accumulator per parameter. Its outputs are the logits, or the loss and the new accumulators.
-func compile(b compute.Backend, p engine.Program, params []engine.Param, s shape) (exec compute.Executable, err error) {
-	err = guard(fmt.Sprintf("compile %d rows × %d tokens", s.rows, s.context), func() error {
-		g := ml.NewGraph(b, "")
-		t := &tape{
-			g: g, rows: s.rows, context: s.context, tokens: s.rows * s.context,
-			params: map[string]*ml.Node{}, shared: map[any]*ml.Node{},
-			readers: map[*ml.Node]int{}, mute: s.kind != training,
-		}
-		for _, q := range params {
-			t.params[q.Name] = ml.Parameter(g, q.Name, float32s(q.Shape...))
-		}
-		t.inputs = ml.Parameter(g, "inputs", int32s(t.tokens, 1))
+// compile builds the graph of a program for one shape on the Go backend. Its inputs are, in this order: the parameters
+// in canonical order, the columns of the batch, and for training one accumulator per parameter. Its outputs are the
+// logits, or the loss and the new accumulators.
+func compile(b compute.Backend, p engine.Program, params []engine.Param, needs engine.Needs, s shape) (exec compute.Executable, err error) {
+	err = guard(fmt.Sprintf("compile %d rows × %d tokens", s.batch.Rows, s.batch.Context), func() error {
+		t := newTape(ml.NewGraph(b, ""), style{}, params, needs, s)
 		if s.kind == inference {
-			logits := p.Logits(t)
-			return finish(g, &exec, t.node(logits))
+			return finish(t.g, &exec, t.node(p.Logits(t)))
 		}
-		t.targets = ml.Parameter(g, "targets", int32s(t.tokens, 2))
-		t.wanted = ml.Parameter(g, "wanted", float32s(t.tokens, 1))
 		loss := p.Loss(t)
 		outputs := []*ml.Node{t.node(loss)}
 		if s.kind == training {
 			t.backward(loss)
 			outputs = append(outputs, t.accumulate(params)...)
 		}
-		return finish(g, &exec, outputs...)
+		return finish(t.g, &exec, outputs...)
 	})
 	return exec, err
 }
 
-// accumulate returns, for each parameter, its accumulator plus all adjoints that reached it.
-func (t *tape) accumulate(params []engine.Param) []*ml.Node {
+// newTape starts a graph with its parameters and the columns of the batch as inputs.
+func newTape(g *ml.Graph, st style, params []engine.Param, needs engine.Needs, s shape) *tape {
+	t := &tape{
+		style: st, g: g, rows: s.batch.Rows, context: s.batch.Context,
+		params: map[string]*ml.Node{}, data: map[string]*ml.Node{}, shared: map[any]*ml.Node{},
+		readers: map[*ml.Node]int{}, mute: s.kind != training,
+	}
+	for i, q := range params { // numbered, since backends fold the characters of names
+		t.params[q.Name] = ml.Parameter(g, fmt.Sprintf("parameter %d", i), float32s(q.Shape...))
+	}
+	for _, c := range columns(needs, s.batch, s.kind) {
+		t.data[c.name] = ml.Parameter(g, "batch "+c.name, c.shape)
+	}
+	return t
+}
+
+// gradients returns, by parameter name, the sum of all adjoints that reached it.
+func (t *tape) gradients() map[string]*ml.Node {
 	sums := map[string]*ml.Node{}
 	for i, name := range t.names {
 		if grad := t.grads[i]; name != "" && grad != nil {
@@ -106,9 +110,15 @@ func (t *tape) accumulate(params []engine.Param) []*ml.Node {
 			sums[name] = grad
 		}
 	}
+	return sums
+}
+
+// accumulate returns, for each parameter, its accumulator plus its gradient.
+func (t *tape) accumulate(params []engine.Param) []*ml.Node {
+	sums := t.gradients()
 	outputs := make([]*ml.Node, 0, len(params))
-	for _, q := range params {
-		sum := ml.Parameter(t.g, "sum of "+q.Name, float32s(q.Shape...))
+	for i, q := range params {
+		sum := ml.Parameter(t.g, fmt.Sprintf("sum %d", i), float32s(q.Shape...))
 		if grad := sums[q.Name]; grad != nil {
 			sum = ml.Add(grad, sum) // this order: the backend then adds in place
 		}
@@ -148,11 +158,11 @@ func (c *graphs) put(s shape, exec compute.Executable) {
 
 // graph returns the compiled graph of a shape. A new one is compiled only if the executor's memory, with that many
 // lanes, then stays within the limit.
-func (e *executor) graph(s shape, lanes int) (compute.Executable, error) {
+func (e *executor) graph(s shape, needs engine.Needs, lanes int) (compute.Executable, error) {
 	if exec, ok := e.graphs.byShape[s]; ok {
 		return exec, nil
 	}
-	plan, err := engine.NewPlan(e.program, engine.Shape{Rows: s.rows, Context: s.context})
+	plan, err := engine.NewPlan(e.program, s.batch)
 	if err != nil {
 		return nil, err
 	}
@@ -162,9 +172,9 @@ func (e *executor) graph(s shape, lanes int) (compute.Executable, error) {
 		bytes += (int64(lanes) + workers) * 4 * plan.Parameters
 	}
 	if err := plan.CheckMemory(bytes, e.opts.MemoryLimit); err != nil {
-		return nil, fmt.Errorf("%d rows × %d tokens: %w", s.rows, s.context, err)
+		return nil, fmt.Errorf("%d rows × %d tokens: %w", s.batch.Rows, s.batch.Context, err)
 	}
-	exec, err := compile(e.backend, e.program, e.state.Params, s)
+	exec, err := compile(e.backend, e.program, e.state.Params, needs, s)
 	if err != nil {
 		return nil, err
 	}

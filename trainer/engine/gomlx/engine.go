@@ -1,41 +1,27 @@
-// Package gomlx owns the executor that runs programs through GoMLX, for now on its pure-Go backend. It refuses to let
-// GoMLX show: its types stay inside, its panics become errors, and a hung computation becomes [engine.ErrHung].
+// Package gomlx owns the executors that run programs through GoMLX: on its pure-Go backend, and through XLA on a device
+// whose PJRT plugin is named by a path. It refuses to download anything and to let GoMLX show: its types stay inside, its
+// panics become errors, and a hung computation becomes [engine.ErrHung].
 //
-// A batch is cut into chunks of rows by its shape alone. Each chunk is one execution of a compiled graph that adds its
-// gradients to the accumulators of the chunk's lane; lanes run on as many goroutines as the options allow, and are
-// summed in order. So the result has the same bits for every number of goroutines.
+// On the Go backend a batch is cut into chunks of rows by its shape alone. Each chunk is one execution of a compiled graph
+// that adds its gradients to the accumulators of the chunk's lane; lanes run on as many goroutines as the options allow,
+// and are summed in order. So the result has the same bits for every number of goroutines. On a device each micro-batch is
+// one execution, and all state stays in the device's memory.
 package gomlx
 
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"math"
-	"runtime"
-	"time"
 
 	"github.com/gomlx/compute"
 
 	"github.com/capacloud/capanode/trainer/engine"
 )
 
-// Options configure an executor. The zero value is usable.
-type Options struct {
-	Seed        uint64        // of the initial weights
-	MemoryLimit int64         // bytes the executor may plan to use; 0 means no limit
-	Watchdog    time.Duration // longest time for one chunk of a batch; 0 means DefaultWatchdog
-	Parallelism int           // goroutines that compute; 0 means GOMAXPROCS. Results do not depend on it
-	Log         *slog.Logger  // nil discards
-}
-
-// DefaultWatchdog is the time that one chunk may take when the options say nothing. A chunk is a few hundred tokens, so
-// this leaves room for models a thousand times slower than those a CPU is good for.
-const DefaultWatchdog = 10 * time.Minute
-
 // executor implements [engine.Engine].
 type executor struct {
 	program engine.Program
-	needs   map[engine.Shape]engine.Needs // of the batch shapes seen
+	needs   needs
 	opts    Options
 	backend compute.Backend
 	state   *engine.State
@@ -47,17 +33,16 @@ type executor struct {
 	broken  error // set when the executor must not be used any more
 }
 
-// New builds the executor of a program with freshly initialised state. Errors: [engine.ErrShape] for a program that is
-// inconsistent, [engine.ErrMemory] when its parameters alone exceed the limit.
+// New builds the executor of a program with freshly initialised state: on the device of the options, or on processors.
+// Errors: [engine.ErrShape] for a program that is inconsistent, [engine.ErrMemory] when its parameters alone exceed the
+// limit, [engine.ErrPlugin] for a device that cannot compute.
 func New(program engine.Program, opts Options) (engine.Engine, error) {
-	if opts.Parallelism < 1 {
-		opts.Parallelism = runtime.GOMAXPROCS(0)
+	opts, err := opts.withDefaults()
+	if err != nil {
+		return nil, err
 	}
-	if opts.Watchdog <= 0 {
-		opts.Watchdog = DefaultWatchdog
-	}
-	if opts.Log == nil {
-		opts.Log = slog.New(slog.DiscardHandler)
+	if opts.Device.Plugin != "" {
+		return newAccelerator(program, opts, openXLA)
 	}
 	plan, err := engine.NewPlan(program, engine.Shape{Rows: 1, Context: 1, Picks: 1}) // one token, so that what does not fit is the parameters
 	if err != nil {
@@ -74,7 +59,7 @@ func New(program engine.Program, opts Options) (engine.Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("gomlx: program %q: %w", program.Name, err)
 	}
-	e := &executor{program: program, needs: map[engine.Shape]engine.Needs{}, opts: opts, backend: backend, state: state}
+	e := &executor{program: program, needs: needs{}, opts: opts, backend: backend, state: state}
 	e.grads = make([]float32, len(state.Weights))
 	if e.weights, e.views, err = e.buffers(); err != nil {
 		return nil, err
@@ -188,20 +173,7 @@ func (e *executor) accumulate(ctx context.Context, batches []engine.Batch, k kin
 
 // check refuses a batch that the program cannot take.
 func (e *executor) check(b engine.Batch, withTargets bool) error {
-	shape := b.Shape()
-	needs, ok := e.needs[shape]
-	if !ok {
-		plan, err := engine.NewPlan(e.program, shape)
-		if err != nil {
-			return fmt.Errorf("%w: %w", engine.ErrBatch, err)
-		}
-		if len(e.needs) >= maxGraphs {
-			clear(e.needs)
-		}
-		needs = plan.Needs
-		e.needs[shape] = needs
-	}
-	return b.Check(e.program, needs, withTargets)
+	return e.needs.check(e.program, b, withTargets)
 }
 
 // Logits implements [engine.Engine].

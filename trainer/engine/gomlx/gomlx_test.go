@@ -31,6 +31,8 @@ func build(t *testing.T, p engine.Program, seed uint64, parallelism int) engine.
 
 func TestSuite(t *testing.T) { enginetest.Suite(t, build) }
 
+func TestOperations(t *testing.T) { enginetest.OperationSuite(t, build) }
+
 func tiny(t *testing.T, change func(s *model.Spec)) engine.Program {
 	t.Helper()
 	s := model.Spec{Family: model.FamilyLlama, Vocab: 17, Width: 24, Layers: 2, Heads: 6, KVHeads: 2, FeedForward: 33,

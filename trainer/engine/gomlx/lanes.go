@@ -44,9 +44,8 @@ type job struct {
 	exec    compute.Executable
 	kind    kind
 	lane    int
-	inputs  []int32
-	targets []int32 // nil for inference
-	context int
+	columns []column
+	batch   engine.Batch
 	loss    float32   // summed over the chunk's targets
 	logits  []float32 // of inference
 }
@@ -56,20 +55,22 @@ type job struct {
 func (e *executor) plan(batches []engine.Batch, k kind) (jobs []*job, lanes int, err error) {
 	limit := maxLanes(len(e.state.Weights))
 	for _, b := range batches {
-		rows := chunkRows(b.Rows, b.Context, limit)
+		needs, err := e.needs.of(e.program, b.Shape())
+		if err != nil {
+			return nil, 0, err
+		}
+		rows := b.Rows
+		if !needs.All { // a loss over all rows cannot be cut
+			rows = chunkRows(b.Rows, b.Context, limit)
+		}
 		lanes = max(lanes, (b.Rows+rows-1)/rows)
 		for at, n := 0, 0; at < b.Rows; at, n = at+rows, n+1 {
-			count := min(rows, b.Rows-at)
-			exec, err := e.graph(shape{k, count, b.Context}, lanes)
+			chunk := rowsOf(b, at, min(at+rows, b.Rows))
+			exec, err := e.graph(shape{k, chunk.Shape()}, needs, lanes)
 			if err != nil {
 				return nil, 0, err
 			}
-			from, to := at*b.Context, (at+count)*b.Context
-			j := &job{exec: exec, kind: k, lane: n, inputs: b.Inputs[from:to], context: b.Context}
-			if k != inference {
-				j.targets = b.Targets[from:to]
-			}
-			jobs = append(jobs, j)
+			jobs = append(jobs, &job{exec: exec, kind: k, lane: n, columns: columns(needs, chunk.Shape(), k), batch: chunk})
 		}
 	}
 	for k == training && len(e.lanes) < lanes {
@@ -167,7 +168,7 @@ func await(results <-chan error, beats <-chan struct{}, workers int, watchdog ti
 func (e *executor) execute(j *job) error {
 	return guard("execute", func() error {
 		inputs := append(make([]compute.Buffer, 0, 2*len(e.weights)+3), e.weights...)
-		fed, err := e.feed(j)
+		fed, err := upload(e.backend, j.columns, j.batch)
 		if err != nil {
 			return err
 		}
@@ -186,28 +187,6 @@ func (e *executor) execute(j *job) error {
 		}
 		return e.collect(j, outputs)
 	})
-}
-
-// feed returns the data inputs of a job's graph, see compile.
-func (e *executor) feed(j *job) ([]compute.Buffer, error) {
-	n := len(j.inputs)
-	inputs, err := e.backend.BufferFromFlatData(0, j.inputs, int32s(n, 1))
-	if err != nil || j.kind == inference {
-		return []compute.Buffer{inputs}, err
-	}
-	targets, wanted := make([]int32, 2*n), make([]float32, n)
-	for i, id := range j.targets {
-		targets[2*i] = int32(i)
-		if id != engine.Ignore {
-			targets[2*i+1], wanted[i] = id, 1
-		}
-	}
-	a, err := e.backend.BufferFromFlatData(0, targets, int32s(n, 2))
-	if err != nil {
-		return nil, err
-	}
-	b, err := e.backend.BufferFromFlatData(0, wanted, float32s(n, 1))
-	return []compute.Buffer{inputs, a, b}, err
 }
 
 // collect takes over what an execution returned.

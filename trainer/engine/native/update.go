@@ -6,7 +6,6 @@ import (
 	"math"
 
 	"github.com/capacloud/capanode/trainer/engine"
-	"github.com/capacloud/capanode/trainer/engine/native/kernel"
 )
 
 // update is the optimiser's step as phases: the gradient's norm, then AdamW over ranges of the parameters. It computes
@@ -16,8 +15,7 @@ type update struct {
 	grads        []float32
 	sums         []float64 // squares of each range
 	norm, apply  []*phase
-	coefficients kernel.Coefficients
-	decay        float32
+	coefficients engine.Coefficients
 }
 
 func newUpdate(s *engine.State, grads []float32) *update {
@@ -34,9 +32,9 @@ func newUpdate(s *engine.State, grads []float32) *update {
 			low, high = low+p.Offset, high+p.Offset
 			keep := float32(1)
 			if p.Decay {
-				keep = u.decay
+				keep = u.coefficients.Keep
 			}
-			w.AdamW(s.Weights[low:high], s.M[low:high], s.V[low:high], grads[low:high], u.coefficients, keep)
+			w.AdamW(s.Weights[low:high], s.M[low:high], s.V[low:high], grads[low:high], u.coefficients.Coefficients, keep)
 		})
 	}
 	return u
@@ -51,11 +49,11 @@ func (u *update) run(ctx context.Context, e *executor, targets int64, step engin
 	for _, s := range u.sums {
 		total += s
 	}
-	k, decay, err := step.Coefficients(math.Sqrt(total)/float64(targets), targets, u.state.Steps+1)
+	k, err := step.Coefficients(math.Sqrt(total)/float64(targets), targets, u.state.Steps+1)
 	if err != nil {
 		return err
 	}
-	u.coefficients, u.decay = k, decay
+	u.coefficients = k
 	// Cancelled half-way, some parameters would have moved and others not.
 	if err := e.run(context.Background(), u.apply); err != nil {
 		return fmt.Errorf("update: %w", err)
