@@ -286,6 +286,9 @@ var badCases = []badCase{
 }
 
 func TestBadInput(t *testing.T) {
+	if testing.Short() {
+		t.Skip("real processes; the long form runs without -short")
+	}
 	from := template(t)
 	for _, c := range badCases {
 		t.Run(strings.ReplaceAll(c.name, " ", "_"), func(t *testing.T) {
@@ -322,6 +325,9 @@ func garbage(n int) []byte {
 // A peer that speaks garbage, to the port and on every protocol that a provider serves, is hung up on; the provider, its
 // lease and the run do not suffer.
 func TestGarbagePeer(t *testing.T) {
+	if testing.Short() {
+		t.Skip("real processes; the long form runs without -short")
+	}
 	s := newSwarm(t, 2)
 	p := s.providers[0]
 	info, err := peer.AddrInfoFromString(p.await("its address", func(e map[string]any) bool { return e["state"] == "ready" })["address"].(string))
