@@ -1,7 +1,8 @@
 # Capanode's habits, one target each. Plain `make` prints them.
 export GOEXPERIMENT ?= simd
 export CGO_CFLAGS ?= -O2 -g -Wno-deprecated-declarations
-export GOFLAGS ?= -buildvcs=false
+# With one set of flags for builds and tests, and no paths in what is compiled, everything is compiled once.
+export GOFLAGS ?= -buildvcs=false -trimpath
 
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS  := -s -w -X main.version=$(VERSION)
@@ -17,10 +18,10 @@ help: ## print this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | while IFS="$$(printf '\t')" read -r t d; do printf '  make %-8s %s\n' "$$t" "$$d"; done
 
 build: ## build bin/capanode (NVML through cgo, SIMD kernels)
-	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/capanode ./cmd/capanode
+	go build -ldflags '$(LDFLAGS)' -o bin/capanode ./cmd/capanode
 
 static: ## build bin/capanode-static without cgo
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/capanode-static ./cmd/capanode
+	CGO_ENABLED=0 go build -ldflags '$(LDFLAGS)' -o bin/capanode-static ./cmd/capanode
 
 demo: build ## one bootstrap, three providers, one training run, on this machine
 	@bash cmd/capanode/demo.sh bin/capanode

@@ -179,7 +179,7 @@ func (x *Exchange) advertise() {
 			continue
 		}
 		bucket, _ = bucket.Take(time.Now(), publishEvery, offer.RateBurst)
-		if err := x.publish(x.ctx, *advert); err != nil {
+		if err := x.publish(x.ctx, *advert); err != nil && x.ctx.Err() == nil {
 			x.log.Warn("publish offer", "err", err)
 			timer.Reset(publishEvery)
 		}

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sort"
+	"strconv"
 	"strings"
 
 	"github.com/knadh/koanf/parsers/yaml"
@@ -74,6 +75,9 @@ func LoadConfig(path string, required bool, flags map[string]any) (Config, error
 			if err := known(name, key); err != nil {
 				return err
 			}
+			if err := wellTyped(name, key, l.Get(key)); err != nil {
+				return err
+			}
 			origin[key] = name
 		}
 		return k.Merge(l)
@@ -90,7 +94,7 @@ func LoadConfig(path string, required bool, flags map[string]any) (Config, error
 			return Config{}, err
 		}
 	} else if required {
-		return Config{}, fmt.Errorf("%w: %s: %w", ErrConfig, path, err)
+		return Config{}, fmt.Errorf("%w: %s: %w; --config and CAPANODE_CONFIG must name a file", ErrConfig, path, err)
 	}
 	if err := layer("environment", env.Provider(".", env.Opt{Prefix: "CAPANODE_", TransformFunc: fromEnvironment}), nil); err != nil {
 		return Config{}, err
@@ -129,6 +133,40 @@ func known(where, key string) error {
 	}
 	sort.Strings(keys)
 	return fmt.Errorf("%w: %s: unknown key %q; known: %s", ErrConfig, where, key, strings.Join(keys, ", "))
+}
+
+// wellTyped refuses a value that is not of its setting's type, so that none is taken for its zero.
+func wellTyped(where, key string, value any) error {
+	i := slices.IndexFunc(Settings(), func(s Setting) bool { return s.Key == key })
+	ok, want := true, ""
+	switch Settings()[i].Default.(type) {
+	case string:
+		_, ok = value.(string)
+		want = "a text"
+	case bool:
+		want = "true or false"
+		if _, isBool := value.(bool); !isBool {
+			_, err := strconv.ParseBool(fmt.Sprint(value))
+			ok = err == nil
+		}
+	case int64:
+		want = "a whole number"
+		_, err := strconv.ParseInt(fmt.Sprint(value), 10, 64)
+		ok = err == nil
+	case []string:
+		want = "a list of texts"
+		switch list := value.(type) {
+		case []string:
+		case []any:
+			ok = !slices.ContainsFunc(list, func(v any) bool { _, text := v.(string); return !text })
+		default:
+			ok = false
+		}
+	}
+	if ok {
+		return nil
+	}
+	return fmt.Errorf("%w: %s: %s is %v: write %s", ErrConfig, where, key, value, want)
 }
 
 func (c Config) check() error {

@@ -15,7 +15,7 @@ type PlanEvent struct {
 	Type         string         `json:"type"` // plan
 	Run          string         `json:"run"`
 	Name         string         `json:"name"`
-	Resumed      bool           `json:"resumed"`
+	Resumed      bool           `json:"resumed"` // an earlier process began this run
 	Model        string         `json:"model"`
 	Parameters   int64          `json:"parameters"`
 	MemoryBytes  int64          `json:"memory_bytes"` // estimate for one member

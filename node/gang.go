@@ -219,11 +219,12 @@ func (r *requester) members() []peer.ID {
 
 // left handles a lease that closed before the run was over: the member is taken off the roster and replaced from the book.
 func (r *requester) left(ctx context.Context, l lease.Lease) error {
-	if _, ours := r.gang.leases[l.ID]; !ours {
+	old, ours := r.gang.leases[l.ID]
+	if !ours {
 		return nil
 	}
 	delete(r.gang.leases, l.ID)
-	if l.Reason != lease.TimeUp { // the same provider is welcome to a next lease
+	if l.Reason != lease.TimeUp && !drainedBefore(old) { // else the same provider is welcome to a next lease
 		r.gang.left[l.Terms.Provider] = time.Now()
 	}
 	r.emit(r.leaseEvent(l))
@@ -232,6 +233,11 @@ func (r *requester) left(ctx context.Context, l lease.Lease) error {
 		return nil // the conductor keeps looking for a replacement and gives up in time
 	}
 	return r.observer.SetMembers(r.members())
+}
+
+// drainedBefore tells whether an earlier process of this run had begun to end a lease before this one took it up.
+func drainedBefore(taken lease.Lease) bool {
+	return taken.Phase == lease.Draining && (taken.Reason == lease.RequesterDone || taken.Reason == lease.OverBudget)
 }
 
 const (
@@ -273,7 +279,9 @@ func (r *requester) replace(ctx context.Context, gone peer.ID) {
 		if gone != "" {
 			replaces = gone.String()
 		}
-		r.gang.replaced++
+		if o.Peer != gone {
+			r.gang.replaced++
+		}
 		r.took(l, false, replaces)
 		return
 	}

@@ -3,8 +3,10 @@ package node
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/gofrs/flock"
 )
@@ -25,7 +27,7 @@ func DefaultHome() (string, error) {
 	}
 	user, err := os.UserHomeDir()
 	if err != nil {
-		return "", fmt.Errorf("no home folder: %w; set HOME or pass --home DIR", err)
+		return "", fmt.Errorf("%w: no home folder: %w; set HOME or pass --home DIR", ErrUsage, err)
 	}
 	return filepath.Join(user, ".local", "share", "capanode"), nil
 }
@@ -33,17 +35,28 @@ func DefaultHome() (string, error) {
 // OpenHome creates the folder if needed and locks it for this process. A home in use is [ErrLocked].
 func OpenHome(dir string) (*Home, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("home %s: %w; pass --home DIR with a writable folder", dir, err)
+		return nil, unwritable(dir, err)
 	}
 	lock := flock.New(filepath.Join(dir, "lock"))
 	held, err := lock.TryLock()
 	if err != nil {
-		return nil, fmt.Errorf("home %s: lock: %w; pass --home DIR with a writable folder", dir, err)
+		return nil, unwritable(dir, err)
 	}
 	if !held {
 		return nil, fmt.Errorf("home %s: %w; stop that process or pass another --home DIR", dir, ErrLocked)
 	}
 	return &Home{dir: dir, lock: lock}, nil
+}
+
+// unwritable is the error of a home in which something cannot be written.
+func unwritable(dir string, err error) error {
+	for _, cause := range []error{fs.ErrPermission, syscall.EROFS, syscall.ENOTDIR, syscall.EISDIR} {
+		if errors.Is(err, cause) {
+			err = fmt.Errorf("%w: %w", ErrNotAllowed, err)
+			break
+		}
+	}
+	return fmt.Errorf("home %s: %w; pass --home DIR with a folder that you may write", dir, err)
 }
 
 // Close releases the lock.
@@ -58,7 +71,7 @@ func (h *Home) Path(names ...string) string {
 func (h *Home) sub(names ...string) (string, error) {
 	dir := h.Path(names...)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", fmt.Errorf("home: %w", err)
+		return "", unwritable(h.dir, err)
 	}
 	return dir, nil
 }

@@ -69,6 +69,8 @@ func TestConfigLayers(t *testing.T) {
 func TestConfigMistakes(t *testing.T) {
 	for text, want := range map[string]string{
 		"netwrok: x\n": `unknown key "netwrok"`, "quota: 5\n": "at least", "log: loud\n": "debug, info", "network: a/b\n": "slash",
+		"quota: many\n": "whole number", "quota: 1.5e9\n": "whole number", "mdns: perhaps\n": "true or false", "listen: 5\n": "list of texts",
+		"bootstrap: [1, 2]\n": "list of texts", "log: 7\n": "a text", "network: [a]\n": "a text", "mdns:\n": "true or false",
 	} {
 		path := filepath.Join(t.TempDir(), "config.yaml")
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {

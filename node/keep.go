@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/ipfs/go-cid"
 
@@ -25,7 +26,7 @@ func Add(ctx context.Context, u Use, paths []string) (out []Added, err error) {
 		for _, p := range paths {
 			c, err := n.store.AddPath(ctx, p, storage.PutOptions{Pin: "added/" + p})
 			if err != nil {
-				failed = append(failed, err)
+				failed = append(failed, named(err))
 				out = append(out, Added{Path: p, Error: err.Error()})
 				continue
 			}
@@ -37,6 +38,14 @@ func Add(ctx context.Context, u Use, paths []string) (out []Added, err error) {
 		return errors.Join(failed...)
 	})
 	return out, err
+}
+
+// named adds what to do to the error of a path that is not there.
+func named(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%w: name an existing file or folder", err)
+	}
+	return err
 }
 
 // Get writes an object, fetched from the network if need be, to a path.

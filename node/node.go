@@ -72,7 +72,11 @@ func (n *Node) open(ctx context.Context, dir string) (err error) {
 		return err
 	}
 	n.closers = append(n.closers, n.home.Close)
-	if n.key, err = p2p.LoadOrCreateIdentity(n.home.Path("identity")); err != nil {
+	identity, err := n.home.sub("identity")
+	if err != nil {
+		return err
+	}
+	if n.key, err = p2p.LoadOrCreateIdentity(identity); err != nil {
 		return err
 	}
 	if n.id, err = peer.IDFromPrivateKey(n.key); err != nil {

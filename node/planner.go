@@ -47,7 +47,7 @@ func (r *requester) plan(ctx context.Context) (start bool, err error) {
 		Type: "plan", Run: r.run.String(), Name: r.rec.Name, Model: r.rec.Model.Family, Parameters: params, MemoryBytes: r.memory,
 		Dataset: r.rec.Dataset.String(), TrainTokens: manifest.TrainTokens, HeldOut: manifest.ValTokens, Shards: r.data.Shards(),
 		Rounds: r.rec.Rounds, LocalSteps: r.rec.LocalSteps, Peers: r.rec.Peers, Tokens: tokens, WorkUnits: units,
-		Budget: credits(r.budget()), Rejected: map[string]int{},
+		Budget: credits(r.budget()), Rejected: map[string]int{}, Resumed: r.log.Round > 0,
 	}
 	if open, err := r.openLeases(); err != nil || len(open) > 0 || r.trained() {
 		e.Resumed = true

@@ -139,7 +139,7 @@ func (r runs) load(id string) (Run, error) {
 		err = json.Unmarshal(b, &run)
 	}
 	if err != nil {
-		return Run{}, fmt.Errorf("run %s: %w", id, err)
+		return Run{}, fmt.Errorf("run %s: its record %s cannot be read: %w; restore it, or move the folder away: store and ledger do without it", id, r.path(id, "run.json"), err)
 	}
 	return run, nil
 }

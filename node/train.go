@@ -178,7 +178,7 @@ func (r *requester) define(ctx context.Context) error {
 		return err
 	}
 	if r.data, err = openSource(ctx, r.bytes(), r.rec); err != nil {
-		return err
+		return elsewhere(err)
 	}
 	if _, err := r.data.Validation(ctx, 1, 1); err != nil { // found out now, not after the members are paid
 		return fmt.Errorf("%w: %w", ErrJob, err)

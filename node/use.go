@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/ipfs/go-cid"
 
@@ -49,9 +50,29 @@ func (n *Node) need(ctx context.Context, c cid.Cid) error {
 	}
 	err := n.fetch.Fetch(ctx, c, n.net.Connected())
 	if errors.Is(err, transfer.ErrNoProviders) {
-		err = fmt.Errorf("%w: try again when its owner is online, or pass --bootstrap ADDR of a network where somebody has it", err)
+		if broken, verr := n.broken(ctx, c); broken || verr != nil {
+			err = errors.Join(fmt.Errorf("%s is damaged here: %w: no peer could repair it: %w", c, storage.ErrCorrupt, err), verr)
+		}
+	}
+	return elsewhere(err)
+}
+
+// elsewhere adds what to do to the error of an object that nobody delivers.
+func elsewhere(err error) error {
+	if errors.Is(err, transfer.ErrNoProviders) {
+		return fmt.Errorf("%w: try again when its owner is online, or pass --bootstrap ADDR of a network where somebody has it", err)
 	}
 	return err
+}
+
+// broken tells whether an object was here as a whole, and is not any more.
+func (n *Node) broken(ctx context.Context, c cid.Cid) (bool, error) {
+	info, err := n.store.Stat(ctx, c)
+	if !errors.Is(err, storage.ErrNotFound) {
+		return err == nil && info.Damaged, err
+	}
+	pins, err := n.store.Pins(ctx)
+	return slices.ContainsFunc(pins, func(p storage.Pin) bool { return p.CID == c }), err
 }
 
 // complete tells whether an object, and for a folder everything in it, is here and unharmed.
@@ -101,8 +122,12 @@ func clearEmpty(dir string) error {
 
 // Export writes the model that a CID or run names to a folder that must not exist or be empty.
 func Export(ctx context.Context, u Use, what, dir string) (model string, err error) {
-	if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
-		return "", fmt.Errorf("%w: %s is not empty; nothing is overwritten", ErrUsage, dir)
+	entries, err := os.ReadDir(dir)
+	if err == nil && len(entries) > 0 {
+		return "", fmt.Errorf("%w: %s is not empty; choose another folder, nothing is overwritten", ErrUsage, dir)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", fmt.Errorf("%w: %s: %w; choose a folder that is new or empty", ErrUsage, dir, err)
 	}
 	err = u.with(ctx, func(n *Node) error {
 		c, err := n.resolve(what)
@@ -110,12 +135,27 @@ func Export(ctx context.Context, u Use, what, dir string) (model string, err err
 			return err
 		}
 		model = c.String()
+		if err := n.needFolder(ctx, c); err != nil {
+			return err
+		}
 		if err := clearEmpty(dir); err != nil {
 			return err
 		}
 		return n.exportSound(ctx, c, dir)
 	})
 	return model, err
+}
+
+// needFolder fetches an object that must be a folder, as models are.
+func (n *Node) needFolder(ctx context.Context, c cid.Cid) error {
+	if err := n.need(ctx, c); err != nil {
+		return err
+	}
+	info, err := n.store.Stat(ctx, c)
+	if err == nil && info.Kind != storage.Directory {
+		err = fmt.Errorf("%s is no model folder but a %s: %w; `capanode checkpoint list` shows the models of this home", c, info.Kind, storage.ErrWrongKind)
+	}
+	return err
 }
 
 // Pull fetches a model and pins it, so that it stays and others can fetch it from here.
@@ -125,7 +165,7 @@ func Pull(ctx context.Context, u Use, what string) (p hf.Provenance, model strin
 		if err != nil {
 			return err
 		}
-		if err := n.need(ctx, c); err != nil {
+		if err := n.needFolder(ctx, c); err != nil {
 			return err
 		}
 		m, _, err := n.readModel(ctx, c)

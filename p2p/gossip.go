@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"runtime/debug"
 	"sync"
@@ -56,7 +57,7 @@ func (h *Host) startGossip() error {
 			GossipThreshold: -500, PublishThreshold: -1000, GraylistThreshold: -2500,
 			AcceptPXThreshold: acceptPX, OpportunisticGraftThreshold: 3.5,
 		}),
-		pubsub.WithLogger(h.log),
+		pubsub.WithLogger(slog.New(milder{h.log.Handler()})),
 	)
 	if err != nil {
 		return fmt.Errorf("p2p: start gossip: %w", err)

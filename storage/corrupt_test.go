@@ -112,6 +112,73 @@ func TestCorruption(t *testing.T) {
 	}
 }
 
+// A pinned object that was damaged stays known until it is whole again: a repair that brought nothing must not hide the loss.
+func TestUnfinishedRepairIsReported(t *testing.T) {
+	ctx := context.Background()
+	fs := vfs.NewMem()
+	s, err := storage.Open(ctx, "/store", storage.Options{FS: fs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	data := storetest.Bytes(1, 3*unixfs.BlockSize)
+	c, err := s.PutBytes(ctx, data, storage.PutOptions{Pin: "mine"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	damage(t, fs, objectFiles(t, fs, ".obj")[0], flip(5))
+	if _, err := s.ReadAll(ctx, c, int64(len(data))); !errors.Is(err, storage.ErrCorrupt) {
+		t.Fatal(err)
+	}
+	p, err := s.Begin(ctx, c, func(n cid.Cid) ([]byte, error) { return s.GetBlock(ctx, n, nil) })
+	if err != nil || len(p.Missing()) != 1 {
+		t.Fatalf("%v blocks to repair, %v", p.Missing(), err)
+	}
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, which := range [][]cid.Cid{nil, {c}} {
+		rep, err := s.Verify(ctx, which...)
+		if err != nil || len(rep.Faults) != 1 || rep.Faults[0].CID != c || !errors.Is(rep.Faults[0].Err, storage.ErrCorrupt) {
+			t.Errorf("%+v, %v", rep, err)
+		}
+	}
+	if _, err := s.PutBytes(ctx, data, storage.PutOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if rep, err := s.Verify(ctx); err != nil || len(rep.Faults) != 0 {
+		t.Errorf("%+v, %v after the repair", rep, err)
+	}
+}
+
+// Without its index a store refuses to open: everything in it would look like a leftover.
+func TestLostIndexRemovesNothing(t *testing.T) {
+	ctx := context.Background()
+	fs := vfs.NewMem()
+	s, err := storage.Open(ctx, "/store", storage.Options{FS: fs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.PutBytes(ctx, storetest.Bytes(1, 2*unixfs.BlockSize), storage.PutOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := fs.RemoveAll("/store/index"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // also when the first attempt has left an empty index
+		if s, err := storage.Open(ctx, "/store", storage.Options{FS: fs}); err == nil {
+			s.Close()
+			t.Fatal("it opens")
+		}
+	}
+	if n := len(objectFiles(t, fs, ".obj")); n != 1 {
+		t.Errorf("%d object files are left", n)
+	}
+}
+
 // checkUnreadable reads a damaged object in every way: what comes out is a prefix of the right bytes.
 func checkUnreadable(t *testing.T, s *storage.Store, c cid.Cid, want []byte) {
 	t.Helper()

@@ -177,7 +177,7 @@ func (s *Store) damaged(c cid.Cid) error {
 	if err := s.setDamaged(c, true); err != nil && !errors.Is(err, ErrNotFound) {
 		s.log.Error("cannot mark a damaged object", "cid", c, "err", err)
 	}
-	s.log.Error("stored bytes do not match their CID; fetch the object again to repair it", "cid", c)
+	s.log.Info("stored bytes do not match their CID", "cid", c) // who reads them has the error
 	return ErrCorrupt
 }
 

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -381,6 +383,9 @@ func (s *Store) checkVersion() error {
 	key := append([]byte{keyMeta}, "version"...)
 	b, err := s.get(key)
 	if errors.Is(err, ErrNotFound) {
+		if err := s.checkFresh(); err != nil {
+			return err
+		}
 		return s.db.Set(key, []byte{formatVersion}, pebble.Sync)
 	}
 	if err != nil {
@@ -388,6 +393,24 @@ func (s *Store) checkVersion() error {
 	}
 	if len(b) != 1 || b[0] != formatVersion {
 		return fmt.Errorf("store format %x, this program reads %d: update the program", b, formatVersion)
+	}
+	return nil
+}
+
+// checkFresh refuses an index that is new beside objects that are not: they would be removed as leftovers.
+func (s *Store) checkFresh() error {
+	dirs, err := s.fs.List(s.objects())
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		names, err := s.fs.List(s.fs.PathJoin(s.objects(), dir))
+		if err != nil {
+			return err
+		}
+		if slices.ContainsFunc(names, func(name string) bool { return strings.HasSuffix(name, objectSuffix) }) {
+			return fmt.Errorf("its index is gone, and objects are here: restore %s, or move the store away", s.fs.PathJoin(s.dir, "index"))
+		}
 	}
 	return nil
 }

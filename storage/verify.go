@@ -26,9 +26,14 @@ type Fault struct {
 }
 
 // Verify rehashes the given objects, or all of them when none is given: every leaf against the leaf table, and the table
-// against the CID. Damaged objects are marked, and the mark is taken off those that turn out whole. The error is about
-// the check itself, never about a fault found.
+// against the CID. Damaged objects are marked, and the mark is taken off those that turn out whole. A pinned object of which
+// blocks are missing, because it was damaged and its repair has not ended, is a fault as well. The error is about the check
+// itself, never about a fault found.
 func (s *Store) Verify(ctx context.Context, cids ...cid.Cid) (Report, error) {
+	lost, err := s.lost(ctx)
+	if err != nil {
+		return Report{}, err
+	}
 	if len(cids) == 0 {
 		list, err := s.List(ctx)
 		if err != nil {
@@ -37,10 +42,18 @@ func (s *Store) Verify(ctx context.Context, cids ...cid.Cid) (Report, error) {
 		for _, info := range list {
 			cids = append(cids, info.CID)
 		}
+		for c := range lost {
+			cids = append(cids, c)
+		}
 	}
 	var rep Report
 	for _, c := range cids {
 		rec, err := s.record(c)
+		if fault, ok := lost[c]; ok && errors.Is(err, ErrNotFound) {
+			rep.Objects++
+			rep.Faults = append(rep.Faults, Fault{c, -1, fault})
+			continue
+		}
 		if errors.Is(err, ErrNotFound) && len(cids) > 1 {
 			continue // removed since it was listed
 		}
@@ -63,6 +76,24 @@ func (s *Store) Verify(ctx context.Context, cids ...cid.Cid) (Report, error) {
 		}
 	}
 	return rep, nil
+}
+
+// lost lists the objects that a pin names and that are not here as a whole.
+func (s *Store) lost(ctx context.Context) (map[cid.Cid]error, error) {
+	pins, err := s.Pins(ctx)
+	if err != nil {
+		return nil, err
+	}
+	lost := map[cid.Cid]error{}
+	for _, p := range pins {
+		_, err := s.record(p.CID)
+		if errors.Is(err, ErrNotFound) {
+			lost[p.CID] = fmt.Errorf("storage: %s: pinned as %q, damaged, and not repaired yet: %w", p.CID, p.Name, ErrCorrupt)
+		} else if err != nil {
+			return nil, err
+		}
+	}
+	return lost, nil
 }
 
 // verifyObject returns the first fault and the leaf that has it.

@@ -18,10 +18,14 @@ func (a *app) commands() []*cobra.Command {
 	}
 }
 
-// use says which home a tool works on.
+// use says which home a tool works on. What goes wrong in a tool is its error, once: it logs only when that is asked for.
 func (a *app) use() (node.Use, error) {
 	c, err := a.settings()
-	return node.Use{Home: a.home, Config: c, Log: a.logger(c)}, err
+	u := node.Use{Home: a.home, Config: c}
+	if c.Origin["log"] != "default" {
+		u.Log = a.logger(c)
+	}
+	return u, err
 }
 
 // amount reads a flag in credits; empty is 0.

@@ -46,9 +46,27 @@ type process struct {
 	cmd    *exec.Cmd
 	mu     sync.Mutex
 	events []map[string]any
-	stderr bytes.Buffer
+	stderr safeBuffer
 	news   chan struct{}
 	done   chan struct{}
+}
+
+// safeBuffer gathers what a process writes while the test reads it.
+type safeBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *safeBuffer) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(b)
+}
+
+func (s *safeBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
 }
 
 // start runs capanode with JSON lines on standard output. It is killed when the test ends.
@@ -151,13 +169,33 @@ func (p *process) end(code int) {
 	}
 }
 
+// signal sends the process a signal.
+func (p *process) signal(s os.Signal) {
+	p.t.Helper()
+	if err := p.cmd.Process.Signal(s); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
 // terminate asks the process to end and expects it to do so well.
 func (p *process) terminate() {
 	p.t.Helper()
-	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		p.t.Fatal(err)
-	}
+	p.signal(syscall.SIGTERM)
 	p.end(exitDone)
+}
+
+// eventually polls until a condition holds, for at most a minute.
+func eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for late := time.After(time.Minute); !holds(); {
+		select {
+		case <-tick.C:
+		case <-late:
+			t.Fatalf("not within a minute: %s", what)
+		}
+	}
 }
 
 // capanode runs one command to its end and returns its standard output and exit code.
@@ -176,7 +214,7 @@ func capanode(t *testing.T, args ...string) (stdout, stderr string, code int) {
 }
 
 // jobFile writes a small job on Go's own sources, which every machine that runs this test has.
-func jobFile(t *testing.T, rounds int, extra string) string {
+func jobFile(t *testing.T, rounds, peers int) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "job.yaml")
 	text := fmt.Sprintf(`version: 1
@@ -186,9 +224,9 @@ data: {paths: [%q], include: [.go], max_bytes: 600000}
 model: {preset: llama-tiny}
 train: {rounds: %d, batch: 4, context: 64, warmup: 5}
 rounds: {local_steps: 5}
-market: {peers: 3}
+market: {peers: %d}
 checkpoint: {every: 5}
-%s`, filepath.Join(goroot(t), "src", "strings"), rounds, extra)
+`, filepath.Join(goroot(t), "src", "strings"), rounds, peers)
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -237,6 +275,16 @@ func (s *swarm) train(file, home, out string) *process {
 	return start(s.t, "train", "train", file, "--home", home, "--out", out, "--bootstrap", s.address, "--yes")
 }
 
+// roundsFor is how many rounds of a job take about so many seconds here, however fast this machine computes.
+func (s *swarm) roundsFor(seconds float64) int {
+	s.t.Helper()
+	const some = 1000
+	p := start(s.t, "plan", "train", jobFile(s.t, some, 3), "--home", s.t.TempDir(), "--bootstrap", s.address, "--dry-run")
+	guess := p.await("the plan", typed("plan"))["seconds"].(float64)
+	p.end(exitDone)
+	return min(max(int(seconds*some/guess), 30), 400) // a round takes longer than its computing
+}
+
 // finish checks a run that must have come to a good end: the done event, the model, and every ledger equal to the others.
 func (s *swarm) finish(p *process, home, out string, rounds int) map[string]any {
 	s.t.Helper()
@@ -248,6 +296,13 @@ func (s *swarm) finish(p *process, home, out string, rounds int) map[string]any 
 	if _, err := os.Stat(filepath.Join(out, "model.safetensors")); err != nil {
 		s.t.Errorf("the model was not exported: %v", err)
 	}
+	s.checkBooks(home)
+	return done
+}
+
+// checkBooks compares what the requester owes with what each provider earned.
+func (s *swarm) checkBooks(home string) {
+	s.t.Helper()
 	owed := s.ledger(home)
 	for _, h := range s.homes {
 		for account, amount := range s.ledger(h) {
@@ -256,7 +311,6 @@ func (s *swarm) finish(p *process, home, out string, rounds int) map[string]any 
 			}
 		}
 	}
-	return done
 }
 
 // ledger verifies a home's books and returns its balances.
@@ -279,7 +333,7 @@ func (s *swarm) ledger(home string) map[string]string {
 
 func TestLocalRunEndsWithADoneEvent(t *testing.T) {
 	home, out := t.TempDir(), filepath.Join(t.TempDir(), "model")
-	p := start(t, "train", "train", jobFile(t, 6, ""), "--local", "3", "--home", home, "--out", out)
+	p := start(t, "train", "train", jobFile(t, 6, 3), "--local", "3", "--home", home, "--out", out)
 	p.await("the plan", typed("plan"))
 	for range 3 {
 		p.await("a lease", typed("lease"))
@@ -319,7 +373,7 @@ func TestRunSurvivesTheDeathOfAProvider(t *testing.T) {
 	}
 	s := newSwarm(t, 3)
 	home, out := t.TempDir(), filepath.Join(t.TempDir(), "model")
-	run := s.train(jobFile(t, 25, ""), home, out)
+	run := s.train(jobFile(t, 25, 3), home, out)
 	run.await("round 3", atRound(3))
 	s.providers[1].kill()
 	s.bootstrap.kill() // nobody needs it any more
@@ -335,16 +389,21 @@ func TestKilledProviderResumes(t *testing.T) {
 		t.Skip("real processes; the long form runs without -short")
 	}
 	s := newSwarm(t, 3)
-	home, out := t.TempDir(), filepath.Join(t.TempDir(), "model")
-	run := s.train(jobFile(t, 150, ""), home, out)
+	home := t.TempDir()
+	run := s.train(jobFile(t, endless, 3), home, filepath.Join(t.TempDir(), "model"))
 	run.await("round 3", atRound(3))
 	s.providers[2].kill()
 	s.providers[2] = s.provider(2)
-	s.providers[2].await("a round after the restart", func(e map[string]any) bool { return e["state"] == "round" })
-	s.finish(run, home, out, 150)
+	back := s.providers[2].await("a round after the restart", func(e map[string]any) bool { return e["state"] == "round" })
+	run.await("a round of all three", func(e map[string]any) bool {
+		return e["type"] == "round" && e["round"].(float64) >= back["round"].(float64) && e["peers"] == 3.0
+	})
+	run.signal(os.Interrupt)
+	run.end(exitInterrupted)
 	for _, p := range s.providers {
 		p.terminate()
 	}
+	s.checkBooks(home)
 }
 
 func TestKilledRequesterFindsItsRun(t *testing.T) {
@@ -352,7 +411,7 @@ func TestKilledRequesterFindsItsRun(t *testing.T) {
 		t.Skip("real processes; the long form runs without -short")
 	}
 	s := newSwarm(t, 3)
-	home, out, file := t.TempDir(), filepath.Join(t.TempDir(), "model"), jobFile(t, 60, "")
+	home, out, file := t.TempDir(), filepath.Join(t.TempDir(), "model"), jobFile(t, 60, 3)
 	first := s.train(file, home, out)
 	id := first.await("the plan", typed("plan"))["run"]
 	first.await("round 3", atRound(3))

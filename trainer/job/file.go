@@ -123,6 +123,9 @@ func Read(path string) (File, error) {
 	if err != nil {
 		return File{}, fmt.Errorf("job file %s: %w; `capanode init job` writes one", path, err)
 	}
+	if info.IsDir() {
+		return File{}, fmt.Errorf("%w %s: it is a folder: name the job's YAML file", ErrSyntax, path)
+	}
 	if info.Size() > MaxFile {
 		return File{}, fmt.Errorf("%w %s: %d bytes, limit %d: this is no job file", ErrSyntax, path, info.Size(), MaxFile)
 	}
@@ -144,8 +147,11 @@ func Parse(path string, b []byte) (File, error) {
 	if err != nil {
 		return File{}, syntax(path, err)
 	}
-	if len(tree.Docs) != 1 || tree.Docs[0].Body == nil {
-		return File{}, fmt.Errorf("%w %s: expected one YAML document, found %d; the smallest job names data.paths", ErrSyntax, path, len(tree.Docs))
+	if len(tree.Docs) == 0 || tree.Docs[0].Body == nil {
+		return File{}, fmt.Errorf("%w %s: it is empty; the smallest job names data.paths, `capanode init job` writes one", ErrSyntax, path)
+	}
+	if len(tree.Docs) > 1 {
+		return File{}, fmt.Errorf("%w %s: it holds %d YAML documents, a job is one: remove the lines of three dashes", ErrSyntax, path, len(tree.Docs))
 	}
 	if err := checkKeys(path, tree.Docs[0].Body, &f); err != nil {
 		return File{}, err

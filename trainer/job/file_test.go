@@ -35,7 +35,7 @@ func TestMistakesNameLineAndNextStep(t *testing.T) {
 		"newer version":     {"version: 7\ndata: {paths: [a]}\n", "write 1"},
 		"not YAML":          {"data: [1,\n", "j.yaml"},
 		"a list":            {"- 1\n", "j.yaml"},
-		"two documents":     {smallest + "---\n" + smallest, "found 2"},
+		"two documents":     {smallest + "---\n" + smallest, "holds 2 YAML documents"},
 		"empty":             {"", "data.paths"},
 		"duplicate key":     {smallest + "name: a\nname: b\n", "j.yaml"},
 		"micro batch":       {smallest + "train: {batch: 8, micro_batch: 3}\n", "does not divide"},
