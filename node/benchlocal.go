@@ -200,6 +200,6 @@ func benchTraining(ctx context.Context, store *storage.Store, paths []string) (*
 	threads := max(1, runtime.NumCPU()/file.Market.Peers)
 	return &trainerbench.Training{
 		Plan: workerPlan(rec), Data: source, Validation: validation, Numerics: gomlx.Numerics(),
-		Engine: func() (engine.Engine, error) { return buildEngine(rec, 0, threads) },
+		Engine: func() (engine.Engine, error) { return buildEngine(rec, gomlx.Device{}, 0, threads) },
 	}, nil
 }

@@ -72,8 +72,8 @@ func fits(r job.Record, memory int64) error {
 	return err
 }
 
-// buildEngine makes the executor of a job's model with the job's seed.
-func buildEngine(r job.Record, memory int64, threads int) (engine.Engine, error) {
+// buildEngine makes the executor of a job's model on a device, with the job's seed.
+func buildEngine(r job.Record, device gomlx.Device, memory int64, threads int) (engine.Engine, error) {
 	if err := fits(r, memory); err != nil {
 		return nil, err
 	}
@@ -81,7 +81,7 @@ func buildEngine(r job.Record, memory int64, threads int) (engine.Engine, error)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrJob, err)
 	}
-	return gomlx.New(program, gomlx.Options{Seed: r.Seed, MemoryLimit: memory, Parallelism: threads})
+	return gomlx.New(program, gomlx.Options{Seed: r.Seed, MemoryLimit: memory, Parallelism: threads, Device: device})
 }
 
 // modelEngine makes an executor that holds a finished model.
