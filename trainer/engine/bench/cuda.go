@@ -176,7 +176,7 @@ func deviceSetup(name string, p gomlx.Precision) (setup, error) {
 		return setup{spec, 32}, err
 	case "llama-1b":
 		return setup{model.Spec{Family: model.FamilyLlama, Vocab: 32000, Width: 2048, Layers: 16, Heads: 32, KVHeads: 8,
-			FeedForward: 8192, Context: 2048, RopeTheta: 500000, NormEps: 1e-5, TieEmbeddings: true}, 8}, nil
+			FeedForward: 8192, Context: 2048, RopeTheta: 500000, NormEps: 1e-5, TieEmbeddings: true}, 4}, nil
 	}
 	return setup{}, fmt.Errorf("%w: %s", ErrPart, name)
 }
