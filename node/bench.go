@@ -28,6 +28,7 @@ type BenchReport struct {
 // Machine says where a benchmark ran.
 type Machine struct {
 	Processor string  `json:"processor"`
+	Device    string  `json:"device,omitempty"` // card, where one was measured
 	Cores     int     `json:"cores"`
 	OS        string  `json:"os"`
 	Arch      string  `json:"arch"`

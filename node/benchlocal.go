@@ -24,6 +24,7 @@ import (
 	trainerbench "github.com/capacloud/capanode/trainer/bench"
 	"github.com/capacloud/capanode/trainer/data"
 	"github.com/capacloud/capanode/trainer/engine"
+	"github.com/capacloud/capanode/trainer/engine/gomlx"
 	"github.com/capacloud/capanode/trainer/engine/native"
 	"github.com/capacloud/capanode/trainer/job"
 	"github.com/capacloud/capanode/trainer/tokenizer"
@@ -200,6 +201,6 @@ func benchTraining(ctx context.Context, store *storage.Store, paths []string) (*
 	threads := max(1, runtime.NumCPU()/file.Market.Peers)
 	return &trainerbench.Training{
 		Plan: workerPlan(rec), Data: source, Validation: validation, Numerics: native.Numerics(),
-		Engine: func() (engine.Engine, error) { return buildEngine(rec, 0, threads) },
+		Engine: func() (engine.Engine, error) { return buildEngine(rec, gomlx.Device{}, 0, threads) },
 	}, nil
 }

@@ -35,6 +35,8 @@ func Settings() []Setting {
 		{"listen", []string{"/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1"}, "addresses to listen on"},
 		{"mdns", true, "find nodes on the local network by multicast DNS"},
 		{"quota", int64(20 << 30), "most bytes that the object store may hold"},
+		{"plugin", "", "absolute path of the PJRT plugin that trains on CUDA cards; nothing is downloaded"},
+		{"precision", "bf16", "what cards multiply in: bf16 (weights and sums stay float32) or fp32"},
 		{"log", "warn", "least severe log line to show: debug, info, warn or error"},
 	}
 }
@@ -46,6 +48,8 @@ type Config struct {
 	Listen    []string
 	MDNS      bool
 	Quota     int64
+	Plugin    string
+	Precision string
 	Log       string
 	Origin    map[string]string // key → flag, environment, file or default
 }
@@ -104,7 +108,8 @@ func LoadConfig(path string, required bool, flags map[string]any) (Config, error
 	}
 	c := Config{
 		Network: k.String("network"), Bootstrap: k.Strings("bootstrap"), Listen: k.Strings("listen"),
-		MDNS: k.Bool("mdns"), Quota: k.Int64("quota"), Log: k.String("log"), Origin: origin,
+		MDNS: k.Bool("mdns"), Quota: k.Int64("quota"), Log: k.String("log"),
+		Plugin: k.String("plugin"), Precision: k.String("precision"), Origin: origin,
 	}
 	return c, c.check()
 }
@@ -175,6 +180,8 @@ func (c Config) check() error {
 		return fmt.Errorf("%w: network %q: write a name without slash or space", ErrConfig, c.Network)
 	case c.Quota < 64<<20:
 		return fmt.Errorf("%w: quota %d bytes: write at least 67108864 (64 MiB)", ErrConfig, c.Quota)
+	case c.Precision != "bf16" && c.Precision != "fp32":
+		return fmt.Errorf("%w: precision %q: write bf16 or fp32", ErrConfig, c.Precision)
 	case !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log):
 		return fmt.Errorf("%w: log %q: write debug, info, warn or error", ErrConfig, c.Log)
 	}
@@ -183,7 +190,8 @@ func (c Config) check() error {
 
 // Values lists the merged settings in the order of [Settings], for `config show`.
 func (c Config) Values() []Value {
-	by := map[string]any{"network": c.Network, "bootstrap": c.Bootstrap, "listen": c.Listen, "mdns": c.MDNS, "quota": c.Quota, "log": c.Log}
+	by := map[string]any{"network": c.Network, "bootstrap": c.Bootstrap, "listen": c.Listen, "mdns": c.MDNS, "quota": c.Quota,
+		"plugin": c.Plugin, "precision": c.Precision, "log": c.Log}
 	var out []Value
 	for _, s := range Settings() {
 		out = append(out, Value{s.Key, by[s.Key], c.Origin[s.Key]})

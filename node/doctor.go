@@ -16,6 +16,7 @@ import (
 
 	"github.com/capacloud/capanode/gpu/detect"
 	"github.com/capacloud/capanode/p2p"
+	"github.com/capacloud/capanode/trainer/engine/gomlx"
 	"github.com/capacloud/capanode/trainer/engine/native"
 	"github.com/capacloud/capanode/trainer/engine/native/kernel"
 )
@@ -41,6 +42,7 @@ type Check struct {
 // Doctor examines this machine and its place on the network. It changes nothing but an empty home.
 func Doctor(ctx context.Context, u Use, device string) []Check {
 	checks := []Check{checkHome(u), checkDisk(u), checkDevice(ctx, device), checkEngine(ctx)}
+	checks = append(checks, checkPlugin(ctx, u.Config)...)
 	return append(checks, checkNetwork(ctx, u), checkClock())
 }
 
@@ -98,7 +100,7 @@ func checkDevice(ctx context.Context, selector string) Check {
 
 // checkEngine trains a few steps.
 func checkEngine(ctx context.Context) Check {
-	w, err := newTrainingWork(0)
+	w, err := newTrainingWork(gomlx.Device{}, 0, 0)
 	if err != nil {
 		return Check{"engine", err.Error(), Fail, "report this with the output of `capanode version`"}
 	}
@@ -113,12 +115,36 @@ func checkEngine(ctx context.Context) Check {
 			return Check{"engine", err.Error(), Fail, "report this with the output of `capanode version`"}
 		}
 	}
-	rate := float64(steps*benchRows*benchContext) / time.Since(start).Seconds()
+	rate := float64(steps*len(w.batch.Inputs)) / time.Since(start).Seconds()
 	c := Check{Check: "engine", Verdict: OK, Finding: fmt.Sprintf("%s, kernels %s, %d cores: %.0f tokens/s training a model of 1 M parameters", native.Numerics(), kernel.Best(), runtime.NumCPU(), rate)}
 	if kernel.Best() == kernel.Portable {
 		c.Verdict, c.Next = Warn, "this processor has no AVX2: training works, slowly; results are the same"
 	}
 	return c
+}
+
+// checkPlugin says for each card whether the engine computes on it; nothing on a machine without cards or plugin.
+func checkPlugin(ctx context.Context, c Config) []Check {
+	var checks []Check
+	views, err := Engines(ctx, c)
+	if err != nil {
+		return []Check{{"cuda", err.Error(), Warn, "nvidia-smi says more about a card that does not answer"}}
+	}
+	for _, v := range views {
+		switch {
+		case v.Device == "cpu":
+		case v.Usable:
+			checks = append(checks, Check{"cuda", fmt.Sprintf("%s trains as %s; %s", v.Name, v.Numerics, v.Engine), OK, ""})
+		case c.Plugin == "":
+			checks = append(checks, Check{"cuda", v.Name + ": no plugin to compute with", Warn, pluginHint})
+		default:
+			checks = append(checks, Check{"cuda", v.Name + ": " + v.Engine, Fail, "check the plugin's libraries with ldd, and that its CUDA version suits driver " + v.Driver})
+		}
+	}
+	if len(checks) == 0 && c.Plugin != "" {
+		checks = append(checks, Check{"cuda", "a plugin is configured and there is no card", Warn, "install the NVIDIA driver (nvidia-smi must list the card)"})
+	}
+	return checks
 }
 
 // checkNetwork listens and joins the network for a moment, with a throw-away identity.

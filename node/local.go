@@ -34,9 +34,20 @@ type LocalOptions struct {
 	N         int    // providers
 	Network   string
 	Bootstrap []string // addresses of the requester
+	Device    string   // cpu for all, or cuda for one card each; empty is cpu
+	Plugin    string   // of cards
+	Precision string
 }
 
-// StartLocal starts N providers on the CPU, each with its own home and its share of the cores. Their homes survive, so
+// device is what child i computes on.
+func (o LocalOptions) device(i int) string {
+	if o.Device == "cuda" {
+		return fmt.Sprintf("cuda:%d", i-1)
+	}
+	return "cpu"
+}
+
+// StartLocal starts N providers, each with its own home and its share of the cores. Their homes survive, so
 // that a restarted run finds the same providers with their snapshots.
 func StartLocal(o LocalOptions) (*Local, error) {
 	l := &Local{}
@@ -61,10 +72,13 @@ func startChild(o LocalOptions, i, threads int) (*child, error) {
 	if err != nil {
 		return nil, err
 	}
-	args := []string{"provide", "--device", "cpu", "--threads", strconv.Itoa(threads), "--home", home, "--network", o.Network,
+	args := []string{"provide", "--device", o.device(i), "--threads", strconv.Itoa(threads), "--home", home, "--network", o.Network,
 		"--mdns=false", "--listen", "/ip4/127.0.0.1/tcp/0", "--listen", "/ip4/127.0.0.1/udp/0/quic-v1", "--exit-with-parent", "-o", "jsonl"}
 	for _, b := range o.Bootstrap {
 		args = append(args, "--bootstrap", b)
+	}
+	if o.Plugin != "" {
+		args = append(args, "--plugin", o.Plugin, "--precision", o.Precision)
 	}
 	cmd := exec.Command(o.Binary, args...)
 	cmd.Stdout, cmd.Stderr = log, log

@@ -7,6 +7,7 @@ import (
 
 	"github.com/capacloud/capanode/gpu/detect"
 	"github.com/capacloud/capanode/trainer/engine"
+	"github.com/capacloud/capanode/trainer/engine/gomlx"
 	"github.com/capacloud/capanode/trainer/engine/native"
 	"github.com/capacloud/capanode/trainer/hf"
 	"github.com/capacloud/capanode/trainer/job"
@@ -79,8 +80,8 @@ func fits(r job.Record, memory int64) error {
 	return err
 }
 
-// buildEngine makes the executor of a job's model with the job's seed.
-func buildEngine(r job.Record, memory int64, threads int) (engine.Engine, error) {
+// buildEngine makes the executor of a job's model on a device, with the job's seed.
+func buildEngine(r job.Record, device gomlx.Device, memory int64, threads int) (engine.Engine, error) {
 	if err := fits(r, memory); err != nil {
 		return nil, err
 	}
@@ -88,7 +89,7 @@ func buildEngine(r job.Record, memory int64, threads int) (engine.Engine, error)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrJob, err)
 	}
-	return native.New(program, native.Options{Seed: r.Seed, MemoryLimit: memory, Parallelism: threads})
+	return newEngine(program, device, native.Options{Seed: r.Seed, MemoryLimit: memory, Parallelism: threads})
 }
 
 // modelEngine makes an executor that holds a finished model.

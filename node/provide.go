@@ -19,6 +19,7 @@ import (
 	"github.com/capacloud/capanode/market/ledger"
 	"github.com/capacloud/capanode/market/offer"
 	"github.com/capacloud/capanode/p2p"
+	"github.com/capacloud/capanode/trainer/engine/gomlx"
 	"github.com/capacloud/capanode/trainer/worker"
 )
 
@@ -67,6 +68,8 @@ type provider struct {
 	*Node
 	o      ProvideOptions
 	device gpu.Device
+	engine gomlx.Device // how the engine computes on it
+	limit  int64        // memory of one slot, bytes
 	states *worker.States
 	seller *market.Seller
 	beacon offer.Beacon
@@ -110,7 +113,7 @@ func Provide(ctx context.Context, o ProvideOptions) (err error) {
 
 // prepare opens and times the device.
 func (p *provider) prepare(ctx context.Context) error {
-	devices, finding, err := openDevice(ctx, p.o.Device)
+	devices, finding, err := openDevice(ctx, p.o.Config, p.o.Device)
 	if err != nil {
 		return err
 	}
@@ -131,12 +134,16 @@ func (p *provider) prepare(ctx context.Context) error {
 		p.o.Threads = max(1, runtime.NumCPU()/p.o.Slots)
 	}
 	info := p.device.Info()
+	if p.engine, err = engineFor(p.o.Config, info); err != nil {
+		return err
+	}
+	p.limit = engineMemory(ctx, p.device) / int64(p.o.Slots)
 	speed, err := p.speed(ctx)
 	if err != nil {
 		return err
 	}
 	p.beacon = offer.Beacon{
-		Class: info.Class, VRAMMiB: uint32(min(info.MemoryBytes/uint64(p.o.Slots)>>20, offer.MaxVRAMMiB)), PerfMFLOPS: speed,
+		Class: info.Class, VRAMMiB: uint32(min(p.limit>>20, offer.MaxVRAMMiB)), PerfMFLOPS: speed,
 		Price: p.o.Price, Floor: min(p.o.Floor, p.o.Price), Rate: p.o.WorkRate, Total: uint16(p.o.Slots),
 		MaxLease: uint32(p.o.MaxLease / time.Second), Region: p.o.Region,
 	}
@@ -274,24 +281,26 @@ func (p *provider) emit(e ProviderEvent) {
 	p.o.Emit(e)
 }
 
-// openDevice opens what the selector names. The engine of this version computes on processors; a card that was found by
-// auto is reported and left alone, one that was asked for is an error.
-func openDevice(ctx context.Context, selector string) ([]gpu.Device, detect.Finding, error) {
+// openDevice opens what the selector names. A card without a plugin to compute with is left alone when auto found it, and
+// an error when it was asked for.
+func openDevice(ctx context.Context, c Config, selector string) ([]gpu.Device, detect.Finding, error) {
 	devices, finding, err := detect.Open(ctx, selector)
 	if err != nil {
 		return nil, finding, err
 	}
-	if devices[0].Info().Kind != gpu.KindCUDA {
+	info := devices[0].Info()
+	_, unusable := engineFor(c, info)
+	if unusable == nil {
 		return devices, finding, nil
 	}
-	name := devices[0].Info().Name
 	for _, d := range devices {
 		err = errors.Join(err, d.Close())
 	}
 	if err != nil || selector != "auto" {
-		return nil, finding, errors.Join(err, fmt.Errorf("%w: %s: this version trains on processors only; use --device cpu", ErrNotFound, name))
+		return nil, finding, errors.Join(err, fmt.Errorf("%w; or use --device cpu", unusable))
 	}
 	devices, finding, err = detect.Open(ctx, "cpu")
-	finding.Found = name + " is here, and this version trains on processors only; offering " + finding.Found
+	finding.Found = info.Name + " is here, but there is no plugin to compute on it; offering " + finding.Found
+	finding.Next = pluginHint
 	return devices, finding, err
 }

@@ -10,12 +10,24 @@ import (
 	"github.com/capacloud/capanode/gpu"
 	"github.com/capacloud/capanode/market/lease"
 	"github.com/capacloud/capanode/trainer/engine"
+	"github.com/capacloud/capanode/trainer/engine/gomlx"
 	"github.com/capacloud/capanode/trainer/engine/native"
 	"github.com/capacloud/capanode/trainer/model"
 )
 
-// benchRows and benchContext are the batch that a device is timed on.
-const benchRows, benchContext = 4, 128
+// sample is the model and batch that a device is timed on.
+type sample struct {
+	preset        string
+	rows, context int
+}
+
+// sampleFor fills the device: a card needs more work at once than processors.
+func sampleFor(d gomlx.Device) sample {
+	if d.Plugin != "" {
+		return sample{"llama-10m", 64, 256}
+	}
+	return sample{"llama-1m", 4, 128}
+}
 
 // trainingWork is training steps of a small model: what a slot will be used for.
 type trainingWork struct {
@@ -30,9 +42,10 @@ func (w *trainingWork) Step(ctx context.Context) (uint64, error) {
 	return w.flops, err
 }
 
-// newTrainingWork builds the model llama-1m and a batch for it.
-func newTrainingWork(threads int) (*trainingWork, error) {
-	spec, err := model.Preset("llama-1m")
+// newTrainingWork builds the sample model on a device and a batch for it.
+func newTrainingWork(d gomlx.Device, memory int64, threads int) (*trainingWork, error) {
+	s := sampleFor(d)
+	spec, err := model.Preset(s.preset)
 	if err != nil {
 		return nil, err
 	}
@@ -40,17 +53,17 @@ func newTrainingWork(threads int) (*trainingWork, error) {
 	if err != nil {
 		return nil, err
 	}
-	perToken, err := program.FLOPsPerToken(benchContext)
+	perToken, err := program.FLOPsPerToken(s.context)
 	if err != nil {
 		return nil, err
 	}
-	eng, err := native.New(program, native.Options{Seed: 1, Parallelism: threads})
+	eng, err := newEngine(program, d, native.Options{Seed: 1, MemoryLimit: memory, Parallelism: threads})
 	if err != nil {
 		return nil, err
 	}
-	const n = benchRows * benchContext
-	w := &trainingWork{engine: eng, flops: uint64(perToken) * n}
-	w.batch = engine.Batch{Rows: benchRows, Context: benchContext, Inputs: make([]int32, n), Targets: make([]int32, n)}
+	n := s.rows * s.context
+	w := &trainingWork{engine: eng, flops: uint64(perToken) * uint64(n)}
+	w.batch = engine.Batch{Rows: s.rows, Context: s.context, Inputs: make([]int32, n), Targets: make([]int32, n)}
 	for i := range n {
 		w.batch.Inputs[i], w.batch.Targets[i] = int32(i*7%spec.Vocab), int32(i*11%spec.Vocab)
 	}
@@ -73,14 +86,14 @@ const speedLife = 24 * time.Hour
 func (p *provider) speed(ctx context.Context) (uint64, error) {
 	path := p.home.Path("speed.json")
 	now := time.Now()
-	want := measured{Device: p.device.Info().ID, Numerics: native.Numerics(), Threads: p.o.Threads}
+	want := measured{Device: p.device.Info().ID, Numerics: numerics(p.engine), Threads: p.o.Threads}
 	if b, err := os.ReadFile(path); err == nil {
 		var m measured
 		if json.Unmarshal(b, &m) == nil && m.Device == want.Device && m.Numerics == want.Numerics && m.Threads == want.Threads && now.Sub(m.At) < speedLife && m.MFLOPS > 0 {
 			return m.MFLOPS, nil
 		}
 	}
-	w, err := newTrainingWork(p.o.Threads)
+	w, err := newTrainingWork(p.engine, p.memory(), p.o.Threads)
 	if err != nil {
 		return 0, err
 	}

@@ -39,13 +39,14 @@ type TrainOptions struct {
 	Emit    Emit
 	Confirm func() bool // asked before leasing; nil starts at once
 
-	Local    int    // providers to start on this machine
-	Binary   string // the capanode executable, for Local
-	Peers    int
-	MaxPrice credit.Micro
-	Budget   credit.Micro
-	DryRun   bool
-	Out      string // folder for the model; empty is NAME-model beside the caller
+	Local       int    // providers to start on this machine
+	LocalDevice string // what they compute on: cpu, or cuda for one card each
+	Binary      string // the capanode executable, for Local
+	Peers       int
+	MaxPrice    credit.Micro
+	Budget      credit.Micro
+	DryRun      bool
+	Out         string // folder for the model; empty is NAME-model beside the caller
 }
 
 // requester is one run from the side of who pays for it.
@@ -99,6 +100,9 @@ func Train(ctx context.Context, o TrainOptions) (err error) {
 	}
 	if o.Local < 0 || o.Peers < 0 {
 		return fmt.Errorf("%w: --local %d, --peers %d: write a count, or leave them out", ErrUsage, o.Local, o.Peers)
+	}
+	if o.LocalDevice != "" && o.LocalDevice != "cpu" && o.LocalDevice != "cuda" {
+		return fmt.Errorf("%w: --device %q: write cpu or cuda", ErrUsage, o.LocalDevice)
 	}
 	if o.Local > 0 {
 		o = o.onLoopback()
@@ -315,7 +319,8 @@ func (r *requester) connect(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		r.local, err = StartLocal(LocalOptions{Binary: r.o.Binary, Dir: dir, N: r.o.Local, Network: r.cfg.Network, Bootstrap: r.addresses()})
+		r.local, err = StartLocal(LocalOptions{Binary: r.o.Binary, Dir: dir, N: r.o.Local, Network: r.cfg.Network, Bootstrap: r.addresses(),
+			Device: r.o.LocalDevice, Plugin: r.cfg.Plugin, Precision: r.cfg.Precision})
 		if err != nil {
 			return err
 		}

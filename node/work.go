@@ -22,7 +22,6 @@ import (
 	"github.com/capacloud/capanode/storage/transfer"
 	"github.com/capacloud/capanode/trainer/data"
 	"github.com/capacloud/capanode/trainer/engine"
-	"github.com/capacloud/capanode/trainer/engine/native"
 	"github.com/capacloud/capanode/trainer/job"
 	"github.com/capacloud/capanode/trainer/round"
 	"github.com/capacloud/capanode/trainer/worker"
@@ -149,7 +148,7 @@ func closeReason(err error) lease.Reason {
 }
 
 // memory is what one slot offers, in bytes.
-func (p *provider) memory() int64 { return int64(p.beacon.VRAMMiB) << 20 }
+func (p *provider) memory() int64 { return p.limit }
 
 // fetch brings the job record and the dataset's manifest. Shards come when they are read.
 func (t *task) fetch(ctx context.Context) (*data.Source, error) {
@@ -190,7 +189,7 @@ func (t *task) fetch(ctx context.Context) (*data.Source, error) {
 
 // train runs the worker, and a tick now and then beside it.
 func (t *task) train(ctx context.Context, source *data.Source) error {
-	eng, err := buildEngine(t.rec, t.p.memory(), t.p.o.Threads)
+	eng, err := buildEngine(t.rec, t.p.engine, t.p.memory(), t.p.o.Threads)
 	if err != nil {
 		return err
 	}
@@ -212,7 +211,7 @@ func (t *task) train(ctx context.Context, source *data.Source) error {
 	})
 	t.p.emit(ProviderEvent{State: "working", Lease: t.lease.ID.Short(), Run: t.run.String()})
 	res, err := worker.Run(ctx, worker.Config{
-		Run: t.run, Owner: t.lease.Terms.Requester, Plan: workerPlan(t.rec), Engine: eng, Numerics: native.Numerics(),
+		Run: t.run, Owner: t.lease.Terms.Requester, Plan: workerPlan(t.rec), Engine: eng, Numerics: numerics(t.p.engine),
 		Net: t.p.net, Blobs: t.blobs, Data: source, SnapshotDir: dir, States: t.p.states, Drain: t.drain, Log: t.p.log,
 		Hooks: worker.Hooks{
 			OnRound:      t.onRound,

@@ -22,8 +22,30 @@ func (a *app) benchCommand() *cobra.Command {
 			return a.print(r, benchTable(r))
 		}})
 	}
-	short = append(short, a.benchPageCommand())
+	short = append(short, a.benchCUDACommand(), a.benchPageCommand())
 	return group("bench", "Measure this machine; every figure that the docs claim comes from here", short...)
+}
+
+// benchCUDACommand measures a card; unlike the others it needs a plugin.
+func (a *app) benchCUDACommand() *cobra.Command {
+	var o node.CUDABenchOptions
+	doc := node.BenchCUDA(o)
+	c := &cobra.Command{Use: doc.Name, Short: doc.Doc, Long: doc.Doc + ".\n\n" + doc.Method, Args: args(0, 0), RunE: func(cmd *cobra.Command, _ []string) error {
+		c, err := a.settings()
+		if err != nil {
+			return err
+		}
+		c.Log = "info" // a part says when it begins and ends
+		o.Config, o.Log = c, a.logger(c)
+		r, err := node.BenchCUDA(o).Run(cmd.Context())
+		if err != nil {
+			return fmt.Errorf("bench %s: %w", doc.Name, err)
+		}
+		return a.print(r, benchTable(r))
+	}}
+	c.Flags().StringVar(&o.Device, "device", "cuda:0", "card to measure")
+	c.Flags().StringArrayVar(&o.Parts, "part", nil, "measure this alone (repeatable): "+strings.Join(node.CUDAParts(), ", "))
+	return c
 }
 
 // benchPageCommand writes docs/benchmarks.md for `make bench`.
@@ -48,6 +70,9 @@ func benchTable(r node.BenchReport) table {
 	sort.Slice(t.rows, func(i, j int) bool { return t.rows[i][0] < t.rows[j][0] })
 	if len(r.Missing) > 0 {
 		t.rows = append(t.rows, []string{"missing", strings.Join(r.Missing, ", ")})
+	}
+	if r.Machine.Device != "" {
+		t.rows = append(t.rows, []string{"device", r.Machine.Device})
 	}
 	t.rows = append(t.rows, []string{"machine", fmt.Sprintf("%s, %d cores, %s, %s", r.Machine.Processor, r.Machine.Cores, r.Machine.Numerics, r.Machine.Go)})
 	return t

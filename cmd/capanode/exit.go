@@ -17,6 +17,7 @@ import (
 	"github.com/capacloud/capanode/storage/transfer"
 	"github.com/capacloud/capanode/trainer/data"
 	"github.com/capacloud/capanode/trainer/engine"
+	enginebench "github.com/capacloud/capanode/trainer/engine/bench"
 	"github.com/capacloud/capanode/trainer/generate"
 	"github.com/capacloud/capanode/trainer/hf"
 	"github.com/capacloud/capanode/trainer/job"
@@ -35,6 +36,7 @@ const (
 	exitNoOffers    = 13
 	exitBudget      = 14
 	exitPeerTooOld  = 15
+	exitNoEngine    = 16
 	exitTryLater    = 75
 	exitInterrupted = 130
 )
@@ -78,7 +80,9 @@ var exitRules = []exitRule{
 	is(job.ErrSyntax, exitUsage),
 	is(model.ErrSpec, exitUsage),
 	is(model.ErrPreset, exitUsage),
+	is(engine.ErrPlugin, exitNoEngine),
 	is(engine.ErrMemory, exitUsage),
+	is(enginebench.ErrPart, exitUsage),
 	is(data.ErrEmpty, exitUsage),
 	is(data.ErrOptions, exitUsage),
 	as(&data.TooSmallError{}, exitUsage),

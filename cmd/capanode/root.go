@@ -47,6 +47,8 @@ func (a *app) root() *cobra.Command {
 	f.String("log", "", "debug, info, warn or error")
 	f.Bool("mdns", true, "find nodes on the local network")
 	f.Int64("quota", 0, "most bytes that the object store may hold")
+	f.String("plugin", "", "PJRT plugin that trains on CUDA cards, an absolute path")
+	f.String("precision", "", "what cards multiply in: bf16 or fp32")
 	c.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w: %w; see `%s --help`", errUsage, err, cmd.CommandPath())
 	})

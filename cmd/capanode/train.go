@@ -50,6 +50,7 @@ func (a *app) trainCommand() *cobra.Command {
 		}}
 	f := c.Flags()
 	f.IntVar(&o.Local, "local", 0, "start so many providers on this machine")
+	f.StringVar(&o.LocalDevice, "device", "cpu", "what the providers of --local compute on: cpu, or cuda for one card each")
 	f.IntVar(&o.Peers, "peers", 0, "slots to lease (over market.peers)")
 	f.StringVar(&maxPrice, "max-price", "", "dearest offer to take, credits per slot-hour (over market.max_price)")
 	f.StringVar(&budget, "budget", "", "most credits to spend on the run (over market.budget)")

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"math/rand/v2"
+	"runtime"
 )
 
 // NewState allocates the state of a program and gives every parameter its initial value. Each parameter draws from its
@@ -20,9 +21,10 @@ func NewState(params []Param, seed uint64) (*State, error) {
 		M:       make([]float32, total),
 		V:       make([]float32, total),
 	}
-	for _, p := range sorted {
+	parallel(runtime.GOMAXPROCS(0), len(sorted), func(i int) {
+		p := sorted[i]
 		fill(s.Weights[p.Offset:p.Offset+p.Size()], p, seed)
-	}
+	})
 	return s, nil
 }
 

@@ -26,9 +26,11 @@ var shapes = []struct {
 }{{"llama", size.llama}, {"gpt2", size.gpt2}}
 
 // llama returns the model with RMS norm, rotary positions and SwiGLU.
-func (s size) llama() (engine.Program, error) {
+func (s size) llama() (engine.Program, error) { return s.spec().Program() }
+
+func (s size) spec() model.Spec {
 	return model.Spec{Family: model.FamilyLlama, Vocab: s.vocab, Width: s.width, Layers: s.layers, Heads: s.heads, KVHeads: s.heads,
-		FeedForward: s.inner, Context: s.context, RopeTheta: 10000, NormEps: 1e-5, TieEmbeddings: true}.Program()
+		FeedForward: s.inner, Context: s.context, RopeTheta: 10000, NormEps: 1e-5, TieEmbeddings: true}
 }
 
 // gpt2 returns the model with layer norm, learned positions, biases and GELU.

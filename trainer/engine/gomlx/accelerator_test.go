@@ -1,6 +1,8 @@
 package gomlx
 
 import (
+	"math"
+	"math/rand/v2"
 	"os"
 	"testing"
 
@@ -48,3 +50,38 @@ func TestPluginSuite(t *testing.T) {
 	}
 	enginetest.Suite(t, buildOn(openXLA, Device{Plugin: plugin}))
 }
+
+// TestPluginHalf trains a small model in bf16 where CAPANODE_TEST_PLUGIN names a PJRT plugin.
+func TestPluginHalf(t *testing.T) {
+	plugin := os.Getenv("CAPANODE_TEST_PLUGIN")
+	if plugin == "" {
+		t.Skip("CAPANODE_TEST_PLUGIN names no PJRT plugin")
+	}
+	checkHalf(t, buildOn(openXLA, Device{Plugin: plugin, Precision: BF16}))
+}
+
+// checkHalf compares the losses of some steps with those of the Go backend: bf16 has eight bits of mantissa.
+func checkHalf(t *testing.T, build enginetest.Build) {
+	for seed := range uint64(2) {
+		rng := rand.New(rand.NewPCG(seed, 8))
+		for _, p := range enginetest.Programs(rng) {
+			e, want := build(t, p, 1, 1), buildOn(goDriver, Device{})(t, p, 1, 1)
+			for i := range 4 {
+				batches := []engine.Batch{enginetest.RandomBatch(rng, 3, p.Context, p.Vocab), enginetest.RandomBatch(rng, 2, p.Context, p.Vocab)}
+				got, err := e.Train(t.Context(), batches, halfStep)
+				if err != nil {
+					t.Fatalf("%s: %v", p.Name, err)
+				}
+				loss, err := want.Train(t.Context(), batches, halfStep)
+				if err != nil {
+					t.Fatalf("%s: %v", p.Name, err)
+				}
+				if math.Abs(got-loss) > 0.03*(1+loss) {
+					t.Errorf("%s: step %d has loss %g, in float32 %g", p.Name, i, got, loss)
+				}
+			}
+		}
+	}
+}
+
+var halfStep = engine.Step{LearningRate: 1e-2, Beta1: 0.9, Beta2: 0.99, Epsilon: 1e-8, WeightDecay: 0.1, ClipNorm: 1}

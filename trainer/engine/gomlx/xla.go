@@ -42,8 +42,10 @@ func openXLA(o Options) (driver, error) {
 		options["memory_fraction"] = float32(memoryShare)
 		options["visible_devices"] = []int64{int64(d.Index)}
 	}
-	// Half the mantissa of float32 (TF32) is not what fp32 promises; bf16 operands are no matter of it.
-	config := fmt.Sprintf("%s,tf32=%t", d.Plugin, d.Precision == BF16)
+	// The short mantissa of TF32 is not what fp32 promises. For products of bf16 on CUDA the binding asks for the highest
+	// precision unless TF32 is allowed, which then means nothing.
+	half := d.Precision == BF16
+	config := fmt.Sprintf("%s,tf32=%t", d.Plugin, half && platform(d.Plugin) == "cuda")
 	b, err := xla.NewWithOptions(config, options)
 	if err != nil {
 		return driver{}, fmt.Errorf("gomlx: plugin %s: %w: %w", d.Plugin, engine.ErrPlugin, err)
@@ -52,7 +54,6 @@ func openXLA(o Options) (driver, error) {
 		b.Finalize()
 		return driver{}, fmt.Errorf("gomlx: plugin %s: %w: it finds no device %d", d.Plugin, engine.ErrPlugin, d.Index)
 	}
-	half := d.Precision == BF16
 	return driver{
 		Backend: b, alias: aliasInXLA, footprint: footprintInXLA,
 		style: style{plain: true, half: half, flash: half && b.IsCUDA()},
