@@ -27,7 +27,7 @@ demo: build ## one bootstrap, three providers, one training run, on this machine
 	@bash cmd/capanode/demo.sh bin/capanode
 
 test: ## run the tests
-	go test -timeout 10m ./...
+	go test -timeout 15m ./...
 
 # GoMLX kernels step outside their slices by uintptr arithmetic, which checkptr takes for a bug.
 race: ## run the tests under the race detector, all but the engine's arithmetic

@@ -6,6 +6,7 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"os"
 	"path"
 	"path/filepath"
 	"slices"
@@ -108,6 +109,53 @@ func TestDependenciesStayInTheirPackage(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// benchOnly are protocols that measurements use between a node and itself.
+var benchOnly = []string{"/capanode/bench-raw/1.0.0", "/capanode/bench-echo/1.0.0"}
+
+// Each protocol, topic and signing domain of the program has a page in docs/protocol.
+func TestEachWireNameIsDocumented(t *testing.T) {
+	pages, err := filepath.Glob("docs/protocol/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var documented strings.Builder
+	for _, page := range pages {
+		b, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		documented.Write(b)
+	}
+	found := 0
+	for _, s := range sources(t) {
+		if s.test || strings.HasPrefix(s.dir, "p2p/nettest") {
+			continue
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), s.file, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			lit, ok := n.(*ast.BasicLit)
+			if !ok || lit.Kind != token.STRING {
+				return true
+			}
+			name, err := strconv.Unquote(lit.Value)
+			if err != nil || !strings.HasPrefix(name, "/capanode/") && !strings.HasPrefix(name, "capanode/") || slices.Contains(benchOnly, name) {
+				return true
+			}
+			found++
+			if !strings.Contains(documented.String(), strings.TrimRight(name, "/\x00")) {
+				t.Errorf("%s: no page in docs/protocol names %q", s.file, name)
+			}
+			return true
+		})
+	}
+	if found < 8 {
+		t.Errorf("only %d wire names found", found)
 	}
 }
 

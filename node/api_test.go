@@ -25,6 +25,7 @@ func startAPI(t *testing.T, views map[string]view) (home string, a *api) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { a.Close() }) // once more does no harm
 	return h.dir, a
 }
 

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"go.uber.org/goleak"
 )
 
 // childEnv makes this test binary play a provider that a local run has started.
@@ -18,7 +20,10 @@ const childEnv = "CAPANODE_TEST_CHILD"
 func TestMain(m *testing.M) {
 	switch os.Getenv(childEnv) {
 	case "":
-		os.Exit(m.Run())
+		goleak.VerifyTestMain(m,
+			goleak.IgnoreAnyFunction("github.com/libp2p/go-flow-metrics.(*sweeper).run"), // one for the process, by design
+			// a router search in flight ends by itself within seconds
+			goleak.IgnoreAnyFunction("github.com/libp2p/go-libp2p/p2p/net/nat/internal/nat.discoverNATs.func1"))
 	case "obedient": // ends with its parent
 		fmt.Println(strings.Join(os.Args[1:], " "))
 		_, _ = io.Copy(io.Discard, os.Stdin) // until the pipe closes

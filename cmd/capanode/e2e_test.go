@@ -411,7 +411,7 @@ func TestKilledRequesterFindsItsRun(t *testing.T) {
 		t.Skip("real processes; the long form runs without -short")
 	}
 	s := newSwarm(t, 3)
-	home, out, file := t.TempDir(), filepath.Join(t.TempDir(), "model"), jobFile(t, 60, 3)
+	home, out, file := t.TempDir(), filepath.Join(t.TempDir(), "model"), jobFile(t, 40, 3)
 	first := s.train(file, home, out)
 	id := first.await("the plan", typed("plan"))["run"]
 	first.await("round 3", atRound(3))
@@ -424,7 +424,7 @@ func TestKilledRequesterFindsItsRun(t *testing.T) {
 	if plan["run"] != id || plan["resumed"] != true {
 		t.Errorf("second plan: %v, want run %v continued", plan, id)
 	}
-	done := s.finish(second, home, out, 60)
+	done := s.finish(second, home, out, 40)
 	if done["run"] != id {
 		t.Errorf("done: %v", done)
 	}
