@@ -102,8 +102,18 @@ func (w *weights) pack(training bool) *phase {
 	return ph
 }
 
-// Tiles of a weight gradient that one task sums up over all lines: [tileOut, tileIn].
-const tileOut, tileIn = 64, 192
+// tiles returns the part of a weight gradient that one task sums up over all lines: [out, in]. Small ones keep many
+// cores busy; large ones copy less.
+func (o Options) tiles() (out, in int) {
+	if o.Parallelism > 8 {
+		return 128, 192
+	}
+	return 384, 384
+}
+
+// sumLines is how many lines such a task copies together before it multiplies them: as they lie in memory, every line is
+// on a page of its own, and a product that walks over pages runs at half its speed.
+const sumLines = 128
 
 // Linear implements [engine.Graph].
 func (b *builder) Linear(x, weight engine.Value) engine.Value {
@@ -126,14 +136,23 @@ func (b *builder) Linear(x, weight engine.Value) engine.Value {
 func (n *node) linearBackward() {
 	c, in, dy, x := n.c, n.in[0], n.grad, n.in[0].out
 	out, width := c.shapeOf(n.in[1])
+	tileOut, tileIn := c.options.tiles()
 	across := (width + tileIn - 1) / tileIn
+	c.need(sumLines * (leading(tileOut) + leading(tileIn)))
 	c.later(deferred{params: []int{n.in[1].param}, reads: []*tensor{dy, x}, tasks: (out + tileOut - 1) / tileOut * across,
 		run: func(w *worker, task int) {
 			o, i := task/across*tileOut, task%across*tileIn
-			w.multiply(kernel.Product{M: min(tileOut, out-o), N: min(tileIn, width-i), K: n.lines,
-				A: dy.data[o:], ARow: 1, AStep: dy.ld,
-				B: x.data[i:], BStep: x.ld, BPanel: 16,
-				C: n.in[1].sums()[o*width+i:], CRow: width, Add: true})
+			m, k := min(tileOut, out-o), min(tileIn, width-i)
+			a, b := sheet{leading(tileOut), w.scratch}, sheet{leading(tileIn), w.scratch[sumLines*leading(tileOut):]}
+			for low := 0; low < n.lines; low += sumLines {
+				lines := min(sumLines, n.lines-low)
+				for l := range lines {
+					copy(a.line(l, m), dy.line(low + l)[o:])
+					copy(b.line(l, k), x.line(low + l)[i:])
+				}
+				w.multiply(kernel.Product{M: m, N: k, K: lines, A: a.data, ARow: 1, AStep: a.ld,
+					B: b.data, BStep: b.ld, BPanel: 16, C: n.in[1].sums()[o*width+i:], CRow: width, Add: true})
+			}
 		}})
 	if !in.wants {
 		return
