@@ -111,9 +111,23 @@ func (o Options) tiles() (out, in int) {
 	return 384, 384
 }
 
-// sumLines is how many lines such a task copies together before it multiplies them: as they lie in memory, every line is
-// on a page of its own, and a product that walks over pages runs at half its speed.
+// sumLines is how many lines such a task multiplies at a time. Long lines are copied together first: as they lie in memory
+// each is on a page of its own, and a product that walks over pages runs at half its speed.
 const sumLines = 128
+
+// longLine is the distance between lines, in elements, from which the copy pays.
+const longLine = 256
+
+// columns returns columns [at, at+n) of some lines of a tensor: where they are, or copied together.
+func (t *tensor) columns(to sheet, low, lines, at, n int) sheet {
+	if t.ld < longLine {
+		return sheet{t.ld, t.data[low*t.ld+at:]}
+	}
+	for l := range lines {
+		copy(to.line(l, n), t.line(low + l)[at:])
+	}
+	return to
+}
 
 // Linear implements [engine.Graph].
 func (b *builder) Linear(x, weight engine.Value) engine.Value {
@@ -143,13 +157,10 @@ func (n *node) linearBackward() {
 		run: func(w *worker, task int) {
 			o, i := task/across*tileOut, task%across*tileIn
 			m, k := min(tileOut, out-o), min(tileIn, width-i)
-			a, b := sheet{leading(tileOut), w.scratch}, sheet{leading(tileIn), w.scratch[sumLines*leading(tileOut):]}
 			for low := 0; low < n.lines; low += sumLines {
 				lines := min(sumLines, n.lines-low)
-				for l := range lines {
-					copy(a.line(l, m), dy.line(low + l)[o:])
-					copy(b.line(l, k), x.line(low + l)[i:])
-				}
+				a := dy.columns(sheet{leading(tileOut), w.scratch}, low, lines, o, m)
+				b := x.columns(sheet{leading(tileIn), w.scratch[sumLines*leading(tileOut):]}, low, lines, i, k)
 				w.multiply(kernel.Product{M: m, N: k, K: lines, A: a.data, ARow: 1, AStep: a.ld,
 					B: b.data, BStep: b.ld, BPanel: 16, C: n.in[1].sums()[o*width+i:], CRow: width, Add: true})
 			}
