@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -75,13 +76,23 @@ func OpenFS(dir string, fs vfs.FS) (*DB, error) {
 		Lock:               lock,
 	})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("journal: open %s: %w", dir, err), lock.Close())
+		return nil, errors.Join(fmt.Errorf("journal: open %s: %w", dir, damaged(dir, err)), lock.Close())
 	}
 	db := &DB{kv: kv, lock: lock}
 	if err := db.checkVersion(); err != nil {
 		return nil, errors.Join(fmt.Errorf("journal: open %s: %w", dir, err), db.Close())
 	}
 	return db, nil
+}
+
+// damaged says what to do about files that pebble does not open. What the operating system refuses is no damage, unless it
+// is that a file is gone.
+func damaged(dir string, err error) error {
+	var errno syscall.Errno
+	if errors.As(err, &errno) && errno != syscall.ENOENT {
+		return err
+	}
+	return fmt.Errorf("%w: %w; nothing was removed: restore %s from a backup, or move it away, which forgets leases and ledger", ErrDamaged, err, dir)
 }
 
 func (db *DB) checkVersion() error {
