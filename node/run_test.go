@@ -179,6 +179,11 @@ func TestRunAndItsEndAgain(t *testing.T) {
 		t.Errorf("checkpoints %+v, want one that both members named", got)
 	}
 	checkBooks(t, m.cfg, home, homes)
+	for _, pin := range pinsOf(t, home, m.cfg) {
+		if !strings.HasPrefix(pin, "checkpoint/"+done.Run) {
+			t.Errorf("the run is done, and %s is still pinned", pin)
+		}
+	}
 	if err := Train(ctx, o); !errors.Is(err, ErrUsage) || !strings.Contains(err.Error(), "not empty") {
 		t.Errorf("a second run over the first one's model: %v", err)
 	}

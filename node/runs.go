@@ -48,6 +48,15 @@ type Run struct {
 	OwnRounds uint64 `json:"own_rounds,omitempty"`
 }
 
+// encode is the text of run.json.
+func (r Run) encode() ([]byte, error) {
+	b, err := json.MarshalIndent(r, "", "  ")
+	return append(b, '\n'), err
+}
+
+// decodeRun reads the text of run.json.
+func decodeRun(b []byte) (run Run, err error) { return run, json.Unmarshal(b, &run) }
+
 // runs keeps the run folders of a home: runs/<run CID>/run.json and metrics.jsonl.
 type runs struct{ dir string }
 
@@ -89,14 +98,14 @@ func removeBelow(dir, prefix string) error {
 // save writes a run's record durably.
 func (r runs) save(run Run) error {
 	run.Updated = time.Now().UTC().Truncate(time.Millisecond)
-	b, err := json.MarshalIndent(run, "", "  ")
+	b, err := run.encode()
 	if err != nil {
 		return fmt.Errorf("run %s: %w", run.ID, err)
 	}
 	if err := os.MkdirAll(filepath.Join(r.dir, run.ID), 0o700); err != nil {
 		return fmt.Errorf("run %s: %w", run.ID, err)
 	}
-	if err := writeFile(r.path(run.ID, "run.json"), append(b, '\n'), 0o600); err != nil {
+	if err := writeFile(r.path(run.ID, "run.json"), b, 0o600); err != nil {
 		return fmt.Errorf("run %s: %w", run.ID, err)
 	}
 	return nil
@@ -136,7 +145,7 @@ func (r runs) load(id string) (Run, error) {
 	}
 	var run Run
 	if err == nil {
-		err = json.Unmarshal(b, &run)
+		run, err = decodeRun(b)
 	}
 	if err != nil {
 		return Run{}, fmt.Errorf("run %s: its record %s cannot be read: %w; restore it, or move the folder away: store and ledger do without it", id, r.path(id, "run.json"), err)

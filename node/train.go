@@ -127,6 +127,11 @@ func Train(ctx context.Context, o TrainOptions) (err error) {
 
 // pursue is the whole of a run, from the corpus to the model.
 func (r *requester) pursue(ctx context.Context) error {
+	defer func() {
+		if err := r.releaseRuns(context.WithoutCancel(ctx), r.log); err != nil {
+			r.Node.log.Warn("release ended runs", "err", err)
+		}
+	}()
 	steps := []func(context.Context) error{r.define, r.connect}
 	if r.file.Data.CID != "" { // the dataset may have to be fetched
 		slices.Reverse(steps)
@@ -178,7 +183,7 @@ func (r *requester) define(ctx context.Context) error {
 		r.log = Run{ID: run.String(), Name: r.rec.Name, Role: "requester", State: RunPlanned, Started: time.Now().UTC(), Attempt: r.rec.Attempt}
 	}
 	r.log.Rounds, r.log.Dataset, r.log.Out = r.rec.Rounds, set.String(), r.outDir
-	if _, err := r.store.PutRecord(ctx, raw, storage.PutOptions{Pin: "job/" + run.String(), Class: storage.Owned}); err != nil {
+	if _, err := r.store.PutRecord(ctx, raw, storage.PutOptions{Pin: jobPin(run.String()), Class: storage.Cached}); err != nil {
 		return err
 	}
 	if r.data, err = openSource(ctx, r.bytes(), r.rec); err != nil {
@@ -214,7 +219,7 @@ func (r *requester) dataset(ctx context.Context) (cid.Cid, error) {
 		return cid.Undef, err
 	}
 	r.Node.log.Info("corpus", "files", report.Kept, "bytes", report.Bytes, "duplicates", report.Duplicates, "binary", report.Binary)
-	if err := r.store.Pin(ctx, "dataset/"+link.Cid.String(), link.Cid); err != nil {
+	if err := r.store.Pin(ctx, datasetPin(link.Cid.String()), link.Cid); err != nil {
 		return cid.Undef, err
 	}
 	return link.Cid, nil

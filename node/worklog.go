@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math"
 	"math/bits"
@@ -39,8 +40,8 @@ type workLine struct {
 	Round   uint64            `json:"round"`
 	Total   uint64            `json:"total"`
 	State   string            `json:"state,omitempty"` // after the round, hex
-	Work    map[string]uint64 `json:"work,omitempty"`
-	Granted map[string]uint64 `json:"granted,omitempty"`
+	Work    map[string]uint64 `json:"work,omitzero"`   // empty for a round in which nobody's work counted
+	Granted map[string]uint64 `json:"granted,omitzero"`
 }
 
 // openWorkLog reads the log at path, which need not exist. A torn last line is skipped.
@@ -54,15 +55,27 @@ func openWorkLog(path string, perRound uint64) (*workLog, error) {
 		return nil, fmt.Errorf("work log: %w", err)
 	}
 	defer f.Close()
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 1<<20)
+	if err := readWork(f, w.put); err != nil {
+		return nil, fmt.Errorf("work log %s: %w", path, err)
+	}
+	return w, nil
+}
+
+// maxWorkLine is the longest line of a work log in bytes.
+const maxWorkLine = 1 << 20
+
+// readWork calls put for every line of a log that says something. Others, such as a torn one, are skipped; so is the round
+// after which no other could be counted.
+func readWork(from io.Reader, put func(workLine)) error {
+	lines := bufio.NewScanner(from)
+	lines.Buffer(nil, maxWorkLine)
 	for lines.Scan() {
 		var l workLine
-		if json.Unmarshal(lines.Bytes(), &l) == nil && (l.Work != nil || l.Granted != nil) {
-			w.put(l)
+		if json.Unmarshal(lines.Bytes(), &l) == nil && (l.Work != nil || l.Granted != nil) && l.Round < math.MaxUint64 {
+			put(l)
 		}
 	}
-	return w, lines.Err()
+	return lines.Err()
 }
 
 // put takes in a line. A later line about the same round replaces the earlier one, as when a fork healed; a round that
@@ -105,9 +118,16 @@ func (w *workLog) add(r worker.Report) error {
 	return w.write(l)
 }
 
+// encode is the line as it stands in the log. A leading newline ends a line that a crash tore, so that only the torn one
+// is lost.
+func (l workLine) encode() ([]byte, error) {
+	b, err := json.Marshal(l)
+	return append(append([]byte{'\n'}, b...), '\n'), err
+}
+
 // write appends a line durably; mu is held.
 func (w *workLog) write(l workLine) error {
-	b, err := json.Marshal(l)
+	b, err := l.encode()
 	if err != nil {
 		return fmt.Errorf("work log: %w", err)
 	}
@@ -117,8 +137,7 @@ func (w *workLog) write(l workLine) error {
 	if err != nil {
 		return fmt.Errorf("work log: %w", err)
 	}
-	// A leading newline ends a line that a crash tore, so that only the torn one is lost.
-	_, err = f.Write(append(append([]byte{'\n'}, b...), '\n'))
+	_, err = f.Write(b)
 	if err == nil {
 		err = f.Sync()
 	}

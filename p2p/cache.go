@@ -45,6 +45,7 @@ func (h *Host) readCache() []peer.AddrInfo {
 	return parseCache(text, self)
 }
 
+// parseCache reads what [formatCache] writes, without this node itself.
 func parseCache(text []byte, self peer.ID) []peer.AddrInfo {
 	var infos []peer.AddrInfo
 	at := make(map[peer.ID]int)
@@ -77,31 +78,34 @@ func (h *Host) keepCache() {
 
 // writeCache remembers the peers connected now, then those of the last run. Nobody connected means nothing better is known.
 func (h *Host) writeCache() {
+	var now []peer.AddrInfo
+	for _, id := range h.host.Network().Peers() {
+		if h.host.Network().Connectedness(id) == network.Connected {
+			now = append(now, h.host.Peerstore().PeerInfo(id))
+		}
+	}
+	if len(formatCache(now)) == 0 {
+		return
+	}
+	if err := writeFile(h.cfg.PeerCache, formatCache(append(now, h.cache...))); err != nil {
+		h.log.Warn("peers not remembered", "err", err)
+	}
+}
+
+// formatCache is the text for the first peers that have addresses; of one that is named twice, the first naming counts.
+func formatCache(infos []peer.AddrInfo) []byte {
 	var text bytes.Buffer
 	seen := make(map[peer.ID]bool)
-	add := func(info peer.AddrInfo) {
+	for _, info := range infos {
 		if seen[info.ID] || len(seen) == cachePeers || len(info.Addrs) == 0 {
-			return
+			continue
 		}
 		seen[info.ID] = true
 		for _, a := range info.Addrs[:min(cacheAddrs, len(info.Addrs))] {
 			fmt.Fprintf(&text, "%s/p2p/%s\n", a, info.ID)
 		}
 	}
-	for _, id := range h.host.Network().Peers() {
-		if h.host.Network().Connectedness(id) == network.Connected {
-			add(h.host.Peerstore().PeerInfo(id))
-		}
-	}
-	if len(seen) == 0 {
-		return
-	}
-	for _, info := range h.cache {
-		add(info)
-	}
-	if err := writeFile(h.cfg.PeerCache, text.Bytes()); err != nil {
-		h.log.Warn("peers not remembered", "err", err)
-	}
+	return text.Bytes()
 }
 
 // writeFile replaces a file so that a crash leaves the old or the new one.

@@ -116,6 +116,35 @@ func (s *Store) Delete(ctx context.Context, c cid.Cid) error {
 	return err
 }
 
+// Disown makes objects cached ones: they may be evicted unless a pin or an owned folder reaches them. Those that are not here
+// are passed over.
+func (s *Store) Disown(ctx context.Context, all ...cid.Cid) error {
+	s.gate.Lock() // nobody changes a record meanwhile
+	defer s.gate.Unlock()
+	batch := s.db.NewBatch()
+	defer batch.Close()
+	for _, c := range all {
+		rec, err := s.record(c)
+		if errors.Is(err, ErrNotFound) || err == nil && rec.Class == Cached {
+			continue
+		}
+		rec.Class = Cached
+		if err == nil {
+			err = s.putRecord(batch, c, rec)
+		}
+		if err = errors.Join(err, ctx.Err()); err != nil {
+			return fmt.Errorf("storage: disown %s: %w", c, err)
+		}
+	}
+	if batch.Empty() {
+		return nil
+	}
+	if err := batch.Commit(pebble.Sync); err != nil {
+		return fmt.Errorf("storage: disown: %w", s.diskError(err))
+	}
+	return nil
+}
+
 // GC removes every cached object that no pin, owned folder or running work reaches.
 func (s *Store) GC(ctx context.Context) (Removed, error) { return s.evict(ctx, 1<<62) }
 

@@ -44,6 +44,8 @@ var (
 	ErrNotFound = errors.New("not found in the store")
 	// ErrCorrupt reports bytes that do not match their CID. None of them were delivered. Fetch the object again.
 	ErrCorrupt = errors.New("stored bytes do not match their CID")
+	// ErrDamaged reports an index whose files do not open. The objects beside it are untouched.
+	ErrDamaged = errors.New("index of the store is damaged")
 	// ErrQuota reports that an object does not fit the store's quota, even after everything evictable is gone.
 	ErrQuota = errors.New("storage quota exceeded")
 	// ErrNoSpace reports that the file system is full. The store stays usable.
@@ -216,7 +218,7 @@ func (s *Store) open(ctx context.Context) error {
 		MaxOpenFiles:       256,
 	})
 	if err != nil {
-		return err
+		return s.unopened(err)
 	}
 	if err := s.checkVersion(); err != nil {
 		return err
@@ -307,6 +309,17 @@ func (s *Store) diskError(err error) error {
 		return fmt.Errorf("%w: %w", ErrNoSpace, err)
 	}
 	return err
+}
+
+// unopened says what to do about an index that pebble does not open. What the operating system refuses is no damage, unless
+// it is that a file is gone.
+func (s *Store) unopened(err error) error {
+	var errno syscall.Errno
+	if errors.As(err, &errno) && errno != syscall.ENOENT {
+		return err
+	}
+	return fmt.Errorf("%w: %w; nothing was removed: restore %s from a backup, or move %s away and add the files again",
+		ErrDamaged, err, s.fs.PathJoin(s.dir, "index"), s.dir)
 }
 
 // indexLogger hands pebble's messages to slog.

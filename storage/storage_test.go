@@ -9,10 +9,12 @@ import (
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/ipfs/go-cid"
 	"go.uber.org/goleak"
 
 	"github.com/capacloud/capanode/storage"
 	"github.com/capacloud/capanode/storage/storetest"
+	"github.com/capacloud/capanode/storage/unixfs"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -73,5 +75,34 @@ func TestSameCIDsAsIPFS(t *testing.T) {
 	const want = "bafybeiehwpoxycqvgl7pdus7ipg6jtbgitek62fzh5ckabaisvg6lbt4mi"
 	if c, err := s.AddPath(ctx, dir, storage.PutOptions{}); err != nil || c.String() != want {
 		t.Errorf("folder: %s, %v, want %s", c, err, want)
+	}
+}
+
+// What its owner gives up is evicted like what was only fetched, unless a pin holds it.
+func TestDisown(t *testing.T) {
+	ctx := context.Background()
+	s := open(t, t.TempDir(), storage.Options{})
+	defer s.Close()
+	var all []cid.Cid
+	for _, text := range []string{"given up", "given up and pinned", "owned"} {
+		c, err := s.PutBytes(ctx, []byte(text), storage.PutOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, c)
+	}
+	if err := s.Pin(ctx, "name", all[1]); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Disown(ctx, all[0], all[1], unixfs.RawCID([]byte("not here"))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.GC(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []bool{false, true, true} {
+		if has, err := s.Has(ctx, all[i]); err != nil || has != want {
+			t.Errorf("object %d is here: %v, %v; want %v", i, has, err, want)
+		}
 	}
 }

@@ -126,6 +126,16 @@ func (s *stage) flip() {
 	}
 }
 
+// manifest is the file below the home that says which files make up a database.
+func (s *stage) manifest(database string) string {
+	s.t.Helper()
+	all, err := filepath.Glob(filepath.Join(s.home, database, "MANIFEST-*"))
+	if err != nil || len(all) == 0 {
+		s.t.Fatalf("manifest of %s: %v, %v", database, all, err)
+	}
+	return filepath.Join(database, filepath.Base(all[len(all)-1]))
+}
+
 // replace puts something else in the place of a path below the home, until the case is over.
 func (s *stage) replace(name string, with func(path string) error) {
 	s.t.Helper()
@@ -221,6 +231,19 @@ var badCases = []badCase{
 		s.replace("store/index", func(string) error { return nil })
 		return []string{"storage", "ls"}
 	}, exitFailed, []string{"its index is gone, and objects are here", "restore", "store/index"}},
+
+	{"store with a damaged manifest", func(s *stage) []string {
+		s.replace(s.manifest("store/index"), emptyFile)
+		return []string{"storage", "ls"}
+	}, exitFailed, []string{"HOME/store: index of the store is damaged", "malformed manifest", "nothing was removed", "restore HOME/store/index", "move HOME/store away"}},
+	{"market database with a damaged manifest", func(s *stage) []string {
+		s.replace(s.manifest("market"), func(path string) error { return os.WriteFile(path, garbage(200), 0o600) })
+		return []string{"ledger", "show"}
+	}, exitFailed, []string{"HOME/market: market database is damaged", "malformed manifest", "nothing was removed", "restore HOME/market", "move it away"}},
+	{"market database without its manifest", func(s *stage) []string {
+		s.replace(s.manifest("market"), func(string) error { return nil })
+		return []string{"ledger", "show"}
+	}, exitFailed, []string{"HOME/market: market database is damaged", "no such file", "nothing was removed", "restore HOME/market"}},
 
 	{"export of what is no model", func(s *stage) []string { return []string{"export", s.kept, s.dir + "/out"} },
 		exitUsage, []string{"is no model folder but a block", "capanode checkpoint list"}},

@@ -73,6 +73,8 @@ var exitRules = []exitRule{
 	is(node.ErrBudget, exitBudget),
 	is(meter.ErrBudget, exitBudget),
 	is(storage.ErrCorrupt, exitFailed), // even when the repair failed for want of a peer
+	is(storage.ErrDamaged, exitFailed), // even when what is wrong is that a file does not exist
+	is(journal.ErrDamaged, exitFailed),
 
 	is(node.ErrUsage, exitUsage),
 	is(node.ErrConfig, exitUsage),

@@ -36,3 +36,22 @@ func TestStringRoundTrip(t *testing.T) {
 		}
 	})
 }
+
+// FuzzParse checks that text is no amount, or one that its own writing gives again, never above the largest.
+func FuzzParse(f *testing.F) {
+	for _, text := range []string{Max.String(), Micro(1234).String(), ".5", "1.", "-1", "1e3", "0.0000001"} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		m, err := Parse(text)
+		if err != nil {
+			if !errors.Is(err, ErrSyntax) {
+				t.Fatalf("%q: %v", text, err)
+			}
+			return
+		}
+		if again, err := Parse(m.String()); err != nil || again != m || m > Max {
+			t.Fatalf("%q → %d → %q → %d, %v", text, m, m, again, err)
+		}
+	})
+}

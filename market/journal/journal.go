@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -18,6 +19,7 @@ import (
 	"github.com/capacloud/capanode/market/lease"
 	"github.com/capacloud/capanode/market/ledger"
 	"github.com/capacloud/capanode/market/meter"
+	"github.com/capacloud/capanode/market/offer"
 	"github.com/capacloud/capanode/p2p/wire"
 )
 
@@ -30,6 +32,8 @@ var (
 	ErrLocked = errors.New("market database is in use")
 	// ErrVersion reports a database of another layout.
 	ErrVersion = errors.New("market database has another version")
+	// ErrDamaged reports a database that does not hold what it should.
+	ErrDamaged = errors.New("market database is damaged")
 )
 
 // Key prefixes. Numbers in keys are big-endian, so that they sort.
@@ -72,13 +76,23 @@ func OpenFS(dir string, fs vfs.FS) (*DB, error) {
 		Lock:               lock,
 	})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("journal: open %s: %w", dir, err), lock.Close())
+		return nil, errors.Join(fmt.Errorf("journal: open %s: %w", dir, damaged(dir, err)), lock.Close())
 	}
 	db := &DB{kv: kv, lock: lock}
 	if err := db.checkVersion(); err != nil {
 		return nil, errors.Join(fmt.Errorf("journal: open %s: %w", dir, err), db.Close())
 	}
 	return db, nil
+}
+
+// damaged says what to do about files that pebble does not open. What the operating system refuses is no damage, unless it
+// is that a file is gone.
+func damaged(dir string, err error) error {
+	var errno syscall.Errno
+	if errors.As(err, &errno) && errno != syscall.ENOENT {
+		return err
+	}
+	return fmt.Errorf("%w: %w; nothing was removed: restore %s from a backup, or move it away, which forgets leases and ledger", ErrDamaged, err, dir)
 }
 
 func (db *DB) checkVersion() error {
@@ -230,14 +244,29 @@ func (db *DB) PutGrant(l lease.Lease) error {
 func (db *DB) Slots() (map[uint32]Slot, error) {
 	out := make(map[uint32]Slot)
 	err := db.scan([]byte(slotPrefix), func(rest, value []byte) error {
+		slot, err := slotOf(rest)
+		if err != nil {
+			return err
+		}
 		var s Slot
-		if err := wire.Unmarshal(value, &s); err != nil || len(rest) != 4 {
+		if err := wire.Unmarshal(value, &s); err != nil {
 			return fmt.Errorf("journal: slot record: %w", err)
 		}
-		out[binary.BigEndian.Uint32(rest)] = s
+		out[slot] = s
 		return nil
 	})
 	return out, err
+}
+
+// slotOf reads the number of a slot from its key. Whoever restores the slots makes room up to the highest, so one that no
+// offer can have is not let through.
+func slotOf(rest []byte) (uint32, error) {
+	if len(rest) == 4 {
+		if slot := binary.BigEndian.Uint32(rest); slot < offer.MaxSlots {
+			return slot, nil
+		}
+	}
+	return 0, fmt.Errorf("journal: no slot has the key %x: %w", rest[:min(len(rest), 8)], ErrDamaged)
 }
 
 // Lease returns one lease.

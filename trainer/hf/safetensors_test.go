@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -141,6 +143,39 @@ func FuzzConfig(f *testing.F) {
 		}
 		if err := spec.Validate(); err != nil {
 			t.Fatal(err)
+		}
+	})
+}
+
+// FuzzProvenance checks that what a folder says about its origin is an error or comes back as it was written.
+func FuzzProvenance(f *testing.F) {
+	raw, err := marshal(Provenance{Version: ProvenanceVersion, Name: "tiny", Run: "bafy", Round: 3, Tokens: 9, State: "00ff", Loss: 2.5, Head: "01"})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(raw)
+	f.Add([]byte(`{"version":2,"loss":1e400}`))
+	path := filepath.Join(f.TempDir(), provenanceFile)
+	read := func(t *testing.T, raw []byte) (p Provenance, err error) {
+		if err := os.WriteFile(path, raw, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return p, readJSON(path, &p)
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		p, err := read(t, raw)
+		if err != nil {
+			if !errors.Is(err, ErrFormat) {
+				t.Fatal(err)
+			}
+			return
+		}
+		text, err := marshal(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again, err := read(t, text); err != nil || again != p {
+			t.Fatalf("%+v came back as %+v, %v", p, again, err)
 		}
 	})
 }

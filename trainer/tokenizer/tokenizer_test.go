@@ -132,3 +132,20 @@ func FuzzByte(f *testing.F) {
 		}
 	})
 }
+
+// FuzzRecognize checks that only the very bytes that this program writes pass for its tokenizer.
+func FuzzRecognize(f *testing.F) {
+	files, err := HuggingFace(Byte{}, 64)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(files[0].Data)
+	f.Add(files[1].Data)
+	f.Add([]byte(`{"model":{"type":"BPE","vocab":{}}}`))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		tok, ok := Recognize(raw)
+		if ok != bytes.Equal(raw, files[0].Data) || ok != (tok != nil) {
+			t.Fatalf("%.80q: %v, %v", raw, tok, ok)
+		}
+	})
+}
