@@ -121,7 +121,7 @@ func (r *Report) compare(ctx context.Context, c setting, interpreter string, opt
 		return err
 	}
 	if interpreter != "" {
-		rate, err := pytorch(ctx, interpreter, c.shape, c.size, c.threads, opts.PerModel)
+		rate, err := pytorch(ctx, interpreter, c, opts.PerModel)
 		if err != nil {
 			return err
 		}

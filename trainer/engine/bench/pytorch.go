@@ -29,9 +29,9 @@ func python(ctx context.Context) string {
 }
 
 // pytorch trains one model with PyTorch and returns its tokens per second.
-func pytorch(ctx context.Context, interpreter, shape string, s size, threads int, limit time.Duration) (float64, error) {
-	job, err := json.Marshal(map[string]any{"shape": shape, "width": s.width, "layers": s.layers, "heads": s.heads, "inner": s.inner,
-		"context": s.context, "vocab": s.vocab, "rows": s.rows, "threads": threads, "seconds": limit.Seconds()})
+func pytorch(ctx context.Context, interpreter string, c setting, limit time.Duration) (float64, error) {
+	job, err := json.Marshal(map[string]any{"shape": c.shape, "width": c.width, "layers": c.layers, "heads": c.heads, "inner": c.inner,
+		"context": c.context, "vocab": c.vocab, "rows": c.rows, "threads": c.threads, "seconds": limit.Seconds()})
 	if err != nil {
 		return 0, err
 	}

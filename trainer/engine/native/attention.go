@@ -88,7 +88,7 @@ func (a *attend) seen(row, i int) int {
 	return past + a.lines
 }
 
-// sheet is a row-major matrix in a worker's scratch.
+// sheet is a row-major matrix: in a worker's scratch, or a part of a tensor.
 type sheet struct {
 	ld   int
 	data []float32
@@ -96,20 +96,36 @@ type sheet struct {
 
 func (s sheet) line(i, width int) []float32 { return s.data[i*s.ld : i*s.ld+width] }
 
-// transposed writes the keys or values of one head as [head, keys], times scale.
-func (a *attend) transposed(w *worker, to sheet, t *tensor, first, at, keys int, scale float32) {
-	w.Transpose(to.data, to.ld, t.data[first*t.ld+at:], t.ld, keys, a.head)
+// from returns the part of a tensor that begins at a line and a column.
+func (t *tensor) from(line, column int) sheet { return sheet{t.ld, t.data[line*t.ld+column:]} }
+
+// operand is the first factor of a product: element [m, k] is data[m*row+k*step].
+type operand struct {
+	data      []float32
+	row, step int
+}
+
+func (s sheet) plain() operand      { return operand{s.data, s.ld, 1} }
+func (s sheet) transposed() operand { return operand{s.data, 1, s.ld} }
+
+// size is the shape of a product: [m, k] times [k, n].
+type size struct{ m, n, k int }
+
+// times computes c = a·b, or c += a·b.
+func (w *worker) times(s size, a operand, b, c sheet, add bool) {
+	w.multiply(kernel.Product{M: s.m, N: s.n, K: s.k, A: a.data, ARow: a.row, AStep: a.step,
+		B: b.data, BStep: b.ld, BPanel: 16, C: c.data, CRow: c.ld, Add: add})
+}
+
+// turn writes the keys or values of one head as [head, keys], times scale.
+func (a *attend) turn(w *worker, to, from sheet, keys int, scale float32) {
+	w.Transpose(to.data, to.ld, from.data, from.ld, keys, a.head)
 	if scale != 1 {
 		for d := range a.head {
 			line := to.line(d, keys)
 			w.Scale(line, line, scale)
 		}
 	}
-}
-
-// sheetProduct multiplies row-major matrices.
-func (w *worker) sheetProduct(m, n, k int, a []float32, aRow, aStep int, b []float32, bStep int, c []float32, cRow int, add bool) {
-	w.multiply(kernel.Product{M: m, N: n, K: k, A: a, ARow: aRow, AStep: aStep, B: b, BStep: bStep, BPanel: 16, C: c, CRow: cRow, Add: add})
 }
 
 // forward computes one key head of one row.
@@ -122,16 +138,14 @@ func (a *attend) forward(w *worker, task int) {
 	scores := sheet{ld, w.scratch[a.head*ld:]}
 	inverses := w.scratch[(a.head+a.block)*ld:]
 	all := a.seen(row, a.lines-1)
-	a.transposed(w, turned, a.k, firstKey, kAt, all, a.scale)
+	a.turn(w, turned, a.k.from(firstKey, kAt), all, a.scale)
 	for g := range a.group {
 		h := kh*a.group + g
 		at := h * a.head
 		for low := 0; low < a.lines; low += a.block {
 			m := min(a.block, a.lines-low)
 			keys := a.seen(row, low+m-1)
-			q := (first+low)*a.q.ld + at
-			w.sheetProduct(m, keys, a.head, a.q.data[q:], a.q.ld, 1, turned.data, ld, scores.data, ld, false)
-			o := (first+low)*a.out.ld + at
+			w.times(size{m, keys, a.head}, a.q.from(first+low, at).plain(), turned, scores, false)
 			for i := range m {
 				seen := a.seen(row, low+i)
 				line := scores.line(i, keys)
@@ -143,7 +157,7 @@ func (a *attend) forward(w *worker, task int) {
 					s[2*h], s[2*h+1] = top, inverses[i]
 				}
 			}
-			w.sheetProduct(m, a.head, keys, scores.data, ld, 1, a.v.data[firstKey*a.v.ld+kAt:], a.v.ld, a.out.data[o:], a.out.ld, false)
+			w.times(size{m, a.head, keys}, scores.plain(), a.v.from(firstKey, kAt), a.out.from(first+low, at), false)
 			for i := range m {
 				line := a.out.line(first + low + i)[at : at+a.head]
 				w.Scale(line, line, inverses[i])
@@ -161,12 +175,12 @@ func (a *attend) backward(w *worker, task int) {
 	k, v := sheet{ld, w.scratch}, sheet{ld, w.scratch[a.head*ld:]}
 	p, ds := sheet{ld, w.scratch[2*a.head*ld:]}, sheet{ld, w.scratch[(2*a.head+a.block)*ld:]}
 	all := a.seen(row, a.lines-1)
-	a.transposed(w, k, a.k, first, kAt, all, a.scale)
-	a.transposed(w, v, a.v, first, kAt, all, 1)
-	kFirst, vFirst := first*a.k.ld+kAt, first*a.dv.ld+kAt
+	a.turn(w, k, a.k.from(first, kAt), all, a.scale)
+	a.turn(w, v, a.v.from(first, kAt), all, 1)
+	dk, dv := a.dk.from(first, kAt), a.dv.from(first, kAt)
 	for i := range a.lines {
-		clear(a.dk.data[(first+i)*a.dk.ld+kAt : (first+i)*a.dk.ld+kAt+a.head])
-		clear(a.dv.data[(first+i)*a.dv.ld+kAt : (first+i)*a.dv.ld+kAt+a.head])
+		clear(dk.line(i, a.head))
+		clear(dv.line(i, a.head))
 	}
 	for g := range a.group {
 		h := kh*a.group + g
@@ -174,31 +188,28 @@ func (a *attend) backward(w *worker, task int) {
 		for low := 0; low < a.lines; low += a.block {
 			m := min(a.block, a.lines-low)
 			keys := a.seen(row, low+m-1)
-			q, d := (first+low)*a.q.ld+at, (first+low)*a.d.ld+at
-			dq := (first+low)*a.dq.ld + at
-			w.sheetProduct(m, keys, a.head, a.q.data[q:], a.q.ld, 1, k.data, ld, p.data, ld, false)
-			w.sheetProduct(m, keys, a.head, a.d.data[d:], a.d.ld, 1, v.data, ld, ds.data, ld, false)
+			q, d, dq := a.q.from(first+low, at), a.d.from(first+low, at), a.dq.from(first+low, at)
+			w.times(size{m, keys, a.head}, q.plain(), k, p, false)
+			w.times(size{m, keys, a.head}, d.plain(), v, ds, false)
 			for i := range m {
 				seen := a.seen(row, low+i)
 				s := a.stats.line(first + low + i)
 				pi, di := p.line(i, keys), ds.line(i, keys)
 				w.ExpScale(pi[:seen], s[2*h], s[2*h+1])
-				delta := w.Dot(a.out.line(first + low + i)[at:at+a.head], a.d.line(first + low + i)[at:at+a.head])
+				delta := w.Dot(a.out.line(first + low + i)[at:at+a.head], d.line(i, a.head))
 				w.SoftmaxBackward(di[:seen], pi[:seen], delta)
 				clear(pi[seen:])
 				clear(di[seen:])
 			}
-			w.sheetProduct(keys, a.head, m, p.data, 1, ld, a.d.data[d:], a.d.ld, a.dv.data[vFirst:], a.dv.ld, true)
-			w.sheetProduct(keys, a.head, m, ds.data, 1, ld, a.q.data[q:], a.q.ld, a.dk.data[first*a.dk.ld+kAt:], a.dk.ld, true)
-			w.sheetProduct(m, a.head, keys, ds.data, ld, 1, a.k.data[kFirst:], a.k.ld, a.dq.data[dq:], a.dq.ld, false)
+			w.times(size{keys, a.head, m}, p.transposed(), d, dv, true)
+			w.times(size{keys, a.head, m}, ds.transposed(), q, dk, true)
+			w.times(size{m, a.head, keys}, ds.plain(), a.k.from(first, kAt), dq, false)
 			for i := range m {
-				line := a.dq.line(first + low + i)[at : at+a.head]
-				w.Scale(line, line, a.scale)
+				w.Scale(dq.line(i, a.head), dq.line(i, a.head), a.scale)
 			}
 		}
 	}
 	for i := range a.lines {
-		line := a.dk.line(first + i)[kAt : kAt+a.head]
-		w.Scale(line, line, a.scale)
+		w.Scale(dk.line(i, a.head), dk.line(i, a.head), a.scale)
 	}
 }

@@ -49,15 +49,20 @@ func leading(width int) int {
 	return 16 * vectors
 }
 
+// source is what all graphs of an executor are compiled from.
+type source struct {
+	program engine.Program
+	params  []engine.Param // in canonical order
+	weights *weights
+	options Options
+}
+
 // compiler turns a program into phases at one batch shape and plans the memory that they share.
 type compiler struct {
-	program engine.Program
-	shape   engine.Shape
-	kind    kind
-	options Options
-	params  []engine.Param
-	index   map[string]int // of params
-	weights *weights
+	source
+	shape engine.Shape
+	kind  kind
+	index map[string]int // of params
 
 	nodes   []*node
 	segment int  // layers begun
@@ -269,13 +274,14 @@ func (g *graph) bind(arena []float32) {
 }
 
 // compile plans one shape of a program. It allocates no tensor.
-func compile(p engine.Program, params []engine.Param, shape engine.Shape, k kind, w *weights, o Options) (*graph, error) {
+func compile(src source, shape engine.Shape, k kind) (*graph, error) {
+	p := src.program
 	plan, err := engine.NewPlan(p, planShape(shape, k))
 	if err != nil {
 		return nil, err
 	}
-	c := &compiler{program: p, shape: shape, kind: k, options: o, params: params, index: map[string]int{}, weights: w, batch: &reading{}}
-	for i, q := range params {
+	c := &compiler{source: src, shape: shape, kind: k, index: map[string]int{}, batch: &reading{}}
+	for i, q := range src.params {
 		c.index[q.Name] = i
 	}
 	root := p.Loss

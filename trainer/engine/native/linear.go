@@ -121,7 +121,7 @@ const longLine = 256
 // columns returns columns [at, at+n) of some lines of a tensor: where they are, or copied together.
 func (t *tensor) columns(to sheet, low, lines, at, n int) sheet {
 	if t.ld < longLine {
-		return sheet{t.ld, t.data[low*t.ld+at:]}
+		return t.from(low, at)
 	}
 	for l := range lines {
 		copy(to.line(l, n), t.line(low + l)[at:])
@@ -161,8 +161,7 @@ func (n *node) linearBackward() {
 				lines := min(sumLines, n.lines-low)
 				a := dy.columns(sheet{leading(tileOut), w.scratch}, low, lines, o, m)
 				b := x.columns(sheet{leading(tileIn), w.scratch[sumLines*leading(tileOut):]}, low, lines, i, k)
-				w.multiply(kernel.Product{M: m, N: k, K: lines, A: a.data, ARow: 1, AStep: a.ld,
-					B: b.data, BStep: b.ld, BPanel: 16, C: n.in[1].sums()[o*width+i:], CRow: width, Add: true})
+				w.times(size{m, k, lines}, a.transposed(), b, sheet{width, n.in[1].sums()[o*width+i:]}, true)
 			}
 		}})
 	if !in.wants {

@@ -128,9 +128,9 @@ func (c *compiler) contrast(w *worker, m *contrast, scale *node) {
 	}
 	unit(m.ua, m.a, m.ia)
 	unit(m.ub, m.b, m.ib)
-	ld := leading(m.rows)
-	w.Transpose(w.scratch, ld, m.ub.data, m.ub.ld, m.rows, m.width)
-	w.sheetProduct(m.rows, m.rows, m.width, m.ua.data, m.ua.ld, 1, w.scratch, ld, m.scores.data, m.scores.ld, false)
+	turned := sheet{leading(m.rows), w.scratch}
+	w.Transpose(turned.data, turned.ld, m.ub.data, m.ub.ld, m.rows, m.width)
+	w.times(size{m.rows, m.rows, m.width}, m.ua.from(0, 0).plain(), turned, m.scores.from(0, 0), false)
 	for i := range m.rows {
 		w.Scale(m.scores.line(i), m.scores.line(i), factor)
 	}
@@ -163,8 +163,8 @@ func (c *compiler) contrast(w *worker, m *contrast, scale *node) {
 		w.Scale(m.d.line(i), m.d.line(i), factor)
 	}
 	scale.sums()[0] += sum
-	w.sheetProduct(m.rows, m.width, m.rows, m.d.data, m.d.ld, 1, m.ub.data, m.ub.ld, m.da.data, m.da.ld, false)
-	w.sheetProduct(m.rows, m.width, m.rows, m.d.data, 1, m.d.ld, m.ua.data, m.ua.ld, m.db.data, m.db.ld, false)
+	w.times(size{m.rows, m.width, m.rows}, m.d.from(0, 0).plain(), m.ub.from(0, 0), m.da.from(0, 0), false)
+	w.times(size{m.rows, m.width, m.rows}, m.d.from(0, 0).transposed(), m.ua.from(0, 0), m.db.from(0, 0), false)
 	for i := range m.rows { // back through the scaling to length one: (d − u·(u·d))/length
 		for _, s := range []struct{ d, u, inverse *tensor }{{m.da, m.ua, m.ia}, {m.db, m.ub, m.ib}} {
 			d, u := s.d.line(i), s.u.line(i)

@@ -32,7 +32,7 @@ func Memory(p engine.Program, shape engine.Shape, opts Options) (int64, error) {
 	}
 	opts = opts.defaults()
 	w := newWeights(nil)
-	g, err := compile(p, params, shape, training, w, opts)
+	g, err := compile(source{p, params, w, opts}, shape, training)
 	if err != nil {
 		return 0, fmt.Errorf("native: program %q: %w", p.Name, err)
 	}

@@ -281,7 +281,7 @@ func (e *executor) graph(k kind, shape engine.Shape) (*graph, error) {
 		return nil, fmt.Errorf("%d rows × %d tokens, the model takes 1 to %d tokens: %w", shape.Rows, shape.Context, e.program.Context, engine.ErrBatch)
 	}
 	wanted := e.weights.clone()
-	g, err := compile(e.program, e.state.Params, shape, k, wanted, e.opts)
+	g, err := compile(source{e.program, e.state.Params, wanted, e.opts}, shape, k)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", engine.ErrBatch, err)
 	}

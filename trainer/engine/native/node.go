@@ -56,7 +56,7 @@ func (b *builder) Param(name string) engine.Value {
 	return b.value()
 }
 
-// size returns the weights of a parameter and, of its gradient, nothing: see sums.
+// shapeOf returns a parameter's shape as a matrix.
 func (c *compiler) shapeOf(n *node) (out, in int) {
 	p := c.params[n.param]
 	return p.Shape[0], p.Size() / p.Shape[0]
