@@ -73,9 +73,10 @@ type compiler struct {
 	pending []deferred
 	buffers []*buffer
 	scratch int       // elements that a worker needs
-	setup   []func()  // run once the graph has memory
+	setup   []func()  // run once the graph is allowed to allocate
+	tables  int64     // elements that setup allocates
+	turns   []*angles // rotary tables, each for all operations that share it
 	batch   *reading  // the batch of the step at hand
-	losses  []float64 // one for each line of the loss
 	output  *tensor
 	caches  []*tensor // keys and values of each attention, when decoding
 }
@@ -83,8 +84,9 @@ type compiler struct {
 // reading is where the operations find what they read from outside.
 type reading struct {
 	engine.Batch
-	sums []float32 // gradients of all parameters, flat
-	past int       // tokens cached before the first line, when decoding
+	sums   []float32 // gradients of all parameters, flat
+	losses []float64 // of the lines of the loss
+	past   int       // tokens cached before the first line, when decoding
 }
 
 // fused is a phase under construction that computes several operations block by block of lines, while a block is in the
@@ -250,9 +252,9 @@ type graph struct {
 	phases  []*phase
 	buffers []*buffer
 	setup   []func()
-	arena   int // elements
-	scratch int // elements a worker
-	losses  []float64
+	arena   int   // elements
+	scratch int   // elements a worker
+	tables  int64 // elements that setup allocates
 	batch   *reading
 	output  *tensor
 	caches  []*tensor
@@ -297,7 +299,7 @@ func compile(src source, shape engine.Shape, k kind) (*graph, error) {
 	}
 	c.emit(c.nodes[v-1])
 	return &graph{plan: plan, phases: c.phases, setup: c.setup, arena: c.place(), buffers: c.buffers, scratch: c.scratch,
-		losses: c.losses, batch: c.batch, output: c.output, caches: c.caches}, nil
+		tables: c.tables, batch: c.batch, output: c.output, caches: c.caches}, nil
 }
 
 // planShape is the shape that a graph is checked at: of a decoding graph, one that any model takes.

@@ -214,11 +214,11 @@ func (b *builder) Rotary(x engine.Value, head int, theta float64) engine.Value {
 	c, in := b.c, b.node(x)
 	each := in.lines / c.shape.Rows
 	n := b.add("rotary", in.lines, in.width, x)
-	a := &angles{half: head / 2, theta: theta, count: each}
+	count := each
 	if c.kind == decoding {
-		a.count = c.program.Context
+		count = c.program.Context
 	}
-	c.setup = append(c.setup, a.fill)
+	a := c.angles(head/2, count, theta)
 	turn := func(from, to *tensor, sin *[]float32) func(w *worker, low, high int) {
 		return func(w *worker, low, high int) {
 			for i := low; i < high; i++ {
@@ -253,6 +253,20 @@ type angles struct {
 	half, count    int
 	theta          float64
 	cos, sin, back []float32
+}
+
+// angles returns the table for heads of that width, made once for all operations that read it.
+func (c *compiler) angles(half, count int, theta float64) *angles {
+	for _, a := range c.turns {
+		if a.half == half && a.count == count && a.theta == theta {
+			return a
+		}
+	}
+	a := &angles{half: half, count: count, theta: theta}
+	c.turns = append(c.turns, a)
+	c.tables += 3 * int64(count) * int64(half)
+	c.setup = append(c.setup, a.fill)
+	return a
 }
 
 func (a *angles) fill() {

@@ -5,12 +5,13 @@ import (
 	"github.com/capacloud/capanode/trainer/engine/native/kernel"
 )
 
-// scalar records a loss over lines: their losses go to c.losses, and the gradient of the sum is made with them, because
+// scalar records a loss over lines: their losses go to the batch's, and the gradient of the sum is made with them, because
 // it needs the same exponentials.
 func (b *builder) scalar(name string, lines int, in ...engine.Value) *node {
 	n := b.add(name, 0, 0, in...)
 	n.loss = true
-	b.c.losses = make([]float64, lines)
+	b.c.tables += 2 * int64(lines)
+	b.c.setup = append(b.c.setup, func() { b.c.batch.losses = make([]float64, lines) })
 	return n
 }
 
@@ -27,7 +28,7 @@ func (b *builder) CrossEntropy(logits engine.Value) engine.Value {
 		c.perLine(in.lines, func(w *worker, low, high int) {
 			for i := low; i < high; i++ {
 				target := c.batch.Targets[i]
-				c.losses[i] = 0
+				c.batch.losses[i] = 0
 				d := d.line(i)
 				if target == engine.Ignore {
 					clear(d)
@@ -36,7 +37,7 @@ func (b *builder) CrossEntropy(logits engine.Value) engine.Value {
 				copy(d, from.line(i))
 				top, want := w.Max(d), d[target]
 				sum := w.ExpSum(d, top)
-				c.losses[i] = kernel.Log64(float64(sum)) - (float64(want) - float64(top))
+				c.batch.losses[i] = kernel.Log64(float64(sum)) - (float64(want) - float64(top))
 				if c.kind == training {
 					w.Scale(d, d, 1/sum)
 					d[target]--
@@ -58,14 +59,14 @@ func (b *builder) SquaredError(x, want engine.Value) engine.Value {
 		c.perLine(in.lines, func(w *worker, low, high int) {
 			for i := low; i < high; i++ {
 				d := d.line(i)
-				c.losses[i] = 0
+				c.batch.losses[i] = 0
 				if c.batch.Targets[i] == engine.Ignore {
 					clear(d)
 					continue
 				}
 				copy(d, from.line(i))
 				w.AddScaled(d, want.line(i), -1)
-				c.losses[i] = float64(w.Dot(d, d)) / float64(in.width)
+				c.batch.losses[i] = float64(w.Dot(d, d)) / float64(in.width)
 				w.Scale(d, d, 2/float32(in.width))
 			}
 		}, from, want, d)
@@ -144,10 +145,10 @@ func (c *compiler) contrast(w *worker, m *contrast, scale *node) {
 	}
 	for i := range m.rows {
 		copy(m.d.line(i), m.scores.line(i))
-		c.losses[i] = side(i, m.d.line(i))
+		c.batch.losses[i] = side(i, m.d.line(i))
 	}
 	for i := range m.rows {
-		c.losses[i] += side(i, m.col.line(i))
+		c.batch.losses[i] += side(i, m.col.line(i))
 	}
 	if c.kind != training {
 		return

@@ -10,6 +10,7 @@ import (
 type memory struct {
 	parameters int64 // of the model
 	packs      int64
+	tables     int64 // angles of rotary embeddings, and losses
 	arena      int
 	scratch    int // of one worker
 	workers    int
@@ -19,11 +20,11 @@ type memory struct {
 func stateBytes(parameters int64) int64 { return 4 * 4 * parameters }
 
 func (m memory) bytes() int64 {
-	return stateBytes(m.parameters) + 4*(m.packs+int64(m.arena)+int64(m.scratch)*int64(m.workers))
+	return stateBytes(m.parameters) + 4*(m.packs+m.tables+int64(m.arena)+int64(m.scratch)*int64(m.workers))
 }
 
 // Memory returns the bytes that an executor with these options holds once it has trained a batch of that shape: the state,
-// the laid out weights, the arena and the scratch of its threads. It allocates none of them. Errors wrap
+// the laid out weights, the tables, the arena and the scratch of its threads. It allocates none of them. Errors wrap
 // [engine.ErrShape].
 func Memory(p engine.Program, shape engine.Shape, opts Options) (int64, error) {
 	params, total, err := engine.Layout(p.Params)
@@ -36,6 +37,6 @@ func Memory(p engine.Program, shape engine.Shape, opts Options) (int64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("native: program %q: %w", p.Name, err)
 	}
-	need := memory{parameters: int64(total), packs: w.size(), arena: g.arena, scratch: g.scratch, workers: opts.Parallelism}
+	need := memory{parameters: int64(total), packs: w.size(), tables: g.tables, arena: g.arena, scratch: g.scratch, workers: opts.Parallelism}
 	return need.bytes(), nil
 }

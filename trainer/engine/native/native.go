@@ -50,6 +50,7 @@ type executor struct {
 	graphs  map[graphKey]*graph
 	order   []graphKey // oldest first
 	arena   []float32
+	tables  int64 // elements that the graphs hold beside the arena
 	update  *update
 	broken  error // set when the executor must not be used any more
 }
@@ -183,7 +184,7 @@ func (e *executor) pass(ctx context.Context, batches []engine.Batch, k kind) (su
 		if err := e.compute(ctx, g, batches[i]); err != nil {
 			return 0, 0, err
 		}
-		for _, loss := range g.losses {
+		for _, loss := range g.batch.losses {
 			sum += loss
 		}
 	}
@@ -286,15 +287,18 @@ func (e *executor) graph(k kind, shape engine.Shape) (*graph, error) {
 		return nil, fmt.Errorf("%w: %w", engine.ErrBatch, err)
 	}
 	need := memory{parameters: int64(len(e.state.Weights)), packs: wanted.size(), arena: max(len(e.arena), g.arena),
+		tables:  e.tables + g.tables,
 		scratch: max(len(e.crew.workers[0].scratch), g.scratch), workers: len(e.crew.workers)}
 	if err := g.plan.CheckMemory(need.bytes(), e.opts.MemoryLimit); err != nil {
 		return nil, fmt.Errorf("%d rows × %d tokens: %w", shape.Rows, shape.Context, err)
 	}
 	e.weights.adopt(wanted)
 	if len(e.order) == maxGraphs {
+		e.tables -= e.graphs[e.order[0]].tables
 		delete(e.graphs, e.order[0])
 		e.order = e.order[1:]
 	}
+	e.tables += g.tables
 	e.graphs[key] = g
 	e.order = append(e.order, key)
 	return g, nil

@@ -204,6 +204,9 @@ func TestMemoryIsKnownBeforehand(t *testing.T) {
 				got += 4 * int64(len(p.panels))
 			}
 		}
+		for _, g := range e.graphs {
+			got += 8*int64(len(g.batch.losses)) + 4*3*int64(p.Context*5) // angles of half a head
+		}
 		for _, w := range e.crew.workers {
 			got += 4 * int64(len(w.scratch))
 		}
