@@ -30,7 +30,7 @@ type BuyerConfig struct {
 	Verify func(lease.Lease, meter.Tick) (units uint64, err error)
 	// OnReceipt is called after a receipt is recorded.
 	OnReceipt func(lease.Lease, meter.Receipt)
-	// OnRefuse is called when a tick was refused; [errors.Is] tells [meter.ErrBudget] and the other rules apart.
+	// OnRefuse is called when a tick was refused, other than for [meter.ErrPace]; [errors.Is] tells [meter.ErrBudget] and the other rules apart.
 	OnRefuse func(lease.Lease, error)
 	// OnDrain is called when a lease starts to drain or to be reclaimed: the provider will be gone soon.
 	OnDrain func(lease.Lease)
@@ -316,6 +316,11 @@ func (b *Buyer) tick(from peer.ID, env []byte) (*meter.Signed, error) {
 	}
 	t.meter.Lock()
 	defer t.meter.Unlock()
+	// Before anything else: neither a receipt nor what a refusal leads to may be had as often as a provider likes.
+	if t.pace, err = t.pace.Next(b.reg.now(), time.Duration(l.Terms.TickSeconds)*time.Second); err != nil {
+		b.reg.log.Debug("tick refused", "lease", l.ID.Short(), "peer", from, "err", err)
+		return nil, err
+	}
 	r, fresh, err := b.receipt(l, tick)
 	if err != nil {
 		b.reg.log.Warn("tick refused", "lease", l.ID.Short(), "peer", from, "err", err)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/capacloud/capanode/market/journal"
 	"github.com/capacloud/capanode/market/lease"
+	"github.com/capacloud/capanode/market/meter"
 )
 
 // registry keeps one side's leases: it applies pure transitions, records each change of phase before it takes effect, runs
@@ -37,6 +38,7 @@ type tracked struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	meter  sync.Mutex // one tick at a time
+	pace   meter.Pace // of the ticks that came; guarded by meter
 }
 
 func newRegistry(role lease.Role, db *journal.DB, now func() time.Time, log *slog.Logger) *registry {

@@ -1,6 +1,7 @@
 package market
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -29,6 +30,7 @@ type SellerConfig struct {
 	Slots      int    // slots on sale
 	Prices     Prices // can be changed later
 	MaxSeconds uint32 // longest lease, in seconds
+	OnePerRun  bool   // a run gets one slot at a time, as when its members are told apart by peer ID
 	Now        func() time.Time
 	Log        *slog.Logger
 
@@ -85,12 +87,57 @@ func (s *Seller) Start() {
 	s.cfg.Net.Handle(lease.Protocol, p2p.Limits{}, s.serve)
 	s.reg.mu.Lock()
 	for _, t := range s.reg.leases {
-		if t.lease.Live() {
-			s.activate(t)
+		if !t.lease.Live() {
+			continue
 		}
+		if s.second(t.lease) {
+			s.reg.spawn(func() { s.closeSecond(t.lease.ID) })
+			continue
+		}
+		s.activate(t)
 	}
 	s.reg.mu.Unlock()
 	s.reg.start()
+}
+
+// sameRun refuses terms of a run that has a slot here already, when a run gets one at a time; reg.mu is held. Somebody else's
+// lease in the name of the run is in nobody's way.
+func (s *Seller) sameRun(want lease.Terms) error {
+	if !s.cfg.OnePerRun {
+		return nil
+	}
+	for id, t := range s.reg.leases {
+		if binds(t.lease) && together(t.lease.Terms, want) {
+			return fmt.Errorf("market: run %s has lease %s: %w", want.Run, id.Short(), lease.ErrSameRun)
+		}
+	}
+	return nil
+}
+
+// together tells whether two leases are for the same run of the same requester.
+func together(a, b lease.Terms) bool { return a.Requester == b.Requester && a.Run.Equals(b.Run.Cid) }
+
+// second tells whether a live lease from the log is not the first of its run, when a run gets one slot at a time; reg.mu is
+// held.
+func (s *Seller) second(l lease.Lease) bool {
+	if !s.cfg.OnePerRun {
+		return false
+	}
+	for _, t := range s.reg.leases {
+		other := t.lease
+		earlier := other.ActiveMs < l.ActiveMs || other.ActiveMs == l.ActiveMs && bytes.Compare(other.ID[:], l.ID[:]) < 0
+		if other.Live() && together(other.Terms, l.Terms) && earlier {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *Seller) closeSecond(id lease.ID) {
+	ctx, cancel := context.WithTimeout(s.reg.ctx, messageTimeout)
+	defer cancel()
+	err := s.CloseLease(ctx, id, lease.Capacity)
+	s.reg.log.Warn("closed the second lease of a run", "lease", id.Short(), "err", err)
 }
 
 // Close stops the seller. Leases stay open in the log, so that the next process resumes them.
@@ -294,6 +341,9 @@ func (s *Seller) quote(from peer.ID, req lease.Request) (lease.Reply, error) {
 		return lease.Reply{}, fmt.Errorf("market: bid %s an hour and %s per million units, price is %s and %s: %w",
 			want.Price, want.WorkRate, s.prices.PerHour, s.prices.WorkRate, lease.ErrPrice)
 	}
+	if err := s.sameRun(want); err != nil {
+		return lease.Reply{}, err
+	}
 	want.Price, want.WorkRate = s.prices.PerHour, s.prices.WorkRate
 	terms, err := s.table.Hold(want, s.open, now)
 	if err != nil {
@@ -322,6 +372,9 @@ func (s *Seller) accept(from peer.ID, req lease.Request) (lease.Reply, error) {
 			return lease.Reply{}, fmt.Errorf("market: lease %s is %s: %w", id.Short(), t.lease.Phase, lease.ErrTransition)
 		}
 		return lease.Reply{Envelope: t.lease.Grant, Phase: t.lease.Phase}, nil
+	}
+	if err := s.sameRun(a.Terms); err != nil { // two quotes may have been out at once
+		return lease.Reply{}, err
 	}
 	now := s.reg.now()
 	epoch, err := s.table.Check(a.Terms, id, now)

@@ -333,10 +333,14 @@ func (r *requester) idle() []offer.Offer {
 	if err != nil {
 		return nil
 	}
-	busy := r.members()
-	return slices.DeleteFunc(market.Candidates(r.id, r.exchange.Book().Query(q).Offers), func(o offer.Offer) bool {
-		return slices.Contains(busy, o.Peer) || time.Since(r.gang.left[o.Peer]) < returnAfter
-	})
+	found := market.Candidates(r.id, r.exchange.Book().Query(q).Offers)
+	return spares(found, r.members(), func(id peer.ID) bool { return time.Since(r.gang.left[id]) < returnAfter })
+}
+
+// spares are the offers of those who are no members of the run and are not passed over. A member never gets a second slot:
+// the run's rounds tell members apart by peer ID.
+func spares(found []offer.Offer, members []peer.ID, passed func(peer.ID) bool) []offer.Offer {
+	return slices.DeleteFunc(found, func(o offer.Offer) bool { return slices.Contains(members, o.Peer) || passed(o.Peer) })
 }
 
 // dismiss drains or closes every lease.

@@ -19,6 +19,7 @@ import (
 	"github.com/capacloud/capanode/market/ledger"
 	"github.com/capacloud/capanode/market/offer"
 	"github.com/capacloud/capanode/p2p"
+	"github.com/capacloud/capanode/p2p/wire"
 	"github.com/capacloud/capanode/trainer/engine/gomlx"
 	"github.com/capacloud/capanode/trainer/worker"
 )
@@ -163,7 +164,7 @@ func (p *provider) open() (err error) {
 	p.states = worker.NewStates(p.net)
 	p.seller, err = market.NewSeller(market.SellerConfig{
 		Net: p.net, DB: p.db, Slots: p.o.Slots, Prices: market.Prices{PerHour: p.o.Price, WorkRate: p.o.WorkRate},
-		MaxSeconds: p.beacon.MaxLease, Log: p.log,
+		MaxSeconds: p.beacon.MaxLease, OnePerRun: true, Log: p.log,
 		OnActive: p.work,
 		OnDrain: func(l lease.Lease) {
 			if t, ok := p.tasks.Load(l.ID); ok {
@@ -171,7 +172,7 @@ func (p *provider) open() (err error) {
 			}
 		},
 		OnClose: func(l lease.Lease) {
-			if err := p.releaseCheckpoints(context.Background(), l.Terms.Run.String()); err != nil {
+			if err := p.left(context.Background(), l.Terms.Run); err != nil {
 				p.log.Warn("release checkpoints", "err", err)
 			}
 			p.emit(ProviderEvent{State: "closed", Lease: l.ID.Short(), Run: l.Terms.Run.String(), Free: p.seller.Free(), Detail: string(l.Reason)})
@@ -188,6 +189,20 @@ func (p *provider) open() (err error) {
 	p.seller.Start()
 	p.advertise()
 	return nil
+}
+
+// left releases a run's checkpoints when no lease of it is live any more.
+func (p *provider) left(ctx context.Context, run wire.Link) error {
+	all, err := p.seller.Leases()
+	if err != nil {
+		return err
+	}
+	for _, l := range all {
+		if l.Live() && l.Terms.Run.Equals(run.Cid) {
+			return nil
+		}
+	}
+	return p.releaseCheckpoints(ctx, run.String())
 }
 
 // advertise announces the slots that are free now.

@@ -23,6 +23,7 @@ var (
 	ErrPrice       = &Refusal{"price", "bid is below the provider's price; raise it or try another offer"}
 	ErrTooLong     = &Refusal{"too-long", "lease is longer than the provider allows; ask for less time"}
 	ErrStartBy     = &Refusal{"start-by", "start-by time has passed; ask again"}
+	ErrSameRun     = &Refusal{"same-run", "provider works for this run already; try another offer"}
 	ErrHoldLimit   = &Refusal{"hold-limit", "too many holds by one peer; accept or release some first"}
 	ErrNotHeld     = &Refusal{"not-held", "slot is not held for these terms, or the hold has expired; ask for a new quote"}
 	ErrUnknown     = &Refusal{"unknown-lease", "no such lease here"}
@@ -33,7 +34,7 @@ var (
 
 // refusals are the codes that may arrive from a peer.
 var refusals = []*Refusal{
-	ErrMalformed, ErrWrongPeer, ErrNoSlot, ErrPaused, ErrPrice, ErrTooLong, ErrStartBy, ErrHoldLimit, ErrNotHeld, ErrUnknown,
+	ErrMalformed, ErrWrongPeer, ErrNoSlot, ErrPaused, ErrPrice, ErrTooLong, ErrStartBy, ErrSameRun, ErrHoldLimit, ErrNotHeld, ErrUnknown,
 	ErrTransition, ErrInternal, ErrUnavailable,
 }
 

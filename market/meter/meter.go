@@ -41,13 +41,14 @@ var (
 	ErrConflict  = &lease.Refusal{Code: "tick-conflict", Reason: "tick repeats a number with other counters"}
 	ErrRegress   = &lease.Refusal{Code: "regress", Reason: "cumulative counters went backwards"}
 	ErrTooFast   = &lease.Refusal{Code: "too-fast", Reason: "more slot time claimed than has passed on the requester's clock"}
+	ErrPace      = &lease.Refusal{Code: "pace", Reason: "ticks come faster than the lease's interval; wait for the next"}
 	ErrWork      = &lease.Refusal{Code: "work", Reason: "requester could not verify the work"}
 	ErrBudget    = &lease.Refusal{Code: "budget", Reason: "budget is exhausted; close the lease"}
 	ErrTariff    = &lease.Refusal{Code: "tariff", Reason: "amount does not follow from the counters and the tariff"}
 	ErrChain     = &lease.Refusal{Code: "chain", Reason: "receipt does not continue the chain of receipts"}
 )
 
-var refusals = []*lease.Refusal{ErrMalformed, ErrNotMeter, ErrConflict, ErrRegress, ErrTooFast, ErrWork, ErrBudget, ErrTariff, ErrChain}
+var refusals = []*lease.Refusal{ErrMalformed, ErrNotMeter, ErrConflict, ErrRegress, ErrTooFast, ErrPace, ErrWork, ErrBudget, ErrTariff, ErrChain}
 
 // Counters are cumulative since the lease became active.
 type Counters struct {
