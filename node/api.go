@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"time"
@@ -30,6 +31,18 @@ type view func(ctx context.Context, q url.Values) (any, error)
 type endpoint struct {
 	Address string `json:"address"` // host:port on loopback
 	Token   string `json:"token"`   // bearer token; the file is readable by the owner only
+}
+
+// decodeEndpoint reads api.json. An address beyond this machine is none: the token is for nobody else.
+func decodeEndpoint(b []byte) (e endpoint, ok bool) {
+	if json.Unmarshal(b, &e) != nil || e.Token == "" {
+		return endpoint{}, false
+	}
+	at, err := netip.ParseAddrPort(e.Address)
+	if err != nil || !at.Addr().IsLoopback() || at.Port() == 0 {
+		return endpoint{}, false
+	}
+	return e, true
 }
 
 // api serves views to other processes of the same user over HTTP on loopback.
@@ -133,8 +146,8 @@ func requestAPI(ctx context.Context, method, dir, name string, q url.Values) (js
 	if err != nil {
 		return nil, errNoAPI
 	}
-	var e endpoint
-	if err := json.Unmarshal(b, &e); err != nil {
+	e, ok := decodeEndpoint(b)
+	if !ok {
 		return nil, errNoAPI
 	}
 	req, err := http.NewRequestWithContext(ctx, method, "http://"+e.Address+"/v1/"+name+"?"+q.Encode(), nil)

@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"maps"
 	"math"
+	"net"
 	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -112,6 +114,29 @@ func FuzzRun(f *testing.F) {
 		again, err := decodeRun(text)
 		if err != nil || !bytes.Equal(mustEncode(t, again), text) {
 			t.Fatalf("%s came back as %+v, %v", text, again, err)
+		}
+	})
+}
+
+// FuzzSmallFiles checks that what is taken from api.json and speed.json is what they say, and that no token goes to
+// another machine.
+func FuzzSmallFiles(f *testing.F) {
+	f.Add(mustJSON(f, goldenEndpoint))
+	f.Add(mustJSON(f, goldenSpeed))
+	f.Add([]byte(`{"address":"192.0.2.1:80","token":"a"}`))
+	f.Add([]byte(`{"address":"[::1%lo]:1","token":"a","mflops":1,"at":"9999-12-31T23:59:59Z"}`))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		if e, ok := decodeEndpoint(raw); ok {
+			host, _, err := net.SplitHostPort(e.Address)
+			if ip := net.ParseIP(strings.Split(host, "%")[0]); err != nil || !ip.IsLoopback() {
+				t.Fatalf("%q is taken for an address on this machine", e.Address)
+			}
+		}
+		if m, ok := decodeSpeed(raw); ok {
+			again, ok := decodeSpeed(mustJSON(t, m))
+			if !ok || again.MFLOPS != m.MFLOPS || !again.At.Equal(m.At) || m.At.After(time.Now()) && m.fresh(time.Now()) {
+				t.Fatalf("%+v came back as %+v", m, again)
+			}
 		}
 	})
 }

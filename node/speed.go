@@ -82,14 +82,24 @@ type measured struct {
 // speedLife is how long a measurement counts.
 const speedLife = 24 * time.Hour
 
+// decodeSpeed reads speed.json.
+func decodeSpeed(b []byte) (m measured, ok bool) {
+	if json.Unmarshal(b, &m) != nil || m.MFLOPS == 0 {
+		return measured{}, false
+	}
+	return m, true
+}
+
+// fresh reports whether a measurement still counts. One from the future, left by a clock that was wrong, does not.
+func (m measured) fresh(now time.Time) bool { return !m.At.After(now) && now.Sub(m.At) < speedLife }
+
 // speed measures what one slot computes, in MFLOP/s of the model's arithmetic.
 func (p *provider) speed(ctx context.Context) (uint64, error) {
 	path := p.home.Path("speed.json")
 	now := time.Now()
 	want := measured{Device: p.device.Info().ID, Numerics: numerics(p.engine), Threads: p.o.Threads}
 	if b, err := os.ReadFile(path); err == nil {
-		var m measured
-		if json.Unmarshal(b, &m) == nil && m.Device == want.Device && m.Numerics == want.Numerics && m.Threads == want.Threads && now.Sub(m.At) < speedLife && m.MFLOPS > 0 {
+		if m, ok := decodeSpeed(b); ok && m.Device == want.Device && m.Numerics == want.Numerics && m.Threads == want.Threads && m.fresh(now) {
 			return m.MFLOPS, nil
 		}
 	}
