@@ -39,7 +39,7 @@ func decodeEndpoint(b []byte) (e endpoint, ok bool) {
 		return endpoint{}, false
 	}
 	at, err := netip.ParseAddrPort(e.Address)
-	if err != nil || !at.Addr().IsLoopback() || at.Port() == 0 {
+	if err != nil || !at.Addr().IsLoopback() || at.Addr().Zone() != "" || at.Port() == 0 {
 		return endpoint{}, false
 	}
 	return e, true

@@ -124,6 +124,7 @@ func FuzzSmallFiles(f *testing.F) {
 	f.Add(mustJSON(f, goldenEndpoint))
 	f.Add(mustJSON(f, goldenSpeed))
 	f.Add([]byte(`{"address":"192.0.2.1:80","token":"a"}`))
+	f.Add([]byte(`{"address":"[::1%]]:1","token":"a"}`))
 	f.Add([]byte(`{"address":"[::1%lo]:1","token":"a","mflops":1,"at":"9999-12-31T23:59:59Z"}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		if e, ok := decodeEndpoint(raw); ok {
