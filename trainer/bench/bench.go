@@ -99,8 +99,8 @@ func (f *Figures) rates(ctx context.Context, o Options) error {
 	for i := range x {
 		x[i] = float32(rng.NormFloat64() * 0.01)
 	}
-	own, mate := make([]byte, c.Size(n)), make([]byte, c.Size(n))
-	if err := c.Encode(mate, x); err != nil {
+	own, mate := make([]byte, c.Bound(n)), make([]byte, c.Bound(n))
+	if _, err := c.Encode(mate, x); err != nil {
 		return fmt.Errorf("bench: %w", err)
 	}
 	src, err := c.Open(mate, n)
@@ -108,7 +108,7 @@ func (f *Figures) rates(ctx context.Context, o Options) error {
 		return fmt.Errorf("bench: %w", err)
 	}
 	average := func() error {
-		if err := c.Encode(own, x); err != nil {
+		if _, err := c.Encode(own, x); err != nil {
 			return err
 		}
 		a, err := c.Open(own, n)
@@ -129,7 +129,7 @@ func (f *Figures) rates(ctx context.Context, o Options) error {
 	if f.Copy, err = fastest(ctx, o, func() error { copy(mean, x); return nil }); err != nil {
 		return err
 	}
-	if f.Encode, err = fastest(ctx, o, func() error { return c.Encode(own, x) }); err != nil {
+	if f.Encode, err = fastest(ctx, o, func() error { _, err := c.Encode(own, x); return err }); err != nil {
 		return err
 	}
 	f.Decode, err = fastest(ctx, o, func() error { codec.Decode(mean, src); return nil })

@@ -32,11 +32,11 @@ var ErrUnknown = errors.New("unknown codec")
 type Codec interface {
 	// ID names the codec and its parameters in headers, such as "int8/1".
 	ID() string
-	// Size returns the bytes of a blob of n elements. It depends on n only.
-	Size(n int) int
-	// Encode fills dst, of exactly Size(len(src)) bytes. It is [ErrNotFinite] when src holds a NaN, an infinity or numbers so
-	// large that the codec could not keep them finite.
-	Encode(dst []byte, src []float32) error
+	// Bound returns the most bytes that a blob of n elements can have, at least 1. It depends on n only.
+	Bound(n int) int
+	// Encode fills the beginning of dst, which has at least Bound(len(src)) bytes, and returns the blob's bytes. It is
+	// [ErrNotFinite] when src holds a NaN, an infinity or numbers so large that the codec could not keep them finite.
+	Encode(dst []byte, src []float32) (int, error)
 	// Open checks a stranger's blob against the expected number of elements: size, header, and that everything in it
 	// decodes to finite numbers. It keeps the blob; nothing is copied or allocated for its elements.
 	Open(blob []byte, n int) (Source, error)
@@ -48,6 +48,9 @@ type Source interface {
 	Len() int
 	// Block decodes block i into the beginning of dst and returns the number of elements: [Block], less in the last.
 	Block(dst []float32, i int) int
+	// Add adds f·x to acc, which has block i's number of elements, for every element x of block i that the blob holds; the
+	// product is rounded to float32 before it is added. Elements that the blob does not hold are zero, and stay untouched.
+	Add(acc []float32, i int, f float32)
 }
 
 // Parse returns the codec with the id, or the newest version of the codec with the name: "int8" and "int8/1" are the same.
@@ -76,13 +79,29 @@ func putHeader(dst []byte, number byte, n int) {
 }
 
 func checkHeader(c Codec, number byte, blob []byte, n int) error {
-	if n < 0 || len(blob) != c.Size(n) {
-		return fmt.Errorf("codec: %s: %d bytes, want %d for %d elements: %w", c.ID(), len(blob), c.Size(max(n, 0)), n, ErrBlob)
+	if n < 0 || len(blob) < headerSize || len(blob) > c.Bound(n) {
+		return fmt.Errorf("codec: %s: %d bytes for %d elements: %w", c.ID(), len(blob), n, ErrBlob)
 	}
 	var want [headerSize]byte
 	putHeader(want[:], number, n)
 	if string(blob[:headerSize]) != string(want[:]) {
 		return fmt.Errorf("codec: %s: header %x, want %x: %w", c.ID(), blob[:headerSize], want, ErrBlob)
+	}
+	return nil
+}
+
+// checkSize checks the size of a blob whose codec has only one for n elements.
+func checkSize(c Codec, blob []byte, n int) error {
+	if len(blob) != c.Bound(n) {
+		return fmt.Errorf("codec: %s: %d bytes, want %d for %d elements: %w", c.ID(), len(blob), c.Bound(n), n, ErrBlob)
+	}
+	return nil
+}
+
+// checkBuffer checks that an encoder's buffer is large enough.
+func checkBuffer(c Codec, dst []byte, src []float32) error {
+	if len(dst) < c.Bound(len(src)) {
+		return fmt.Errorf("codec: %s: buffer of %d bytes, want %d", c.ID(), len(dst), c.Bound(len(src)))
 	}
 	return nil
 }
@@ -123,13 +142,13 @@ type FP32 struct{}
 // ID returns "fp32/1".
 func (FP32) ID() string { return "fp32/1" }
 
-// Size returns 16 + 4n.
-func (FP32) Size(n int) int { return headerSize + 4*n }
+// Bound returns 16 + 4n, which is the size of every blob.
+func (FP32) Bound(n int) int { return headerSize + 4*n }
 
 // Encode implements [Codec].
-func (c FP32) Encode(dst []byte, src []float32) error {
-	if len(dst) != c.Size(len(src)) {
-		return fmt.Errorf("codec: fp32: buffer of %d bytes, want %d", len(dst), c.Size(len(src)))
+func (c FP32) Encode(dst []byte, src []float32) (int, error) {
+	if err := checkBuffer(c, dst, src); err != nil {
+		return 0, err
 	}
 	putHeader(dst, numberFP32, len(src))
 	var broken atomic.Bool
@@ -145,14 +164,17 @@ func (c FP32) Encode(dst []byte, src []float32) error {
 		}
 	})
 	if broken.Load() {
-		return fmt.Errorf("codec: fp32: %w", ErrNotFinite)
+		return 0, fmt.Errorf("codec: fp32: %w", ErrNotFinite)
 	}
-	return nil
+	return c.Bound(len(src)), nil
 }
 
 // Open implements [Codec].
 func (c FP32) Open(blob []byte, n int) (Source, error) {
 	if err := checkHeader(c, numberFP32, blob, n); err != nil {
+		return nil, err
+	}
+	if err := checkSize(c, blob, n); err != nil {
 		return nil, err
 	}
 	for i := headerSize + 2; i < len(blob); i += 4 {
@@ -167,11 +189,21 @@ type fp32Source struct{ raw []byte }
 
 func (s fp32Source) Len() int { return len(s.raw) / 4 }
 
+// block returns the bytes of block i.
+func (s fp32Source) block(i int) []byte { return s.raw[4*i*Block : min(4*(i+1)*Block, len(s.raw))] }
+
 func (s fp32Source) Block(dst []float32, i int) int {
-	raw := s.raw[4*i*Block : min(4*(i+1)*Block, len(s.raw))]
+	raw := s.block(i)
 	dst = dst[:len(raw)/4]
 	for j := range dst {
 		dst[j] = math.Float32frombits(binary.LittleEndian.Uint32(raw[4*j:]))
 	}
 	return len(dst)
+}
+
+func (s fp32Source) Add(acc []float32, i int, f float32) {
+	raw := s.block(i)
+	for j := range acc {
+		acc[j] += float32(f * math.Float32frombits(binary.LittleEndian.Uint32(raw[4*j:])))
+	}
 }

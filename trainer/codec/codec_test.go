@@ -34,11 +34,12 @@ func normal(seed uint64, n int, std float64) []float32 {
 
 func encode(t testing.TB, c codec.Codec, x []float32) []byte {
 	t.Helper()
-	b := make([]byte, c.Size(len(x)))
-	if err := c.Encode(b, x); err != nil {
+	b := make([]byte, c.Bound(len(x)))
+	size, err := c.Encode(b, x)
+	if err != nil {
 		t.Fatal(err)
 	}
-	return b
+	return b[:size]
 }
 
 func decode(t testing.TB, c codec.Codec, b []byte, n int) []float32 {
@@ -113,8 +114,8 @@ func TestInt8KeepsSums(t *testing.T) {
 			before += float64(x[i])
 			size += math.Abs(float64(x[i]))
 		}
-		b := make([]byte, codec.Int8{}.Size(n))
-		if err := (codec.Int8{}).Encode(b, x); err != nil {
+		b := make([]byte, codec.Int8{}.Bound(n))
+		if _, err := (codec.Int8{}).Encode(b, x); err != nil {
 			t.Fatal(err)
 		}
 		src, err := codec.Int8{}.Open(b, n)
@@ -169,12 +170,35 @@ func TestSpecialVectors(t *testing.T) {
 		for _, v := range []float32{float32(math.NaN()), float32(math.Inf(1)), float32(math.Inf(-1))} {
 			x := make([]float32, 5000)
 			x[4999] = v
-			if err := c.Encode(make([]byte, c.Size(5000)), x); !errors.Is(err, codec.ErrNotFinite) {
+			if _, err := c.Encode(make([]byte, c.Bound(5000)), x); !errors.Is(err, codec.ErrNotFinite) {
 				t.Errorf("%s: encoding %g: %v, want ErrNotFinite", c.ID(), v, err)
 			}
 		}
-		if err := c.Encode(make([]byte, 3), make([]float32, 5)); err == nil {
+		if _, err := c.Encode(make([]byte, 3), make([]float32, 5)); err == nil {
 			t.Errorf("%s: a buffer of the wrong size was accepted", c.ID())
+		}
+	}
+}
+
+// Add gives the same bits as decoding first, and leaves alone what a blob does not hold.
+func TestAddIsBlock(t *testing.T) {
+	for _, c := range codecs {
+		x := normal(7, 9000, 1)
+		clear(x[4096:6000])
+		src, err := c.Open(encode(t, c, x), len(x))
+		if err != nil {
+			t.Fatal(err)
+		}
+		buf, start := make([]float32, codec.Block), normal(8, len(x), 1)
+		for i := range codec.Blocks(len(x)) {
+			n := src.Block(buf, i)
+			acc := append([]float32{}, start[i*codec.Block:][:n]...)
+			src.Add(acc, i, 0.3)
+			for j, v := range buf[:n] {
+				if want := start[i*codec.Block+j] + float32(0.3*v); acc[j] != want {
+					t.Fatalf("%s: block %d, element %d: got %g, want %g", c.ID(), i, j, acc[j], want)
+				}
+			}
 		}
 	}
 }
@@ -298,10 +322,10 @@ func BenchmarkEncode(b *testing.B) {
 	for _, c := range codecs {
 		b.Run(c.ID(), func(b *testing.B) {
 			defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
-			blob := make([]byte, c.Size(len(x)))
+			blob := make([]byte, c.Bound(len(x)))
 			b.SetBytes(int64(4 * len(x)))
 			for b.Loop() {
-				if err := c.Encode(blob, x); err != nil {
+				if _, err := c.Encode(blob, x); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -326,7 +350,7 @@ func BenchmarkDecode(b *testing.B) {
 	}
 }
 
-func ExampleInt8_Size() {
-	fmt.Println(codec.Int8{}.Size(1_000_000))
+func ExampleInt8_Bound() {
+	fmt.Println(codec.Int8{}.Bound(1_000_000))
 	// Output: 1005092
 }

@@ -34,8 +34,8 @@ type Int8 struct{}
 // ID returns "int8/1".
 func (Int8) ID() string { return "int8/1" }
 
-// Size implements [Codec].
-func (Int8) Size(n int) int {
+// Bound implements [Codec]; it is the size of every blob.
+func (Int8) Bound(n int) int {
 	groups := (n + groupSize - 1) / groupSize
 	return headerSize + 4*Blocks(n) + tableSize*groups + n
 }
@@ -44,9 +44,9 @@ func (Int8) Size(n int) int {
 func groupOffset(g int) int { return headerSize + g*(4*groupBlocks+tableSize+groupSize) }
 
 // Encode implements [Codec].
-func (c Int8) Encode(dst []byte, src []float32) error {
-	if len(dst) != c.Size(len(src)) {
-		return fmt.Errorf("codec: int8: buffer of %d bytes, want %d", len(dst), c.Size(len(src)))
+func (c Int8) Encode(dst []byte, src []float32) (int, error) {
+	if err := checkBuffer(c, dst, src); err != nil {
+		return 0, err
 	}
 	putHeader(dst, numberInt8, len(src))
 	groups := (len(src) + groupSize - 1) / groupSize
@@ -58,9 +58,9 @@ func (c Int8) Encode(dst []byte, src []float32) error {
 		}
 	})
 	if broken.Load() {
-		return fmt.Errorf("codec: int8: %w", ErrNotFinite)
+		return 0, fmt.Errorf("codec: int8: %w", ErrNotFinite)
 	}
-	return nil
+	return c.Bound(len(src)), nil
 }
 
 // tally collects, for each bucket, the sum of its elements and of their scales; their quotient is the bucket's mean.
@@ -138,6 +138,9 @@ func (c Int8) Open(blob []byte, n int) (Source, error) {
 	if err := checkHeader(c, numberInt8, blob, n); err != nil {
 		return nil, err
 	}
+	if err := checkSize(c, blob, n); err != nil {
+		return nil, err
+	}
 	s := int8Source{blob, n}
 	for g := range (n + groupSize - 1) / groupSize {
 		scales, means, _ := s.group(g)
@@ -178,18 +181,33 @@ func (s int8Source) group(g int) (scales, means, codes []byte) {
 	return raw[:4*blocks], raw[4*blocks:][:tableSize], raw[4*blocks+tableSize:][:n]
 }
 
-func (s int8Source) Block(dst []float32, i int) int {
+// block returns the codes of block i and what each of them stands for.
+func (s int8Source) block(i int) (codes []byte, value [256]float32) {
 	scales, means, codes := s.group(i / groupBlocks)
 	b := i % groupBlocks
 	scale := math.Float32frombits(binary.LittleEndian.Uint32(scales[4*b:]))
-	var value [256]float32
 	for k := range value {
 		value[k] = scale * math.Float32frombits(binary.LittleEndian.Uint32(means[4*k:]))
 	}
-	codes = codes[b*Block : min((b+1)*Block, len(codes))]
+	return codes[b*Block : min((b+1)*Block, len(codes))], value
+}
+
+func (s int8Source) Block(dst []float32, i int) int {
+	codes, value := s.block(i)
 	dst = dst[:len(codes)]
 	for j, k := range codes {
 		dst[j] = value[k]
 	}
 	return len(dst)
+}
+
+func (s int8Source) Add(acc []float32, i int, f float32) {
+	codes, value := s.block(i)
+	for k := range value {
+		value[k] = f * value[k]
+	}
+	acc = acc[:len(codes)]
+	for j, k := range codes {
+		acc[j] += value[k]
+	}
 }

@@ -110,30 +110,14 @@ func Mean(dst []float32, updates []Update) error {
 		}
 	}
 	factors := Factors(updates)
-	forSpans(len(dst), func(i int, buf []float32) {
+	forSpans(len(dst), func(i int, _ []float32) {
 		acc := dst[i*codec.Block : min((i+1)*codec.Block, len(dst))]
 		clear(acc)
 		for k, u := range updates {
-			add(acc, buf[:u.Delta.Block(buf, i)], factors[k])
+			u.Delta.Add(acc, i, factors[k])
 		}
 	})
 	return nil
-}
-
-// add adds f·x to acc, four elements at a time: they are independent, so their order is free.
-func add(acc, x []float32, f float32) {
-	x = x[:len(acc)]
-	for len(acc) >= 4 && len(x) >= 4 {
-		a, b := acc[:4:4], x[:4:4]
-		a[0] += float32(f * b[0])
-		a[1] += float32(f * b[1])
-		a[2] += float32(f * b[2])
-		a[3] += float32(f * b[3])
-		acc, x = acc[4:], x[4:]
-	}
-	for j := range acc {
-		acc[j] += float32(f * x[j])
-	}
 }
 
 // Step applies the mean update to the shared weights φ by Nesterov's method with the pseudo-gradient g = −mean:

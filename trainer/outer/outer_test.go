@@ -21,6 +21,12 @@ func (v vector) Block(dst []float32, i int) int {
 	return copy(dst, v[i*codec.Block:min((i+1)*codec.Block, len(v))])
 }
 
+func (v vector) Add(acc []float32, i int, f float32) {
+	for j := range acc {
+		acc[j] += float32(f * v[i*codec.Block+j])
+	}
+}
+
 func normal(seed uint64, n int, std float64) vector {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	x := make(vector, n)
@@ -146,8 +152,8 @@ func TestThreadsDoNotMatter(t *testing.T) {
 		if err := (outer.Settings{LearningRate: 0.7, Momentum: 0.5}).Step(w, b, mean); err != nil {
 			t.Fatal(err)
 		}
-		blob := make([]byte, codec.FP32{}.Size(n))
-		if err := (codec.FP32{}).Encode(blob, w); err != nil {
+		blob := make([]byte, codec.FP32{}.Bound(n))
+		if _, err := (codec.FP32{}).Encode(blob, w); err != nil {
 			t.Fatal(err)
 		}
 		results[string(blob)] = true
@@ -160,8 +166,8 @@ func TestThreadsDoNotMatter(t *testing.T) {
 
 func BenchmarkMean(b *testing.B) {
 	n := 1 << 22
-	blob := make([]byte, codec.Int8{}.Size(n))
-	if err := (codec.Int8{}).Encode(blob, normal(1, n, 0.01)); err != nil {
+	blob := make([]byte, codec.Int8{}.Bound(n))
+	if _, err := (codec.Int8{}).Encode(blob, normal(1, n, 0.01)); err != nil {
 		b.Fatal(err)
 	}
 	src, err := codec.Int8{}.Open(blob, n)

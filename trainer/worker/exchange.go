@@ -195,7 +195,7 @@ func (x *exchange) admissible(h round.Signed) bool {
 	tokens := windows * uint64(x.cfg.Plan.Context)
 	switch {
 	case err != nil:
-	case h.Size != uint64(c.Size(len(x.state.Weights))):
+	case h.Size == 0 || h.Size > uint64(c.Bound(len(x.state.Weights))):
 		err = fmt.Errorf("blob of %d bytes", h.Size)
 	case !fits || windows > x.cfg.Plan.roundWindows() || h.Tokens != tokens:
 		err = fmt.Errorf("%d tokens from %v", h.Tokens, h.Ranges)
@@ -228,6 +228,9 @@ func fetchBlob(ctx context.Context, blobs Blobs, f round.Fetch, n int, limit flo
 	raw, err := blobs.Get(ctx, f.Header.Blob.Cid, f.From, size)
 	if err != nil {
 		return nil, fmt.Errorf("worker: update of %s: %w", f.Header.Author, err)
+	}
+	if int64(len(raw)) != size {
+		return nil, fmt.Errorf("worker: update of %s: %d bytes, its header says %d: %w", f.Header.Author, len(raw), size, codec.ErrBlob)
 	}
 	c, err := codec.Parse(f.Header.Codec)
 	if err != nil {

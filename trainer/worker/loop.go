@@ -138,7 +138,7 @@ func (w *worker) train(ctx context.Context) error {
 	w.setSpeed(plan.RoundTokens(), compute)
 	header := round.Header{
 		Version: round.Version, Run: wire.Link{Cid: w.cfg.Run}, Round: w.state.Round, Parent: w.hash,
-		View: round.HashView(members), Codec: w.codec.ID(), Size: uint64(len(w.blob)), Ranges: ranges, Seed: plan.Seed,
+		View: round.HashView(members), Codec: w.codec.ID(), Ranges: ranges, Seed: plan.Seed,
 		Steps: uint32(plan.LocalSteps), Tokens: plan.RoundTokens(), Loss: int64(math.Round(loss * 1e6)),
 		Before: before, After: momentsHash(inner), Precision: w.cfg.Numerics,
 	}
@@ -173,19 +173,21 @@ func (w *worker) step(ctx context.Context, step int, windows []round.Window) (fl
 
 // encode turns the pending update into a blob that mates can fetch and a signed header.
 func (w *worker) encode(ctx context.Context, header round.Header, compute time.Duration) error {
-	if err := w.codec.Encode(w.blob, w.pending); err != nil {
+	size, err := w.codec.Encode(w.blob, w.pending)
+	if err != nil {
 		return fmt.Errorf("worker: round %d: %w", header.Round, err)
 	}
-	decoded, err := w.codec.Open(w.blob, len(w.pending))
+	blob := w.blob[:size]
+	decoded, err := w.codec.Open(blob, len(w.pending))
 	if err != nil {
 		return fmt.Errorf("worker: round %d: own blob: %w", header.Round, err)
 	}
-	link, err := w.cfg.Blobs.Put(ctx, w.blob)
+	link, err := w.cfg.Blobs.Put(ctx, blob)
 	if err != nil {
 		return fmt.Errorf("worker: round %d: store own blob: %w", header.Round, err)
 	}
 	w.keep(header.Round, link)
-	header.Blob = wire.Link{Cid: link}
+	header.Blob, header.Size = wire.Link{Cid: link}, uint64(size)
 	message, err := round.Seal(w.cfg.Net.Key(), header)
 	if err != nil {
 		return fmt.Errorf("worker: round %d: %w", header.Round, err)

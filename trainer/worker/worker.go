@@ -57,11 +57,11 @@ type worker struct {
 	shared  shared
 
 	// The training goroutine's own.
-	listen   bool    // sit the next round out
-	retry    int     // aborted attempts at this round
-	own      *own    // the update of this round
-	limit    float64 // largest norm of a mate's update
-	blob     []byte
+	listen   bool      // sit the next round out
+	retry    int       // aborted attempts at this round
+	own      *own      // the update of this round
+	limit    float64   // largest norm of a mate's update
+	blob     []byte    // the own update, encoded, at the beginning of the codec's bound
 	pending  []float32 // update and residual, before encoding
 	residual []float32 // error feedback: what the codec has lost so far
 	mean     []float32
@@ -102,7 +102,7 @@ func open(cfg Config) (*worker, error) {
 	if w.codec, err = codec.Parse(cfg.Plan.Codec); err != nil {
 		return nil, fmt.Errorf("worker: %w", err)
 	}
-	w.blob = make([]byte, w.codec.Size(n))
+	w.blob = make([]byte, w.codec.Bound(n))
 	for s := range cfg.Data.Shards() {
 		w.windows = append(w.windows, cfg.Data.Windows(s))
 	}
