@@ -35,7 +35,7 @@ func (r *requester) conduct(ctx context.Context) error {
 	}
 	var err error
 	r.observer, err = worker.Observe(worker.ObserveConfig{
-		Run: r.run, Owner: r.id, RoundTokens: r.rec.TokensPerPeerRound(), Net: r.net, Log: r.Node.log,
+		Run: r.run, Owner: r.id, MostTokens: workerPlan(r.rec).MostTokens(), Net: r.net, Log: r.Node.log,
 		OnRound: func(report worker.Report) { r.tell(report) },
 	})
 	if err != nil {

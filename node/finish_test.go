@@ -16,7 +16,7 @@ import (
 func TestJudgeModel(t *testing.T) {
 	run := wire.RecordCID([]byte("run"))
 	s := round.NewState(run, 2, []float32{1, -2, 3.5})
-	s.Advance([]round.Hash{{1}}, []round.Header{{Tokens: 10, Ranges: []round.Range{{Shard: 1, From: 0, To: 4}}}})
+	s.Advance([]round.Hash{{1}}, []round.Header{{Tokens: 10, Ranges: []round.Range{{Shard: 1, From: 0, To: 4}}}}, 1)
 	log := openLog(t, filepath.Join(t.TempDir(), "work.jsonl"))
 	if err := log.add(worker.Report{Round: 0, Total: 10, Next: s.Hash(), Work: work{"a": 10}}); err != nil {
 		t.Fatal(err)

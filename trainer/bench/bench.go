@@ -164,7 +164,7 @@ func (t *Training) run(ctx context.Context, plan worker.Plan, peers int) (out ou
 	net, run := memnet.New(), wire.RecordCID(fmt.Appendf(nil, "benchmark with %d peers", peers))
 	owner := net.Node("owner")
 	defer owner.Close()
-	watch, err := worker.Observe(worker.ObserveConfig{Run: run, Owner: owner.ID(), RoundTokens: plan.RoundTokens(), Net: owner})
+	watch, err := worker.Observe(worker.ObserveConfig{Run: run, Owner: owner.ID(), MostTokens: plan.MostTokens(), Net: owner})
 	if err != nil {
 		return out, err
 	}

@@ -141,3 +141,14 @@ func (s Settings) Step(weights, momentum, mean []float32) error {
 	})
 	return nil
 }
+
+// Move adds share·delta to the weights: a step of the way to where delta ends.
+func Move(weights []float32, delta codec.Source, share float32) error {
+	if delta.Len() != len(weights) {
+		return fmt.Errorf("outer: move %d weights by %d elements: %w", len(weights), delta.Len(), ErrShape)
+	}
+	forSpans(len(weights), func(i int, _ []float32) {
+		delta.Add(weights[i*codec.Block:min((i+1)*codec.Block, len(weights))], i, share)
+	})
+	return nil
+}

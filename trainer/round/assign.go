@@ -182,8 +182,9 @@ type Signed struct {
 }
 
 // Accept returns the headers of a committed set that are applied, in canonical order (by author). At most one header of an
-// author and at most one claim on a shard enters a state: peers whose views of the membership differ may have dealt a shard
-// twice. Conflicts go to the header that comes first in an order drawn anew for each round.
+// author, one claim on a shard and one merge of the same state enter a state: peers whose views of the membership differ may
+// have dealt a shard twice. Conflicts go to the header that comes first in an order drawn anew for each round. What a merge
+// brings back was dealt on the other side of a fork, so its ranges conflict with nobody's.
 func Accept(headers []Signed) []Signed {
 	type entry struct {
 		rank uint64
@@ -197,17 +198,26 @@ func Accept(headers []Signed) []Signed {
 	slices.SortFunc(order, func(a, b entry) int {
 		return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(a.h.Author, b.h.Author), a.h.ID.Compare(b.h.ID))
 	})
-	authors, shards := map[peer.ID]bool{}, map[uint32]bool{}
+	authors, shards, merged := map[peer.ID]bool{}, map[uint32]bool{}, map[Hash]bool{}
 	var accepted []Signed
 	for _, e := range order {
-		free := !authors[e.h.Author] && !slices.ContainsFunc(e.h.Ranges, func(r Range) bool { return shards[r.Shard] })
-		if !free {
+		if authors[e.h.Author] {
 			continue
 		}
-		authors[e.h.Author] = true
-		for _, r := range e.h.Ranges {
-			shards[r.Shard] = true
+		if m := e.h.Merge; m != nil {
+			if merged[m.State] {
+				continue
+			}
+			merged[m.State] = true
+		} else {
+			if slices.ContainsFunc(e.h.Ranges, func(r Range) bool { return shards[r.Shard] }) {
+				continue
+			}
+			for _, r := range e.h.Ranges {
+				shards[r.Shard] = true
+			}
 		}
+		authors[e.h.Author] = true
 		accepted = append(accepted, e.h)
 	}
 	slices.SortFunc(accepted, func(a, b Signed) int { return cmp.Compare(a.Author, b.Author) })

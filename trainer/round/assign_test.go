@@ -138,7 +138,7 @@ func TestNoSampleTwice(t *testing.T) {
 			if len(headers) > 0 && len(applied) == 0 {
 				t.Fatal("every header lost a conflict")
 			}
-			s.Advance(nil, applied)
+			s.Advance(nil, applied, 1)
 		}
 	})
 }
@@ -218,7 +218,7 @@ func TestWindowsDealsSteps(t *testing.T) {
 }
 
 func TestBest(t *testing.T) {
-	own := Claim{"me", 5, 500, testHash("own")}
+	own := Claim{"me", 5, 5, 500, testHash("own")}
 	bigger, smaller := testHash("1"), testHash("2")
 	if bigger.Compare(smaller) < 0 {
 		bigger, smaller = smaller, bigger
@@ -229,13 +229,14 @@ func TestBest(t *testing.T) {
 		want   peer.ID
 	}{
 		"nobody":         {own, nil, ""},
-		"equal":          {own, []Claim{{"a", 5, 500, own.State}}, ""},
-		"behind":         {own, []Claim{{"a", 9, 499, bigger}}, ""},
-		"more tokens":    {own, []Claim{{"a", 5, 501, bigger}, {"b", 4, 502, smaller}}, "b"},
-		"tie by hash":    {Claim{"me", 5, 500, smaller}, []Claim{{"a", 5, 500, bigger}}, "a"},
-		"tie the other":  {Claim{"me", 5, 500, bigger}, []Claim{{"a", 5, 500, smaller}}, ""},
-		"impossible":     {own, []Claim{{"a", 6, 1 << 40, bigger}}, ""},
-		"endless rounds": {own, []Claim{{"a", 1 << 60, 1000, bigger}}, ""},
+		"equal":          {own, []Claim{{"a", 5, 5, 500, own.State}}, ""},
+		"behind":         {own, []Claim{{"a", 9, 9, 499, bigger}}, ""},
+		"more tokens":    {own, []Claim{{"a", 5, 5, 501, bigger}, {"b", 4, 4, 502, smaller}}, "b"},
+		"tie by hash":    {Claim{"me", 5, 5, 500, smaller}, []Claim{{"a", 5, 5, 500, bigger}}, "a"},
+		"tie the other":  {Claim{"me", 5, 5, 500, bigger}, []Claim{{"a", 5, 5, 500, smaller}}, ""},
+		"impossible":     {own, []Claim{{"a", 6, 6, 1 << 40, bigger}}, ""},
+		"endless steps":  {own, []Claim{{"a", 5, 1 << 60, 1000, bigger}}, ""},
+		"endless rounds": {own, []Claim{{"a", 1 << 60, 1 << 60, 1000, bigger}}, ""},
 	} {
 		got, ok := Best(c.own, c.claims, 1000)
 		if ok != (c.want != "") || ok && got.Peer != c.want {

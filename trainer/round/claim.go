@@ -6,6 +6,7 @@ import "github.com/libp2p/go-libp2p/core/peer"
 type Claim struct {
 	Peer   peer.ID
 	Round  uint64 // rounds committed
+	Steps  uint64 // nominal local steps committed
 	Tokens uint64 // tokens committed
 	State  Hash
 }
@@ -20,11 +21,11 @@ func (c Claim) Beats(o Claim) bool {
 }
 
 // Best returns the claim that beats the own state and all other claims; false when the own state stands. A claim whose
-// tokens exceed perRound per round is a lie and is skipped.
-func Best(own Claim, claims []Claim, perRound uint64) (Claim, bool) {
+// tokens exceed perStep per nominal step is a lie and is skipped.
+func Best(own Claim, claims []Claim, perStep uint64) (Claim, bool) {
 	best, found := own, false
 	for _, c := range claims {
-		if c.Round > MaxRounds || c.Tokens > c.Round*perRound || !c.Beats(best) {
+		if c.Round > MaxRounds || c.Steps > MaxSteps || c.Tokens > c.Steps*perStep || !c.Beats(best) {
 			continue
 		}
 		best, found = c, true

@@ -54,21 +54,22 @@ func samples(t testing.TB) map[string]Record {
 	set := union([]Hash{testHash("one")}, []Hash{testHash("two")})
 	return map[string]Record{
 		"header": Header{
-			Version: 1, Run: run, Round: 7, Parent: testHash("parent"), View: HashView(members), Codec: "int8/1",
+			Version: Version, Run: run, Round: 7, Parent: testHash("parent"), View: HashView(members), Codec: "int8/1",
 			Blob: wire.Link{Cid: wire.RecordCID([]byte("blob"))}, Size: 4711, Ranges: []Range{{0, 160, 240}, {3, 80, 160}},
 			Seed: 42, Steps: 20, Tokens: 10240, Loss: 2_345_678, Before: testHash("before"), After: testHash("after"),
-			Precision: "go/amd64/avx512",
+			Precision: "native/1", Budget: 9500, Lag: 3, Fragments: 4,
+			Merge: &Merge{Base: testHash("base"), Tokens: 99, State: testHash("lost")},
 		},
-		"seen": Seen{Version: 1, Run: run, Round: 7, Parent: testHash("parent"), Headers: set},
+		"seen": Seen{Version: Version, Run: run, Round: 7, Parent: testHash("parent"), Headers: set},
 		"commit": Commit{
-			Version: 1, Run: run, Round: 7, Parent: testHash("parent"), Set: set, Next: testHash("next"), Total: 163840,
+			Version: Version, Run: run, Round: 7, Parent: testHash("parent"), Set: set, Next: testHash("next"), Total: 163840, Steps: 160,
 			Tokens: 20480, Loss: -1, Up: 4711, Down: 9422, Compute: 1500, Comm: 80,
 		},
 		"heartbeat": Heartbeat{
-			Version: 1, Run: run, Seq: 99, Round: 7, State: testHash("parent"), Tokens: 143360, Phase: PhaseTraining, Elapsed: 1250,
+			Version: Version, Run: run, Seq: 99, Round: 7, State: testHash("parent"), Tokens: 143360, Steps: 140, Phase: PhaseTraining, Elapsed: 1250,
 			Speed: 3000,
 		},
-		"roster": Roster{Version: 1, Run: run, Epoch: 3, Members: members},
+		"roster": Roster{Version: Version, Run: run, Epoch: 3, Members: members},
 	}
 }
 
@@ -152,19 +153,23 @@ func TestOpenRefuses(t *testing.T) {
 		"cut":            good[:len(good)-5],
 		"flipped":        append(append([]byte{}, good[:60]...), append([]byte{good[60] ^ 1}, good[61:]...)...),
 		"too large":      make([]byte, MaxMessage+1),
-		"version":        seal(KindHeartbeat, Heartbeat{Version: 2, Run: run}),
-		"phase":          seal(KindHeartbeat, Heartbeat{Version: 1, Run: run, Phase: 99}),
-		"no run":         seal(KindHeartbeat, Heartbeat{Version: 1}),
-		"other run":      seal(KindHeartbeat, Heartbeat{Version: 1, Run: wire.Link{Cid: wire.RecordCID([]byte("x"))}}),
-		"round":          seal(KindSeen, Seen{Version: 1, Run: run, Round: 1 << 40}),
-		"unsorted seen":  seal(KindSeen, Seen{Version: 1, Run: run, Headers: []Hash{testHash("b"), testHash("b")}}),
-		"empty commit":   seal(KindCommit, Commit{Version: 1, Run: run}),
-		"empty roster":   seal(KindRoster, Roster{Version: 1, Run: run}),
-		"short hash":     seal(KindSeen, map[string]any{"version": 1, "run": run, "parent": []byte{1, 2}}),
+		"version":        seal(KindHeartbeat, Heartbeat{Version: Version + 1, Run: run}),
+		"phase":          seal(KindHeartbeat, Heartbeat{Version: Version, Run: run, Phase: 99}),
+		"no run":         seal(KindHeartbeat, Heartbeat{Version: Version}),
+		"other run":      seal(KindHeartbeat, Heartbeat{Version: Version, Run: wire.Link{Cid: wire.RecordCID([]byte("x"))}}),
+		"round":          seal(KindSeen, Seen{Version: Version, Run: run, Round: 1 << 40}),
+		"unsorted seen":  seal(KindSeen, Seen{Version: Version, Run: run, Headers: []Hash{testHash("b"), testHash("b")}}),
+		"empty commit":   seal(KindCommit, Commit{Version: Version, Run: run}),
+		"empty roster":   seal(KindRoster, Roster{Version: Version, Run: run}),
+		"short hash":     seal(KindSeen, map[string]any{"version": Version, "run": run, "parent": []byte{1, 2}}),
 		"empty range":    seal(KindHeader, with(func(h *Header) { h.Ranges = []Range{{0, 5, 5}} })),
 		"shard twice":    seal(KindHeader, with(func(h *Header) { h.Ranges = []Range{{1, 0, 5}, {1, 5, 6}} })),
 		"many ranges":    seal(KindHeader, with(func(h *Header) { h.Ranges = many })),
 		"no blob":        seal(KindHeader, with(func(h *Header) { h.Blob = wire.Link{} })),
+		"lag":            seal(KindHeader, with(func(h *Header) { h.Lag = h.Steps + 1 })),
+		"fragments":      seal(KindHeader, with(func(h *Header) { h.Fragments = MaxFragments + 1 })),
+		"no fragments":   seal(KindHeader, with(func(h *Header) { h.Fragments = 0 })),
+		"no steps":       seal(KindHeader, with(func(h *Header) { h.Steps, h.Lag, h.Merge = 0, 0, nil })),
 		"no tokens":      seal(KindHeader, with(func(h *Header) { h.Tokens = 0 })),
 		"long precision": seal(KindHeader, with(func(h *Header) { h.Precision = strings.Repeat("x", 65) })),
 	} {
@@ -172,7 +177,7 @@ func TestOpenRefuses(t *testing.T) {
 			t.Errorf("%s: accepted as %+v", name, m)
 		}
 	}
-	if _, err := Seal(key, with(func(h *Header) { h.Ranges = nil })); !errors.Is(err, ErrRecord) {
+	if _, err := Seal(key, with(func(h *Header) { h.Ranges, h.Merge = nil, nil })); !errors.Is(err, ErrRecord) {
 		t.Errorf("sealing an invalid header: %v, want ErrRecord", err)
 	}
 }
@@ -254,5 +259,5 @@ func FuzzRecord(f *testing.F) {
 
 func ExampleTopic() {
 	fmt.Println(Topic(wire.RecordCID([]byte("job"))))
-	// Output: /capanode/run/bafyreic6rsmqeid27lvxcicdbrmfurc7ehussmqidvslzgpybzeslpfqai/1
+	// Output: /capanode/run/bafyreic6rsmqeid27lvxcicdbrmfurc7ehussmqidvslzgpybzeslpfqai/2
 }

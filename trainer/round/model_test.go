@@ -174,6 +174,7 @@ func (m *model) finish(p *modelPeer) int {
 			p.claim.Tokens += end.Headers[i].Tokens
 		}
 		p.claim.Round++
+		p.claim.Steps++
 		p.claim.State = Hash(h.Sum(nil))
 		p.listen, p.retry = false, 0
 		return 1

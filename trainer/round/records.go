@@ -14,7 +14,7 @@ import (
 )
 
 // Version is the protocol version that every record carries.
-const Version = 1
+const Version = 2
 
 // Limits of the records. A record beyond them is refused.
 const (
@@ -23,6 +23,9 @@ const (
 	MaxShards  = 1 << 16 // shards of a data set
 	MaxName    = 64      // bytes in a codec id or numerics class
 	MaxRounds  = 1 << 32 // rounds of a run
+
+	MaxSteps     = 1 << 33 // nominal steps of a run
+	MaxFragments = 256     // parts in which the weights travel
 )
 
 // HeartbeatInterval is the time between two heartbeats of a member. A member that was silent for [Silence] is not waited
@@ -60,7 +63,11 @@ type Header struct {
 	Loss      int64     `cbor:"loss"`      // mean training loss in micronats per token
 	Before    Hash      `cbor:"before"`    // inner optimiser state before the first step
 	After     Hash      `cbor:"after"`     // inner optimiser state after the last step
-	Precision string    `cbor:"precision"` // numerics class, such as "go/amd64/avx512"
+	Precision string    `cbor:"precision"` // numerics class, such as "native/1"
+	Budget    uint64    `cbor:"budget"`    // bytes that the signer's link affords to fetch for each step; 0 is no limit
+	Lag       uint32    `cbor:"lag"`       // steps that were run before the parent was known, while the round before was exchanged
+	Fragments uint32    `cbor:"fragments"` // in how many parts the weights travel, one each round
+	Merge     *Merge    `cbor:"merge"`     // not null: this brings back the losing side of a fork
 }
 
 // Seen is a vote: the headers of a round whose blobs the signer holds. A later Seen of the same round only adds.
@@ -81,6 +88,7 @@ type Commit struct {
 	Set     []Hash    `cbor:"set"`    // committed headers, ascending
 	Next    Hash      `cbor:"next"`   // the state after the round
 	Total   uint64    `cbor:"total"`  // committed tokens in the next state
+	Steps   uint64    `cbor:"steps"`  // committed nominal steps in the next state
 	Tokens  uint64    `cbor:"tokens"` // tokens of this round
 	Loss    int64     `cbor:"loss"`   // token-weighted mean training loss in micronats per token
 	Up      uint64    `cbor:"up"`     // bytes of the signer's own blob
@@ -120,6 +128,7 @@ type Heartbeat struct {
 	Round   uint64    `cbor:"round"`  // rounds committed
 	State   Hash      `cbor:"state"`  // hash of the state held
 	Tokens  uint64    `cbor:"tokens"` // committed tokens in that state
+	Steps   uint64    `cbor:"steps"`  // committed nominal steps in that state
 	Phase   Phase     `cbor:"phase"`
 	Elapsed uint64    `cbor:"elapsed_ms"` // since the signer began its local steps of this round; 0 before the first
 	Speed   uint64    `cbor:"speed"`      // local training speed in tokens per second
@@ -192,10 +201,14 @@ func (h Header) check() error {
 		return bad(KindHeader, "no blob")
 	case len(h.Codec) > MaxName || len(h.Precision) > MaxName:
 		return bad(KindHeader, "name longer than %d bytes", MaxName)
-	case len(h.Ranges) == 0 || len(h.Ranges) > MaxRanges:
+	case len(h.Ranges) == 0 && h.Merge == nil || len(h.Ranges) > MaxRanges:
 		return bad(KindHeader, "%d ranges, want 1 to %d", len(h.Ranges), MaxRanges)
-	case h.Steps == 0 || h.Tokens == 0:
+	case h.Steps == 0 && h.Merge == nil || h.Tokens == 0:
 		return bad(KindHeader, "%d steps over %d tokens", h.Steps, h.Tokens)
+	case h.Lag > h.Steps:
+		return bad(KindHeader, "%d of %d steps before the parent", h.Lag, h.Steps)
+	case h.Fragments == 0 || h.Fragments > MaxFragments:
+		return bad(KindHeader, "%d fragments, want 1 to %d", h.Fragments, MaxFragments)
 	}
 	for i, r := range h.Ranges {
 		if r.To <= r.From || r.Shard >= MaxShards {

@@ -13,7 +13,7 @@ import (
 )
 
 // StateVersion is the version of the state's byte format.
-const StateVersion = 1
+const StateVersion = 2
 
 // ErrState reports state bytes that are damaged, of another run or of another shape.
 var ErrState = errors.New("invalid training state")
@@ -23,7 +23,9 @@ type State struct {
 	Run      cid.Cid   // the job record
 	Round    uint64    // rounds committed
 	Tokens   uint64    // tokens committed
+	Steps    uint64    // nominal local steps committed: what the learning rate and the tempo go by
 	History  Hash      // chain over the committed sets
+	Pulse    Pulse     // what the run measures about itself
 	Cursors  []uint64  // next sample position of each shard, counted from the shard's first epoch
 	Weights  []float32 // outer weights φ
 	Momentum []float32 // outer momentum b, same length
@@ -48,9 +50,12 @@ func NewState(run cid.Cid, shards int, weights []float32) *State {
 // Shape returns the shape of the state.
 func (s *State) Shape() Shape { return Shape{s.Run, len(s.Cursors), len(s.Weights)} }
 
+// countersSize is the bytes between the shape header and the cursors: six counters and the history.
+const countersSize = 6*8 + 32
+
 // Size returns the number of bytes of a state of the shape.
 func (s Shape) Size() int64 {
-	return int64(len(s.header())) + 32 + 16 + 8*int64(s.Shards) + 8*int64(s.Params)
+	return int64(len(s.header())) + countersSize + 8*int64(s.Shards) + 8*int64(s.Params)
 }
 
 // header is the part of the bytes that depends on the shape only.
@@ -66,8 +71,10 @@ func (s Shape) header() []byte {
 // head is the part of the bytes before the two arrays: shape, counters, history and cursors.
 func (s *State) head() []byte {
 	b := s.Shape().header()
-	b = binary.LittleEndian.AppendUint64(b, s.Round)
-	b = binary.LittleEndian.AppendUint64(b, s.Tokens)
+	p := s.Pulse
+	for _, x := range [...]uint64{s.Round, s.Tokens, s.Steps, uint64(p.Loss), p.Budget, p.Peers} {
+		b = binary.LittleEndian.AppendUint64(b, x)
+	}
 	b = append(b, s.History[:]...)
 	for _, c := range s.Cursors {
 		b = binary.LittleEndian.AppendUint64(b, c)
@@ -75,7 +82,7 @@ func (s *State) head() []byte {
 	return b
 }
 
-// WriteTo writes the state's bytes: shape header, round, tokens, history, cursors, weights, momentum; all little-endian.
+// WriteTo writes the state's bytes: shape header, counters, history, cursors, weights, momentum; all little-endian.
 func (s *State) WriteTo(w io.Writer) (int64, error) {
 	n, err := w.Write(s.head())
 	total := int64(n)
@@ -145,9 +152,15 @@ func DecodeState(b []byte, shape Shape) (*State, error) {
 		return nil, fmt.Errorf("round: state of another run, shape or version: %w", ErrState)
 	}
 	b = b[len(head):]
-	s := &State{Run: shape.Run, Round: binary.LittleEndian.Uint64(b), Tokens: binary.LittleEndian.Uint64(b[8:])}
-	s.History = Hash(b[16:48])
-	b = b[48:]
+	s := &State{Run: shape.Run}
+	loss := uint64(0)
+	for _, x := range [...]*uint64{&s.Round, &s.Tokens, &s.Steps, &loss, &s.Pulse.Budget, &s.Pulse.Peers} {
+		*x = binary.LittleEndian.Uint64(b)
+		b = b[8:]
+	}
+	s.Pulse.Loss = int64(loss)
+	s.History = Hash(b[:32])
+	b = b[32:]
 	s.Cursors = make([]uint64, shape.Shards)
 	for i := range s.Cursors {
 		s.Cursors[i] = binary.LittleEndian.Uint64(b[8*i:])
@@ -160,9 +173,10 @@ func DecodeState(b []byte, shape Shape) (*State, error) {
 	return s, nil
 }
 
-// Advance moves the counters past a round: one more round, the accepted headers' tokens, their ranges and the history.
-// The caller has moved the weights. set is the committed set, accepted the headers of it that were applied.
-func (s *State) Advance(set []Hash, accepted []Header) {
+// Advance moves the counters past a round of so many nominal steps: one more round, the accepted headers' tokens, their
+// ranges, the pulse and the history. The caller has moved the weights. set is the committed set, accepted the headers of it
+// that were applied.
+func (s *State) Advance(set []Hash, accepted []Header, steps uint64) {
 	h := sha256.New()
 	h.Write(s.History[:])
 	for _, id := range set {
@@ -170,10 +184,12 @@ func (s *State) Advance(set []Hash, accepted []Header) {
 	}
 	s.History = Hash(h.Sum(nil))
 	s.Round++
+	s.Steps += steps
+	s.Pulse = s.Pulse.After(accepted)
 	for _, a := range accepted {
 		s.Tokens += a.Tokens
 		for _, r := range a.Ranges {
-			s.Cursors[r.Shard] = r.To
+			s.Cursors[r.Shard] = max(s.Cursors[r.Shard], r.To)
 		}
 	}
 }

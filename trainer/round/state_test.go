@@ -17,7 +17,7 @@ import (
 
 func testState(t testing.TB) *State {
 	return &State{
-		Run: testRun(t), Round: 5, Tokens: 1234, History: testHash("history"), Cursors: []uint64{7, 0, 99},
+		Run: testRun(t), Round: 5, Tokens: 1234, Steps: 100, Pulse: Pulse{Loss: -7, Budget: 9500, Peers: 3}, History: testHash("history"), Cursors: []uint64{7, 0, 99},
 		Weights: []float32{1, -2.5, 0, 1e-30}, Momentum: []float32{0, 0.125, -1, 3},
 	}
 }
@@ -109,9 +109,9 @@ func TestProof(t *testing.T) {
 func TestAdvance(t *testing.T) {
 	a, b := testState(t), testState(t)
 	h := Header{Tokens: 100, Ranges: []Range{{0, 7, 20}, {2, 99, 105}}}
-	a.Advance([]Hash{testHash("x")}, []Header{h})
-	b.Advance([]Hash{testHash("y")}, []Header{h})
-	if a.Round != 6 || a.Tokens != 1334 || !reflect.DeepEqual(a.Cursors, []uint64{20, 0, 105}) {
+	a.Advance([]Hash{testHash("x")}, []Header{h}, 20)
+	b.Advance([]Hash{testHash("y")}, []Header{h}, 20)
+	if a.Round != 6 || a.Steps != 120 || a.Tokens != 1334 || !reflect.DeepEqual(a.Cursors, []uint64{20, 0, 105}) {
 		t.Errorf("advanced to %+v", a)
 	}
 	if a.Hash() == b.Hash() {

@@ -31,8 +31,8 @@ type rung struct {
 // ladder lists the codecs from fine to coarse.
 var ladder = []rung{{"int8", 8.05}, {"int4", 4.05}, {"top1024", 1.36}, {"top512", 0.80}, {"top256", 0.47}, {"top128", 0.27}, {"top64", 0.15}}
 
-// longest is the longest round in steps: local steps beyond it cost more loss than any budget is worth.
-const longest = 60
+// Longest is the longest round in steps: local steps beyond it cost more loss than any budget is worth.
+const Longest = 60
 
 // Next returns the beat of the round that begins after done steps. The round never goes past the end of the run.
 //
@@ -41,14 +41,14 @@ const longest = 60
 func (p Plan) Next(done uint64) Beat {
 	left := 1
 	if done < p.Steps {
-		left = int(min(p.Steps-done, longest))
+		left = int(min(p.Steps-done, Longest))
 	}
 	r, each := p.rung()
 	b := Beat{LocalSteps: 2, Codec: r.codec, Outer: outer.Settings{LearningRate: 0.7, Momentum: 0.6}}
 	if each > 0 {
 		share := float64(min(done, p.Steps)) / float64(max(p.Steps, 1))
 		now := each * (1.75 - float64(1.5*share))
-		b.LocalSteps = int(max(1, min(r.bits/now+0.5, longest)))
+		b.LocalSteps = int(max(1, min(r.bits/now+0.5, Longest)))
 	}
 	b.LocalSteps = min(b.LocalSteps, left)
 	return b

@@ -158,7 +158,7 @@ func (b *board) mates(now time.Time) []mate {
 		if w == nil || w.beatAt.IsZero() || now.Sub(w.beatAt) > round.Silence || w.beat.Phase == round.PhaseLeaving {
 			continue
 		}
-		claim := round.Claim{Peer: id, Round: w.beat.Round, Tokens: w.beat.Tokens, State: w.beat.State}
+		claim := round.Claim{Peer: id, Round: w.beat.Round, Steps: w.beat.Steps, Tokens: w.beat.Tokens, State: w.beat.State}
 		elapsed := time.Duration(min(w.beat.Elapsed, 1<<32)) * time.Millisecond
 		live = append(live, mate{id, w.beat.Phase, claim, elapsed, w.beat.Speed})
 	}

@@ -12,9 +12,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/capacloud/capanode/p2p"
-	"github.com/capacloud/capanode/trainer/codec"
 	"github.com/capacloud/capanode/trainer/engine"
-	"github.com/capacloud/capanode/trainer/outer"
 	"github.com/capacloud/capanode/trainer/round"
 )
 
@@ -42,29 +40,6 @@ type Data interface {
 	// Batch reads windows, one row each, in order. It may fetch the shard from other peers.
 	Batch(ctx context.Context, windows []round.Window) (engine.Batch, error)
 }
-
-// Plan is what all peers of a run agree on, derived from the job record.
-type Plan struct {
-	Rounds          uint64         // length of the run
-	LocalSteps      int            // optimiser steps H of one round
-	BatchRows       int            // sequences of one step
-	MicroRows       int            // sequences computed at once; 0 means BatchRows
-	Context         int            // tokens of one sequence
-	Seed            uint64         // of the sample order
-	Codec           string         // "int8" or "fp32"
-	Outer           outer.Settings // outer optimiser
-	Inner           engine.Step    // inner AdamW; its LearningRate is overwritten by Schedule
-	Schedule        Schedule       // inner learning rate
-	CheckpointEvery uint64         // rounds between calls of OnCheckpoint; 0 means only after the last
-}
-
-// RoundTokens returns the tokens that one peer trains on in one round: also the cap of its weight in the mean.
-func (p Plan) RoundTokens() uint64 {
-	return uint64(p.LocalSteps) * uint64(p.BatchRows) * uint64(p.Context)
-}
-
-// roundWindows returns the sample windows that one peer needs for one round.
-func (p Plan) roundWindows() uint64 { return uint64(p.LocalSteps) * uint64(p.BatchRows) }
 
 // Schedule is the inner learning rate: linear warm-up, then a cosine to the floor.
 type Schedule struct {
@@ -133,12 +108,36 @@ type Report struct {
 	Live         []peer.ID // who had a fresh heartbeat, ascending
 	Loss         float64   // token-weighted mean training loss of the contributors, nats per token
 	Tokens       uint64    // of this round
+	Merged       uint64    // of these, what the losing side of a fork brought back
 	Total        uint64    // committed tokens of the run
+	Steps        uint64    // committed nominal steps of the run
 	Work         map[peer.ID]uint64
 	Up, Down     uint64 // bytes of the own blob, and of the blobs fetched
 	Compute      time.Duration
 	Comm         time.Duration
 	Replaces     bool // a fork healed: this takes the place of an earlier report of the same round
+}
+
+// add enters the updates that were applied, none of which counts for more than most tokens. What the losing side of a fork
+// brings back counts for the run, but not for who offers it: others trained it, in rounds that were reported before.
+func (r *Report) add(accepted []round.Signed, most uint64) {
+	r.Work = map[peer.ID]uint64{}
+	var loss float64
+	var trained uint64
+	for _, h := range accepted {
+		if h.Merge != nil {
+			r.Merged += h.Tokens
+			r.Tokens += h.Tokens
+			continue
+		}
+		tokens := min(h.Tokens, most)
+		r.Contributors = append(r.Contributors, h.Author)
+		r.Work[h.Author] = tokens
+		trained += tokens
+		loss += float64(h.Loss) / 1e6 * float64(tokens)
+	}
+	r.Tokens += trained
+	r.Loss = loss / float64(max(trained, 1))
 }
 
 // Result is how a run ended.
@@ -152,21 +151,13 @@ type Result struct {
 }
 
 func (c Config) check() error {
-	p := c.Plan
 	switch {
 	case !c.Run.Defined():
 		return fmt.Errorf("worker: no run: %w", ErrConfig)
 	case c.Engine == nil || c.Net == nil || c.Blobs == nil || c.Data == nil:
 		return fmt.Errorf("worker: engine, network, blobs and data are all needed: %w", ErrConfig)
-	case p.Rounds == 0 || p.Rounds > round.MaxRounds:
-		return fmt.Errorf("worker: %d rounds: %w", p.Rounds, ErrConfig)
-	case p.LocalSteps < 1 || p.BatchRows < 1 || p.Context < 1 || p.MicroRows < 0:
-		return fmt.Errorf("worker: %d steps of %d rows of %d tokens: %w", p.LocalSteps, p.BatchRows, p.Context, ErrConfig)
 	case c.Data.Shards() < 1 || c.Data.Shards() > round.MaxShards:
 		return fmt.Errorf("worker: data set of %d shards, want 1 to %d: %w", c.Data.Shards(), round.MaxShards, ErrConfig)
 	}
-	if _, err := codec.Parse(p.Codec); err != nil {
-		return fmt.Errorf("worker: %w: %w", err, ErrConfig)
-	}
-	return nil
+	return c.Plan.check()
 }

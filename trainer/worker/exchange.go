@@ -23,13 +23,15 @@ const repeatAfter = 2 * round.HeartbeatInterval
 type exchanged struct {
 	sources map[round.Hash]codec.Source // of every blob held
 	down    uint64                      // bytes fetched
-	comm    time.Duration
+	comm    time.Duration               // the whole exchange
+	wait    time.Duration               // the part of it after the last update was announced: what the network takes
 }
 
 // fetched is the outcome of one blob's fetch.
 type fetched struct {
 	header round.Signed
 	source codec.Source
+	took   time.Duration
 	err    error
 }
 
@@ -37,7 +39,7 @@ type fetched struct {
 // asks, until the attempt ends in Decide, Heal or Abort.
 func (w *worker) exchange(ctx context.Context) (round.Action, exchanged, error) {
 	x := &exchange{
-		worker: w, began: time.Now(), results: make(chan fetched),
+		worker: w, began: time.Now(), announced: time.Now(), results: make(chan fetched),
 		seenAt: map[peer.ID]time.Time{}, refused: map[round.Hash]bool{},
 		out:     exchanged{sources: map[round.Hash]codec.Source{}},
 		attempt: round.NewAttempt(round.Setup{Self: w.self, Round: w.state.Round, Parent: w.hash, Listen: w.listen, Retry: w.retry}),
@@ -81,7 +83,7 @@ func (w *worker) exchange(ctx context.Context) (round.Action, exchanged, error) 
 			x.repeat(ctx)
 		}
 	}
-	x.out.comm = time.Since(x.began)
+	x.out.comm, x.out.wait = time.Since(x.began), time.Since(x.announced)
 	w.observeArrivals(x)
 	return x.end, x.out, nil
 }
@@ -92,15 +94,17 @@ type exchange struct {
 	attempt round.Attempt
 	end     round.Action
 	began   time.Time
-	voted   time.Time // first vote
-	vote    []round.Hash
-	votes   *time.Timer
-	seenAt  map[peer.ID]time.Time
-	refused map[round.Hash]bool
-	results chan fetched
-	fetches sync.WaitGroup
-	cancel  context.CancelFunc
-	out     exchanged
+
+	announced time.Time // when the last header of the round came, the own one included
+	voted     time.Time // first vote
+	vote      []round.Hash
+	votes     *time.Timer
+	seenAt    map[peer.ID]time.Time
+	refused   map[round.Hash]bool
+	results   chan fetched
+	fetches   sync.WaitGroup
+	cancel    context.CancelFunc
+	out       exchanged
 }
 
 // do applies one event to the attempt and carries out the actions.
@@ -168,6 +172,9 @@ func (x *exchange) feed(ctx context.Context) {
 	about := x.board.about(x.state.Round, x.hash)
 	for _, h := range about.headers {
 		if x.end == nil && !x.refused[h.ID] && x.admissible(h.Signed) {
+			if h.at.After(x.announced) {
+				x.announced = h.at
+			}
 			x.do(ctx, func(a round.Attempt) (round.Attempt, []round.Action) { return a.Header(h.Signed) })
 		}
 	}
@@ -190,16 +197,13 @@ func (x *exchange) feed(ctx context.Context) {
 // admissible checks a header against the parent state: what it says about codec, size, samples and tokens must be what the
 // plan and the cursors allow. The verdict is the same on every peer that holds the parent.
 func (x *exchange) admissible(h round.Signed) bool {
-	c, err := codec.Parse(h.Codec)
-	windows, fits := h.Fits(x.state.Cursors, x.windows)
-	tokens := windows * uint64(x.cfg.Plan.Context)
-	switch {
-	case err != nil:
-	case h.Size == 0 || h.Size > uint64(c.Bound(len(x.state.Weights))):
-		err = fmt.Errorf("blob of %d bytes", h.Size)
-	case !fits || windows > x.cfg.Plan.roundWindows() || h.Tokens != tokens:
-		err = fmt.Errorf("%d tokens from %v", h.Tokens, h.Ranges)
-	default:
+	var err error
+	if h.Merge != nil {
+		err = x.mergeable(h)
+	} else {
+		err = x.trained(h)
+	}
+	if err == nil {
 		return true
 	}
 	x.refused[h.ID] = true
@@ -207,12 +211,35 @@ func (x *exchange) admissible(h round.Signed) bool {
 	return false
 }
 
+// trained checks a header of local steps.
+func (w *worker) trained(h round.Signed) error {
+	b := w.pace()
+	from, to := w.fragment(b)
+	rows, windows := uint64(w.cfg.Plan.BatchRows), uint64(h.Steps)*uint64(w.cfg.Plan.BatchRows)
+	n, fits := h.Fits(w.state.Cursors, w.windows)
+	switch {
+	case h.Codec != b.codec.ID() || uint64(h.Fragments) != b.fragments:
+		return fmt.Errorf("codec %.64s in %d fragments, the round has %s in %d", h.Codec, h.Fragments, b.codec.ID(), b.fragments)
+	case h.Size == 0 || h.Size > uint64(b.codec.Bound(to-from)):
+		return fmt.Errorf("blob of %d bytes", h.Size)
+	case !fits || n != windows || windows > max(w.cfg.Plan.mostSteps()*rows, rows) || h.Tokens != windows*uint64(w.cfg.Plan.Context):
+		return fmt.Errorf("%d steps on %d tokens from %v", h.Steps, h.Tokens, h.Ranges)
+	}
+	return nil
+}
+
 // fetch gets a blob in the background.
 func (x *exchange) fetch(ctx context.Context, f round.Fetch) {
-	n, limit := len(x.state.Weights), x.limit
+	from, to := x.fragment(x.pace())
+	n, limit := to-from, x.limit
+	if f.Header.Merge != nil {
+		n = len(x.state.Weights)
+	}
 	x.fetches.Go(func() {
+		began := time.Now()
 		r := fetched{header: f.Header}
 		r.source, r.err = fetchBlob(ctx, x.cfg.Blobs, f, n, limit)
+		r.took = time.Since(began)
 		select {
 		case x.results <- r:
 		case <-ctx.Done():
@@ -266,6 +293,7 @@ func (x *exchange) arrived(ctx context.Context, r fetched) {
 	x.out.sources[id] = r.source
 	x.out.down += r.header.Size
 	x.result.Down += r.header.Size
+	x.noticeLink(r.header.Size, r.took)
 	x.do(ctx, func(a round.Attempt) (round.Attempt, []round.Action) { return a.Held(id) })
 }
 

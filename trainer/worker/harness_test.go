@@ -227,7 +227,7 @@ func newSwarm(t testing.TB, plan worker.Plan, members ...string) *swarm {
 	owner := s.net.Node("owner")
 	var err error
 	s.owner, err = worker.Observe(worker.ObserveConfig{
-		Run: s.run, Owner: owner.ID(), RoundTokens: plan.RoundTokens(), Net: owner,
+		Run: s.run, Owner: owner.ID(), MostTokens: plan.MostTokens(), Net: owner,
 		OnRound: func(r worker.Report) {
 			s.mu.Lock()
 			defer s.mu.Unlock()

@@ -56,7 +56,7 @@ func (s *swarm) lie(ctx context.Context, when time.Duration) {
 	run, last := wire.Link{Cid: s.run}, s.plan.Rounds-1
 	header := round.Header{
 		Version: round.Version, Run: run, Round: last, Parent: round.Hash{1}, Codec: "int8", Blob: run, Size: 1,
-		Ranges: []round.Range{{From: 0, To: 4}}, Steps: 1, Tokens: s.plan.RoundTokens(),
+		Ranges: []round.Range{{From: 0, To: 4}}, Steps: 1, Tokens: s.plan.RoundTokens(), Fragments: 1,
 	}
 	raw, err := round.Seal(node.Key(), header)
 	if err != nil {
@@ -69,11 +69,11 @@ func (s *swarm) lie(ctx context.Context, when time.Duration) {
 		return
 	}
 	commit := round.Commit{
-		Version: round.Version, Run: run, Round: last, Parent: round.Hash{1}, Set: []round.Hash{m.Hash}, Next: round.Hash{2}, Total: 1 << 60,
+		Version: round.Version, Run: run, Round: last, Parent: round.Hash{1}, Set: []round.Hash{m.Hash}, Next: round.Hash{2}, Total: 1 << 60, Steps: s.plan.TotalSteps(),
 	}
 	time.Sleep(when)
 	for seq := uint32(1); ctx.Err() == nil; seq++ {
-		beat := round.Heartbeat{Version: round.Version, Run: run, Seq: uint64(seq), Round: last + 1, State: round.Hash{2}, Tokens: 1 << 60, Phase: round.PhaseDone}
+		beat := round.Heartbeat{Version: round.Version, Run: run, Seq: uint64(seq), Round: last + 1, State: round.Hash{2}, Tokens: 1 << 60, Steps: s.plan.TotalSteps(), Phase: round.PhaseDone}
 		for _, rec := range []round.Record{beat, header, commit} {
 			raw, err := round.Seal(node.Key(), rec)
 			if err == nil {

@@ -24,12 +24,12 @@ var ErrNotOwner = errors.New("only the run's owner names its members")
 
 // ObserveConfig is what an observer runs with.
 type ObserveConfig struct {
-	Run         cid.Cid
-	Owner       peer.ID // publishes the roster; may be this node
-	RoundTokens uint64  // Plan.RoundTokens: no update counts for more
-	Net         p2p.Network
-	OnRound     func(Report) // called from the observer's goroutine; may be nil
-	Log         *slog.Logger // nil discards
+	Run        cid.Cid
+	Owner      peer.ID // publishes the roster; may be this node
+	MostTokens uint64  // Plan.MostTokens: no update counts for more
+	Net        p2p.Network
+	OnRound    func(Report) // called from the observer's goroutine; may be nil
+	Log        *slog.Logger // nil discards
 }
 
 // Observer follows a run without training in it: it verifies what members say, and where enough of them announce the same
@@ -200,7 +200,7 @@ func (o *Observer) judge() []Report {
 		}
 		r.Replaces = known
 		o.rounds[r.Round] = r
-		claim := round.Claim{Peer: g.by[0], Round: r.Round + 1, Tokens: r.Total, State: r.Next}
+		claim := round.Claim{Peer: g.by[0], Round: r.Round + 1, Steps: r.Steps, Tokens: r.Total, State: r.Next}
 		if claim.Beats(o.best) {
 			o.best = claim
 		}
@@ -221,21 +221,13 @@ func (o *Observer) report(c round.Commit, live []mate) (Report, bool) {
 		return Report{}, false
 	}
 	r := Report{
-		Round: c.Round, Parent: c.Parent, Next: c.Next, Total: c.Total, Work: map[peer.ID]uint64{}, Up: c.Up, Down: c.Down,
+		Round: c.Round, Parent: c.Parent, Next: c.Next, Total: c.Total, Steps: c.Steps, Up: c.Up, Down: c.Down,
 		Compute: time.Duration(c.Compute) * time.Millisecond, Comm: time.Duration(c.Comm) * time.Millisecond,
 	}
 	for _, m := range live {
 		r.Live = append(r.Live, m.id)
 	}
-	var loss float64
-	for _, h := range round.Accept(set) {
-		tokens := min(h.Tokens, o.cfg.RoundTokens)
-		r.Contributors = append(r.Contributors, h.Author)
-		r.Work[h.Author] = tokens
-		r.Tokens += tokens
-		loss += float64(h.Loss) / 1e6 * float64(tokens)
-	}
-	r.Loss = loss / float64(max(r.Tokens, 1))
+	r.add(round.Accept(set), o.cfg.MostTokens)
 	return r, true
 }
 

@@ -29,9 +29,10 @@ type snapshot struct {
 	steps    uint64    // optimiser steps of the inner AdamW
 	m, v     []float32 // its moments
 	residual []float32 // error feedback
+	fast     []float32 // fast weights where they are not the state's: when the weights travel in fragments
 }
 
-var snapshotMagic = [8]byte{'C', 'A', 'P', 'S', 'N', 'A', 'P', '1'}
+var snapshotMagic = [8]byte{'C', 'A', 'P', 'S', 'N', 'A', 'P', '2'}
 
 func snapshotName(rounds uint64) string { return fmt.Sprintf("round-%012d.snap", rounds) }
 
@@ -92,10 +93,14 @@ func (s snapshot) write(w io.Writer) error {
 	if _, err := s.state.WriteTo(out); err != nil {
 		return err
 	}
-	if err := binary.Write(out, binary.LittleEndian, s.steps); err != nil {
+	arrays := [][]float32{s.m, s.v, s.residual}
+	if s.fast != nil {
+		arrays = append(arrays, s.fast)
+	}
+	if err := binary.Write(out, binary.LittleEndian, []uint64{s.steps, uint64(len(arrays))}); err != nil {
 		return err
 	}
-	for _, array := range [][]float32{s.m, s.v, s.residual} {
+	for _, array := range arrays {
 		if _, err := round.WriteFloats(out, array); err != nil {
 			return err
 		}
@@ -150,10 +155,8 @@ func readSnapshot(path string, shape round.Shape) (*snapshot, error) {
 	if err != nil {
 		return nil, fmt.Errorf("worker: load snapshot: %w", err)
 	}
-	stateSize, n := int(shape.Size()), shape.Params
-	want := len(snapshotMagic) + stateSize + 8 + 3*4*n + sha256.Size
-	if info.Size() != int64(want) {
-		return nil, fmt.Errorf("worker: load snapshot %s: %d bytes, want %d: %w", path, info.Size(), want, ErrSnapshot)
+	if !slices.Contains(snapshotSizes(shape), info.Size()) {
+		return nil, fmt.Errorf("worker: load snapshot %s: %d bytes, want %d: %w", path, info.Size(), snapshotSizes(shape), ErrSnapshot)
 	}
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -162,10 +165,16 @@ func readSnapshot(path string, shape round.Shape) (*snapshot, error) {
 	return decodeSnapshot(path, b, shape)
 }
 
+// snapshotSizes lists the sizes that a snapshot can have: without and with fast weights.
+func snapshotSizes(shape round.Shape) []int64 {
+	least := int64(len(snapshotMagic)) + shape.Size() + 16 + 3*4*int64(shape.Params) + sha256.Size
+	return []int64{least, least + 4*int64(shape.Params)}
+}
+
 // decodeSnapshot reads a snapshot's bytes.
 func decodeSnapshot(path string, b []byte, shape round.Shape) (*snapshot, error) {
 	stateSize, n := int(shape.Size()), shape.Params
-	if len(b) != len(snapshotMagic)+stateSize+8+3*4*n+sha256.Size {
+	if !slices.Contains(snapshotSizes(shape), int64(len(b))) {
 		return nil, fmt.Errorf("worker: load snapshot %s: %d bytes: %w", path, len(b), ErrSnapshot)
 	}
 	body, sum := b[:len(b)-sha256.Size], b[len(b)-sha256.Size:]
@@ -179,8 +188,13 @@ func decodeSnapshot(path string, b []byte, shape round.Shape) (*snapshot, error)
 	}
 	body = body[stateSize:]
 	s := &snapshot{state: state, steps: binary.LittleEndian.Uint64(body)}
-	body = body[8:]
-	for _, array := range []*[]float32{&s.m, &s.v, &s.residual} {
+	count := binary.LittleEndian.Uint64(body[8:])
+	body = body[16:]
+	arrays := []*[]float32{&s.m, &s.v, &s.residual, &s.fast}[:len(body)/(4*n)]
+	if uint64(len(arrays)) != count {
+		return nil, fmt.Errorf("worker: load snapshot %s: %d arrays, it says %d: %w", path, len(arrays), count, ErrSnapshot)
+	}
+	for _, array := range arrays {
 		*array = make([]float32, n)
 		if !round.ReadFloats(*array, body) {
 			return nil, fmt.Errorf("worker: load snapshot %s: not finite: %w", path, ErrSnapshot)

@@ -124,7 +124,7 @@ func FuzzSnapshot(f *testing.F) {
 }
 
 func FuzzStateResponse(f *testing.F) {
-	good, err := wire.Marshal(stateResponse{Version: 1, Round: 2, Blob: wire.Link{Cid: wire.RecordCID([]byte("state"))}})
+	good, err := wire.Marshal(stateResponse{Version: round.Version, Round: 2, Blob: wire.Link{Cid: wire.RecordCID([]byte("state"))}})
 	if err != nil {
 		f.Fatal(err)
 	}

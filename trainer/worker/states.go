@@ -18,10 +18,10 @@ import (
 )
 
 // StateProtocol hands out where a run's state is. One request frame, one response frame.
-const StateProtocol protocol.ID = "/capanode/state/1.0.0"
+const StateProtocol protocol.ID = "/capanode/state/2.0.0"
 
 // maxStateFrame bounds both frames of the protocol.
-const maxStateFrame = 4 << 10
+const maxStateFrame = 16 << 10
 
 // ErrNoDonor reports that no peer handed out the state.
 var ErrNoDonor = errors.New("no peer hands out the run's state")
@@ -34,10 +34,13 @@ type stateRequest struct {
 type stateResponse struct {
 	Version uint16     `cbor:"version"`
 	Round   uint64     `cbor:"round"`
+	Steps   uint64     `cbor:"steps"`
 	Tokens  uint64     `cbor:"tokens"`
 	State   round.Hash `cbor:"state"`
 	Blob    wire.Link  `cbor:"blob"` // the state's bytes; no link when the run or the asker is unknown
 	Size    uint64     `cbor:"size"`
+
+	Lineage []round.Ancestor `cbor:"lineage"` // the states before it, newest last
 }
 
 // donate makes the answer for a peer that asks for the state, or refuses.

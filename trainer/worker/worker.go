@@ -16,7 +16,6 @@ import (
 
 	"github.com/capacloud/capanode/p2p"
 	"github.com/capacloud/capanode/p2p/wire"
-	"github.com/capacloud/capanode/trainer/codec"
 	"github.com/capacloud/capanode/trainer/round"
 )
 
@@ -37,7 +36,6 @@ type worker struct {
 	cfg     Config
 	self    peer.ID
 	log     *slog.Logger
-	codec   codec.Codec
 	board   *board
 	topic   p2p.Topic
 	windows []uint64 // sample windows of each shard
@@ -45,13 +43,14 @@ type worker struct {
 	salt    atomic.Uint32
 
 	// Guarded by mu: read by the heartbeat and by the state server.
-	mu    sync.RWMutex
-	state *round.State
-	hash  round.Hash
-	phase round.Phase
-	began time.Time // of the last local steps
-	speed uint64
-	seq   uint64 // of the last heartbeat
+	mu      sync.RWMutex
+	state   *round.State
+	hash    round.Hash
+	lineage round.Lineage // the way to the state
+	phase   round.Phase
+	began   time.Time // of the last local steps
+	speed   uint64
+	seq     uint64 // of the last heartbeat
 
 	sharing sync.Mutex // guards shared
 	shared  shared
@@ -65,6 +64,12 @@ type worker struct {
 	pending  []float32 // update and residual, before encoding
 	residual []float32 // error feedback: what the codec has lost so far
 	mean     []float32
+	lap      *lap      // local steps that run ahead of the exchange
+	sent     []float32 // fast weights when they began
+	restart  moments   // inner optimiser when they began: what a snapshot holds
+	lost     *lostSide // to be offered to the winners of a fork
+	link     uint64    // bytes per second at which updates arrive; 0 is unknown
+	waiting  float64   // share of the time that goes to the network
 	kept     []keptBlob
 	result   Result
 
@@ -73,6 +78,12 @@ type worker struct {
 	lastParent           round.Hash
 	lastBegan            time.Time
 	doubted              map[peer.ID]time.Time // who announced a state and did not deliver it, and when
+}
+
+// moments are the state of the inner optimiser.
+type moments struct {
+	steps uint64
+	m, v  []float32
 }
 
 // shared is the blob of the state that was handed out last.
@@ -98,11 +109,6 @@ func open(cfg Config) (*worker, error) {
 	if w.log == nil {
 		w.log = slog.New(slog.DiscardHandler)
 	}
-	var err error
-	if w.codec, err = codec.Parse(cfg.Plan.Codec); err != nil {
-		return nil, fmt.Errorf("worker: %w", err)
-	}
-	w.blob = make([]byte, w.codec.Bound(n))
 	for s := range cfg.Data.Shards() {
 		w.windows = append(w.windows, cfg.Data.Windows(s))
 	}
@@ -110,7 +116,9 @@ func open(cfg Config) (*worker, error) {
 		return nil, err
 	}
 	w.hash, w.limit = w.state.Hash(), normLimit(w.state.Weights)
+	w.lineage = round.Lineage{{State: w.hash, Tokens: w.state.Tokens}}
 	w.board = newBoard(cfg.Run, w.self, cfg.Owner)
+	var err error
 	if w.topic, err = cfg.Net.Join(round.Topic(cfg.Run), w.board.validate); err != nil {
 		return nil, fmt.Errorf("worker: join the run's topic: %w", err)
 	}
@@ -152,11 +160,16 @@ func (w *worker) restore() error {
 	copy(inner.M, s.m)
 	copy(inner.V, s.v)
 	copy(w.residual, s.residual)
+	if s.fast == nil {
+		s.fast = s.state.Weights
+	}
+	copy(inner.Weights, s.fast)
 	w.log.Info("resumed from snapshot", "round", s.state.Round, "tokens", s.state.Tokens)
 	return nil
 }
 
 func (w *worker) close() {
+	w.dropLap()
 	w.stop()
 	_ = w.topic.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), round.MaxWait)
@@ -260,7 +273,7 @@ func (w *worker) roundTime() time.Duration {
 	if w.speed == 0 {
 		return 0
 	}
-	return time.Duration(w.cfg.Plan.RoundTokens()/w.speed) * time.Second
+	return time.Duration(w.cfg.Plan.MostTokens()/round.MaxPace/w.speed) * time.Second
 }
 
 func (w *worker) draining() bool {
@@ -272,50 +285,19 @@ func (w *worker) draining() bool {
 	}
 }
 
-// trainers lists who trains in the coming round, this peer included, ascending.
-func (w *worker) trainers() []peer.ID {
-	ids := []peer.ID{w.self}
-	at := w.claim()
-	for _, m := range w.board.mates(time.Now()) {
-		if m.gets(at) {
-			ids = append(ids, m.id)
-		}
-	}
-	slices.Sort(ids)
-	return ids
-}
-
-// deal returns the sample ranges of this peer's round, nil when its shards hold too few.
-func (w *worker) deal(members []peer.ID) []round.Range {
-	var own []int
-	for shard, m := range round.Assign(w.cfg.Plan.Seed, len(w.windows), members) {
-		if members[m] == w.self {
-			own = append(own, shard)
-		}
-	}
-	return round.Take(own, w.windows, w.state.Cursors, w.cfg.Plan.roundWindows())
-}
-
 func (w *worker) roster() []peer.ID {
 	r, _ := w.board.current()
 	return r.Members
 }
 
 func (w *worker) claim() round.Claim {
-	return round.Claim{Peer: w.self, Round: w.state.Round, Tokens: w.state.Tokens, State: w.hash}
+	return round.Claim{Peer: w.self, Round: w.state.Round, Steps: w.state.Steps, Tokens: w.state.Tokens, State: w.hash}
 }
 
 // report starts the report of a round before the state moves.
 func (w *worker) report(accepted []round.Signed, blobs exchanged) Report {
-	r := Report{Round: w.state.Round, Parent: w.hash, Work: map[peer.ID]uint64{}, Down: blobs.down, Live: []peer.ID{w.self}}
-	var loss float64
-	for _, h := range accepted {
-		r.Contributors = append(r.Contributors, h.Author)
-		r.Work[h.Author] = h.Tokens
-		r.Tokens += h.Tokens
-		loss += float64(h.Loss) / 1e6 * float64(h.Tokens)
-	}
-	r.Loss = loss / float64(r.Tokens)
+	r := Report{Round: w.state.Round, Parent: w.hash, Down: blobs.down, Live: []peer.ID{w.self}}
+	r.add(accepted, w.cfg.Plan.MostTokens())
 	for _, m := range w.board.mates(time.Now()) {
 		r.Live = append(r.Live, m.id)
 	}
@@ -326,20 +308,31 @@ func (w *worker) report(accepted []round.Signed, blobs exchanged) Report {
 	return r
 }
 
-func (w *worker) snapshot() {
+// snapshot saves what a restart needs. from and to bound the part of the weights that the last commit moved.
+func (w *worker) snapshot(from, to int) {
 	every := max(w.cfg.SnapshotEvery, 1)
-	if w.cfg.SnapshotDir == "" || w.state.Round%every != 0 && w.state.Round < w.cfg.Plan.Rounds {
+	if w.cfg.SnapshotDir == "" || w.state.Round%every != 0 && !w.over() {
 		return
 	}
-	inner := w.cfg.Engine.State()
-	s := snapshot{state: w.state, steps: inner.Steps, m: inner.M, v: inner.V, residual: w.residual}
+	s := snapshot{state: w.state, residual: w.residual}
+	var fast []float32
+	if w.lap == nil {
+		inner := w.cfg.Engine.State()
+		s.steps, s.m, s.v, fast = inner.Steps, inner.M, inner.V, inner.Weights
+	} else { // the lap that runs ahead is moving the engine's state
+		s.steps, s.m, s.v, fast = w.restart.steps, w.restart.m, w.restart.v, w.sent
+	}
+	if w.pace().fragments > 1 { // outside of the round's fragment the fast weights are this peer's own
+		s.fast = slices.Clone(fast)
+		copy(s.fast[from:to], w.state.Weights[from:to])
+	}
 	if err := s.save(w.cfg.SnapshotDir); err != nil {
 		w.warn(err)
 	}
 }
 
 func (w *worker) checkpoint() {
-	every, last := w.cfg.Plan.CheckpointEvery, w.state.Round >= w.cfg.Plan.Rounds
+	every, last := w.cfg.Plan.CheckpointEvery, w.over()
 	if w.cfg.Hooks.OnCheckpoint == nil || !last && (every == 0 || w.state.Round%every != 0) {
 		return
 	}
@@ -389,14 +382,6 @@ func (w *worker) enter(p round.Phase) {
 	w.beat(context.Background())
 }
 
-func (w *worker) setSpeed(tokens uint64, took time.Duration) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if took > 0 {
-		w.speed = uint64(float64(tokens) / took.Seconds())
-	}
-}
-
 // beatOn sends heartbeats, and the roster now and then, until the context ends.
 func (w *worker) beatOn(ctx context.Context) {
 	tick := time.NewTicker(round.HeartbeatInterval)
@@ -419,7 +404,7 @@ func (w *worker) beat(ctx context.Context) {
 	w.seq = max(w.seq+1, uint64(time.Now().UnixNano()))
 	b := round.Heartbeat{
 		Version: round.Version, Run: wire.Link{Cid: w.cfg.Run}, Seq: w.seq, Round: w.state.Round,
-		State: w.hash, Tokens: w.state.Tokens, Phase: w.phase, Speed: w.speed,
+		State: w.hash, Tokens: w.state.Tokens, Steps: w.state.Steps, Phase: w.phase, Speed: w.speed,
 	}
 	if !w.began.IsZero() {
 		b.Elapsed = uint64(time.Since(w.began).Milliseconds())
@@ -457,8 +442,8 @@ func (w *worker) donate(ctx context.Context, asker peer.ID) (stateResponse, erro
 	defer w.sharing.Unlock()
 	w.mu.RLock()
 	res := stateResponse{
-		Version: round.Version, Round: w.state.Round, Tokens: w.state.Tokens, State: w.hash,
-		Size: uint64(w.state.Shape().Size()),
+		Version: round.Version, Round: w.state.Round, Steps: w.state.Steps, Tokens: w.state.Tokens, State: w.hash,
+		Size: uint64(w.state.Shape().Size()), Lineage: w.lineage,
 	}
 	var raw []byte
 	if w.shared.state != w.hash {

@@ -262,15 +262,15 @@ func (s *swarm) pollute(ctx context.Context, name string, member bool) {
 			noise[i] = byte(rng.Uint32())
 		}
 		topic.Publish(ctx, noise)
-		send(round.Heartbeat{Version: 1, Run: run, Seq: uint64(time.Now().UnixNano()), Round: n + seq%3, State: hash(), Tokens: 1 << 50, Phase: round.PhaseTraining})
-		send(round.Seen{Version: 1, Run: run, Round: n, Parent: p, Headers: []round.Hash{hash()}})
+		send(round.Heartbeat{Version: round.Version, Run: run, Seq: uint64(time.Now().UnixNano()), Round: n + seq%3, State: hash(), Tokens: 1 << 50, Steps: 4 * (n + seq%3), Phase: round.PhaseTraining})
+		send(round.Seen{Version: round.Version, Run: run, Round: n, Parent: p, Headers: []round.Hash{hash()}})
 		send(round.Header{
-			Version: 1, Run: run, Round: n, Parent: p, Codec: "int8/1", Blob: wire.Link{Cid: wire.RecordCID(noise)}, Size: 16 + 8 + 1024 + 5000,
-			Ranges: []round.Range{{Shard: uint32(seq % 8), From: seq % 40, To: seq%40 + 16}}, Steps: 4, Tokens: 128, Precision: "x",
+			Version: round.Version, Run: run, Round: n, Parent: p, Codec: "int8/1", Blob: wire.Link{Cid: wire.RecordCID(noise)}, Size: 16 + 8 + 1024 + 5000,
+			Ranges: []round.Range{{Shard: uint32(seq % 8), From: seq % 40, To: seq%40 + 16}}, Steps: 4, Tokens: 128, Precision: "x", Fragments: 1,
 		})
-		send(round.Commit{Version: 1, Run: run, Round: n, Parent: p, Set: []round.Hash{hash()}, Next: hash(), Total: 1 << 50})
+		send(round.Commit{Version: round.Version, Run: run, Round: n, Parent: p, Set: []round.Hash{hash()}, Next: hash(), Total: 1 << 50})
 		if !member {
-			send(round.Roster{Version: 1, Run: run, Epoch: 1 << 60, Members: []peer.ID{node.ID()}})
+			send(round.Roster{Version: round.Version, Run: run, Epoch: 1 << 60, Members: []peer.ID{node.ID()}})
 		}
 		if ctx.Err() == nil {
 			time.AfterFunc(300*time.Millisecond, again)

@@ -1,0 +1,318 @@
+package worker
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/capacloud/capanode/p2p/wire"
+	"github.com/capacloud/capanode/trainer/codec"
+	"github.com/capacloud/capanode/trainer/engine"
+	"github.com/capacloud/capanode/trainer/round"
+)
+
+// errData marks samples that could not be read now. Whoever has the shard may be back for the next round.
+var errData = errors.New("samples are out of reach")
+
+// lap is one round's local steps. While it runs it alone touches the engine.
+//
+// A lap usually starts at the committed state. When the network is slow against the computer, the next lap starts while the
+// round before is still being exchanged, at the peer's own fast weights θ; the committed weights φ reach it on base, between
+// two steps, and the steps taken since carry over:
+//
+//	θ ← φ + (θ − θ at the start of the lap)
+//
+// so that the lap's update θ − φ holds exactly the lap's own steps.
+type lap struct {
+	number  uint64 // of the round that the update is for
+	members []peer.ID
+	ranges  []round.Range
+	windows []round.Window // step-major
+	steps   int            // of this peer
+	nominal uint64         // of the round
+	first   uint64         // nominal steps committed before the round
+
+	base chan base     // what was committed meanwhile; nil when the lap starts at the committed state
+	stop func()        // ends the lap before its next step
+	done chan struct{} // closed when the lap has ended; the fields below are valid then
+
+	lag           int // steps before the base came
+	loss          float64
+	before, after round.Hash // of the inner optimiser
+	compute       time.Duration
+	err           error
+}
+
+// base is the part of the weights that a commit moved.
+type base struct {
+	weights  []float32
+	from, to int
+}
+
+// plan chooses samples and steps for the round that starts at the cursors after so many committed steps; nil when this
+// peer's shards are empty.
+func (w *worker) plan(number uint64, cursors []uint64, first uint64) *lap {
+	members, speeds := w.trainers()
+	p := w.cfg.Plan.pace(first, w.state.Pulse)
+	own := round.Pace(p.steps, w.ownSpeed(), speeds)
+	own = max(min(own, maxSequences/uint64(w.cfg.Plan.BatchRows)), 1)
+	ranges := w.deal(members, cursors, own*uint64(w.cfg.Plan.BatchRows))
+	if ranges == nil {
+		w.warn(fmt.Errorf("worker: round %d: %d shards leave none for this peer among %d: listening", number, len(w.windows), len(members)))
+		return nil
+	}
+	return &lap{
+		number: number, members: members, ranges: ranges, steps: int(own), nominal: p.steps, first: first,
+		windows: round.Windows(w.cfg.Plan.Seed, ranges, w.windows, int(own)), done: make(chan struct{}), stop: func() {},
+	}
+}
+
+// run takes the steps.
+func (l *lap) run(ctx context.Context, w *worker) {
+	defer close(l.done)
+	began, rows := time.Now(), w.cfg.Plan.BatchRows
+	l.before = momentsHash(w.cfg.Engine.State())
+	var total float64
+	for i := range l.steps {
+		select {
+		case b := <-l.base:
+			w.carry(b)
+			l.lag = i
+		default:
+		}
+		if l.err = ctx.Err(); l.err != nil {
+			return
+		}
+		var loss float64
+		if loss, l.err = w.step(ctx, l, i, l.windows[i*rows:][:rows]); l.err != nil {
+			l.err = fmt.Errorf("worker: round %d, step %d: %w", l.number, i, l.err)
+			return
+		}
+		total += loss
+	}
+	l.loss, l.after = total/float64(l.steps), momentsHash(w.cfg.Engine.State())
+	l.compute = time.Since(began)
+}
+
+// carry moves the fast weights to what was committed, and keeps the steps taken since the lap began.
+func (w *worker) carry(b base) {
+	theta := w.cfg.Engine.State().Weights[b.from:b.to]
+	sent := w.sent[b.from:b.to]
+	for i, phi := range b.weights[b.from:b.to] {
+		theta[i] = phi + float32(theta[i]-sent[i])
+	}
+}
+
+// step runs one optimiser step over its windows.
+func (w *worker) step(ctx context.Context, l *lap, step int, windows []round.Window) (float64, error) {
+	plan := w.cfg.Plan
+	rows := plan.MicroRows
+	if rows == 0 {
+		rows = plan.BatchRows
+	}
+	var batches []engine.Batch
+	for micro := range slices.Chunk(windows, rows) {
+		b, err := w.cfg.Data.Batch(ctx, micro)
+		if err != nil {
+			return 0, fmt.Errorf("%w: %w", errData, err)
+		}
+		batches = append(batches, b)
+	}
+	hyper := plan.Inner
+	hyper.LearningRate = plan.Schedule.At(l.first + uint64(step)*l.nominal/uint64(l.steps))
+	// A step that has begun is finished even when the run is told to stop.
+	loss, err := w.cfg.Engine.Train(context.WithoutCancel(ctx), batches, hyper)
+	if err == nil && w.cfg.Hooks.OnStep != nil {
+		tokens := uint64(plan.BatchRows * plan.Context)
+		w.cfg.Hooks.OnStep(Step{Round: l.number, Step: step, Loss: loss, Tokens: tokens})
+	}
+	return loss, err
+}
+
+// train finishes this round's lap, or runs it, and turns what it gave into an update. A lap that fails leaves this peer
+// listening.
+func (w *worker) train(ctx context.Context) error {
+	w.enter(round.PhaseTraining)
+	l := w.lap
+	if l == nil {
+		if l = w.plan(w.state.Round, w.state.Cursors, w.state.Steps); l == nil {
+			w.listen = true
+			return nil
+		}
+		l.run(ctx, w)
+	}
+	select {
+	case <-l.done:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	w.lap = nil
+	select {
+	case b := <-l.base: // committed during the last step
+		w.carry(b)
+		l.lag = l.steps
+	default:
+	}
+	if errors.Is(l.err, engine.ErrNumerics) || errors.Is(l.err, errData) && ctx.Err() == nil {
+		w.warn(fmt.Errorf("%w: sitting this round out", l.err))
+		w.listen = true
+		w.rewind()
+		return nil
+	}
+	if l.err != nil {
+		return l.err
+	}
+	w.setSpeed(uint64(len(l.windows)*w.cfg.Plan.Context), l.compute)
+	return w.publishLap(ctx, l)
+}
+
+// publishLap makes the update of a finished lap: θ − φ of this round's fragment, and what earlier rounds lost to the codec.
+func (w *worker) publishLap(ctx context.Context, l *lap) error {
+	p := w.pace()
+	from, to := w.fragment(p)
+	theta, phi := w.cfg.Engine.State().Weights, w.state.Weights
+	for i := from; i < to; i++ {
+		w.pending[i] = float32(theta[i]-phi[i]) + w.residual[i]
+	}
+	header := round.Header{
+		Ranges: l.ranges, Steps: uint32(l.steps), Tokens: uint64(len(l.windows) * w.cfg.Plan.Context),
+		Loss: int64(math.Round(l.loss * 1e6)), View: round.HashView(l.members), Before: l.before, After: l.after,
+		Lag: uint32(l.lag), Budget: w.affords(l.compute / time.Duration(l.steps)),
+	}
+	return w.encode(ctx, w.fill(header, p), w.pending[from:to], l.compute)
+}
+
+// fill adds what all headers of a round have in common.
+func (w *worker) fill(h round.Header, b pace) round.Header {
+	h.Version, h.Run, h.Round, h.Parent = round.Version, wire.Link{Cid: w.cfg.Run}, w.state.Round, w.hash
+	h.Codec, h.Fragments, h.Seed, h.Precision = b.codec.ID(), uint32(b.fragments), w.cfg.Plan.Seed, w.cfg.Numerics
+	return h
+}
+
+// encode turns an update into a blob that mates can fetch and a signed header.
+func (w *worker) encode(ctx context.Context, header round.Header, update []float32, compute time.Duration) error {
+	c, err := codec.Parse(header.Codec)
+	if err != nil {
+		return fmt.Errorf("worker: round %d: %w", header.Round, err)
+	}
+	if bound := c.Bound(len(update)); len(w.blob) < bound {
+		w.blob = make([]byte, bound)
+	}
+	size, err := c.Encode(w.blob, update)
+	if err != nil {
+		return fmt.Errorf("worker: round %d: %w", header.Round, err)
+	}
+	blob := w.blob[:size]
+	decoded, err := c.Open(blob, len(update))
+	if err != nil {
+		return fmt.Errorf("worker: round %d: own blob: %w", header.Round, err)
+	}
+	link, err := w.cfg.Blobs.Put(ctx, blob)
+	if err != nil {
+		return fmt.Errorf("worker: round %d: store own blob: %w", header.Round, err)
+	}
+	w.keep(header.Round, link)
+	header.Blob, header.Size = wire.Link{Cid: link}, uint64(size)
+	message, err := round.Seal(w.cfg.Net.Key(), header)
+	if err != nil {
+		return fmt.Errorf("worker: round %d: %w", header.Round, err)
+	}
+	// Opening the own message gives the hash that the mates will compute.
+	m, err := round.Open(w.cfg.Run, message)
+	if err != nil {
+		return fmt.Errorf("worker: round %d: own header: %w", header.Round, err)
+	}
+	w.own = &own{round.Signed{Header: header, Author: w.self, ID: m.Hash}, message, decoded, compute}
+	w.result.Up += header.Size
+	return nil
+}
+
+// runAhead starts the next round's lap beside the exchange of this one, when waiting for the network costs enough. It starts
+// from what will be known if the own update is committed; settleLap finds out.
+func (w *worker) runAhead(ctx context.Context) {
+	b := w.pace()
+	next := w.state.Steps + b.steps
+	if w.own == nil || w.own.Merge != nil || w.listen || w.lap != nil || w.retry > 0 || w.draining() ||
+		next >= w.cfg.Plan.TotalSteps() || !w.overlaps() {
+		return
+	}
+	cursors := slices.Clone(w.state.Cursors)
+	for _, r := range w.own.Ranges {
+		cursors[r.Shard] = r.To
+	}
+	l := w.plan(w.state.Round+1, cursors, next)
+	if l == nil {
+		return
+	}
+	inner := w.cfg.Engine.State()
+	if w.sent == nil {
+		w.sent, w.restart.m, w.restart.v = make([]float32, len(inner.M)), make([]float32, len(inner.M)), make([]float32, len(inner.M))
+	}
+	copy(w.sent, inner.Weights)
+	copy(w.restart.m, inner.M)
+	copy(w.restart.v, inner.V)
+	w.restart.steps = inner.Steps
+	ctx, l.stop = context.WithCancel(ctx)
+	l.base = make(chan base, 1)
+	w.lap = l
+	go l.run(ctx, w)
+}
+
+// settleLap brings the committed weights to the fast ones, or to the lap that runs ahead: if what it assumed came true, it
+// goes on from them, else it was for nothing.
+func (w *worker) settleLap(from, to int, accepted bool) {
+	if w.lap == nil {
+		copy(w.cfg.Engine.State().Weights[from:to], w.state.Weights[from:to])
+		return
+	}
+	_, fits := round.Header{Ranges: w.lap.ranges}.Fits(w.state.Cursors, w.windows)
+	if !accepted || !fits || w.lap.number != w.state.Round {
+		w.dropLap()
+		w.rewind()
+		return
+	}
+	w.lap.base <- base{w.state.Weights, from, to} // buffered; a lap gets one base
+}
+
+// dropLap stops a lap that runs ahead.
+func (w *worker) dropLap() {
+	if w.lap != nil {
+		w.lap.stop()
+		<-w.lap.done
+		w.lap = nil
+	}
+}
+
+// rewind takes the committed weights for the fast ones.
+func (w *worker) rewind() { copy(w.cfg.Engine.State().Weights, w.state.Weights) }
+
+// overlaps reports whether the next lap should run beside the exchange.
+func (w *worker) overlaps() bool {
+	switch w.cfg.Plan.Overlap {
+	case OverlapAlways:
+		return true
+	case OverlapNever:
+		return false
+	}
+	return w.waiting > worthOverlap
+}
+
+// worthOverlap is the share of a round's time spent on the exchange above which the next round's steps run beside it. Below,
+// a run whose peers are in step repeats to the bit, which is worth more than the time.
+const worthOverlap = 0.1
+
+// momentsHash identifies the inner optimiser's state.
+func momentsHash(s *engine.State) round.Hash {
+	h := sha256.New()
+	_ = binary.Write(h, binary.LittleEndian, s.Steps) // a hash takes every write
+	_, _ = round.WriteFloats(h, s.M)
+	_, _ = round.WriteFloats(h, s.V)
+	return round.Hash(h.Sum(nil))
+}

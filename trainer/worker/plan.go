@@ -1,0 +1,207 @@
+package worker
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/capacloud/capanode/trainer/codec"
+	"github.com/capacloud/capanode/trainer/engine"
+	"github.com/capacloud/capanode/trainer/outer"
+	"github.com/capacloud/capanode/trainer/round"
+	"github.com/capacloud/capanode/trainer/tempo"
+)
+
+// Plan is what all peers of a run agree on, derived from the job record.
+type Plan struct {
+	Rounds     uint64 // with LocalSteps the length of the run: it ends after Rounds · LocalSteps nominal steps
+	LocalSteps int    // optimiser steps H of one round; with a Tempo only the mean
+	BatchRows  int    // sequences of one step
+	MicroRows  int    // sequences computed at once; 0 means BatchRows
+	Context    int    // tokens of one sequence
+	Seed       uint64 // of the sample order
+
+	Codec     string         // of the updates, such as "int8" or "top64"
+	Outer     outer.Settings // outer optimiser
+	Tempo     *tempo.Plan    // when set, chooses steps, codec and outer step of every round anew
+	Fragments int            // parts in which the weights travel, one each round; 0 means 1
+	Overlap   Overlap        // whether the next round's steps run beside the exchange
+
+	Inner           engine.Step // inner AdamW; its LearningRate is overwritten by Schedule
+	Schedule        Schedule    // inner learning rate
+	CheckpointEvery uint64      // rounds between calls of OnCheckpoint; 0 means only after the last
+}
+
+// Overlap says whether the steps of the next round run while this one is exchanged.
+type Overlap uint8
+
+// Ways to overlap. The choice is each peer's own: its mates see no difference but in the lag that its headers tell.
+const (
+	OverlapAuto   Overlap = iota // when the network takes more than a tenth of the time
+	OverlapNever                 // equal runs end with equal bits
+	OverlapAlways                // whatever it brings
+)
+
+// RoundTokens returns the tokens that one peer trains on in one round of nominal length.
+func (p Plan) RoundTokens() uint64 {
+	return uint64(p.LocalSteps) * uint64(p.BatchRows) * uint64(p.Context)
+}
+
+// MostTokens returns the tokens that one update may count for at most, whatever its peer's speed.
+func (p Plan) MostTokens() uint64 { return p.mostSteps() * uint64(p.BatchRows) * uint64(p.Context) }
+
+// TotalSteps returns the nominal steps after which the run is over.
+func (p Plan) TotalSteps() uint64 { return p.Rounds * uint64(p.LocalSteps) }
+
+// maxSequences bounds the sequences of one round of one peer: 64 MiB of sample positions.
+const maxSequences = 1 << 22
+
+// longest returns the nominal steps of the longest round.
+func (p Plan) longest() uint64 {
+	if p.Tempo != nil {
+		return tempo.Longest
+	}
+	return uint64(p.LocalSteps)
+}
+
+// mostSteps returns the steps of one peer in one round at most.
+func (p Plan) mostSteps() uint64 {
+	return min(round.MaxPace*p.longest(), max(maxSequences/uint64(p.BatchRows), 1))
+}
+
+// mostPerStep returns the tokens that a run can commit in one nominal step at most.
+func (p Plan) mostPerStep() uint64 {
+	return round.MaxMembers * round.MaxPace * uint64(p.BatchRows) * uint64(p.Context) * 2 // a merge brings as much again
+}
+
+// pace is how one round goes: the same on every peer that holds its parent state.
+type pace struct {
+	steps     uint64 // nominal local steps H
+	codec     codec.Codec
+	outer     outer.Settings
+	fragments uint64
+}
+
+// pace returns how the round goes that starts after so many nominal steps. The plan has been checked.
+func (p Plan) pace(done uint64, _ round.Pulse) pace {
+	b := pace{steps: uint64(p.LocalSteps), outer: p.Outer, fragments: uint64(max(p.Fragments, 1))}
+	name := p.Codec
+	if p.Tempo != nil {
+		next := p.Tempo.Next(done)
+		b.steps, b.outer, name = uint64(next.LocalSteps), next.Outer, next.Codec
+	}
+	if total := p.TotalSteps(); done < total {
+		b.steps = min(b.steps, total-done)
+	}
+	b.codec, _ = codec.Parse(name)
+	return b
+}
+
+func (p Plan) check() error {
+	switch {
+	case p.Rounds == 0 || p.Rounds > round.MaxRounds:
+		return fmt.Errorf("worker: %d rounds: %w", p.Rounds, ErrConfig)
+	case p.LocalSteps < 1 || p.BatchRows < 1 || p.Context < 1 || p.MicroRows < 0 || p.TotalSteps() > round.MaxSteps:
+		return fmt.Errorf("worker: %d rounds of %d steps of %d rows of %d tokens: %w", p.Rounds, p.LocalSteps, p.BatchRows, p.Context, ErrConfig)
+	case p.Fragments < 0 || p.Fragments > round.MaxFragments:
+		return fmt.Errorf("worker: %d fragments, want at most %d: %w", p.Fragments, round.MaxFragments, ErrConfig)
+	}
+	if p.Tempo == nil {
+		if _, err := codec.Parse(p.Codec); err != nil {
+			return fmt.Errorf("worker: %w: %w", err, ErrConfig)
+		}
+		return nil
+	}
+	if p.Tempo.Steps != p.TotalSteps() {
+		return fmt.Errorf("worker: tempo for %d steps, the run has %d: %w", p.Tempo.Steps, p.TotalSteps(), ErrConfig)
+	}
+	if _, err := codec.Parse(p.Tempo.Next(0).Codec); err != nil {
+		return fmt.Errorf("worker: %w: %w", err, ErrConfig)
+	}
+	return nil
+}
+
+// pace returns how the round goes that starts at the committed state.
+func (w *worker) pace() pace { return w.cfg.Plan.pace(w.state.Steps, w.state.Pulse) }
+
+// fragment returns the part of the weights that the round averages.
+func (w *worker) fragment(b pace) (from, to int) {
+	n := len(w.state.Weights)
+	parts := max(min(int(b.fragments), codec.Blocks(n)), 1)
+	return round.Slice(w.state.Round, n, codec.Block, parts)
+}
+
+// over reports whether the run is.
+func (w *worker) over() bool { return w.state.Steps >= w.cfg.Plan.TotalSteps() }
+
+// trainers lists who trains in the coming round, this peer included, ascending, and the speeds of those who told one; 0
+// stands for the others.
+func (w *worker) trainers() (ids []peer.ID, speeds []uint64) {
+	ids, speeds = []peer.ID{w.self}, []uint64{w.ownSpeed()}
+	at := w.claim()
+	for _, m := range w.board.mates(time.Now()) {
+		if m.gets(at) {
+			ids, speeds = append(ids, m.id), append(speeds, m.speed)
+		}
+	}
+	slices.Sort(ids)
+	return ids, speeds
+}
+
+// deal returns the sample ranges of this peer's round, nil when its shards hold none.
+func (w *worker) deal(members []peer.ID, cursors []uint64, need uint64) []round.Range {
+	var own []int
+	for shard, m := range round.Assign(w.cfg.Plan.Seed, len(w.windows), members) {
+		if members[m] == w.self {
+			own = append(own, shard)
+		}
+	}
+	return round.Take(own, w.windows, cursors, need)
+}
+
+// measured is the least size of a blob whose transfer says something about the link: below, it is all latency.
+const measured = 64 << 10
+
+// noticeLink remembers how fast updates arrive.
+func (w *worker) noticeLink(size uint64, took time.Duration) {
+	if size < measured || took <= 0 {
+		return
+	}
+	rate := uint64(float64(size) / took.Seconds())
+	if w.link == 0 {
+		w.link = rate
+	}
+	w.link = (3*w.link + rate) / 4
+}
+
+// affords returns the bytes that this peer can fetch for each step without waiting much: what its link carries in half of the
+// step's time. It is 0, no limit, as long as the network takes less than a fifth of the time, or is too quick to measure.
+func (w *worker) affords(step time.Duration) uint64 {
+	if w.waiting < 0.2 || w.link == 0 {
+		return 0
+	}
+	return max(uint64(float64(w.link)*step.Seconds()/2), 1)
+}
+
+// noticeWait remembers which share of the time goes to waiting for the network.
+func (w *worker) noticeWait(compute, wait time.Duration) {
+	if compute > 0 {
+		w.waiting += 0.25 * (float64(wait)/float64(wait+compute) - w.waiting)
+	}
+}
+
+func (w *worker) ownSpeed() uint64 {
+	w.mu.RLock()
+	defer w.mu.RUnlock()
+	return w.speed
+}
+
+func (w *worker) setSpeed(tokens uint64, took time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if took > 0 {
+		w.speed = uint64(float64(tokens) / took.Seconds())
+	}
+}
