@@ -55,7 +55,7 @@ func publishModel(ctx context.Context, n *Node, r job.Record, run cid.Cid, s *ro
 	defer os.RemoveAll(dir) // the store holds the copy that counts
 	proof := s.Proof()
 	err = hf.Write(dir, hf.Model{Spec: r.Model, Params: params, Weights: s.Weights, Tokenizer: tok, Provenance: hf.Provenance{
-		Name: r.Name, Run: run.String(), Dataset: r.Dataset.String(), Round: s.Round, Tokens: s.Tokens, State: proof.State(s.Weights).String(),
+		Name: r.Name, Run: run.String(), Dataset: r.Dataset.String(), Round: s.Round, Step: s.Steps, Tokens: s.Tokens, State: proof.State(s.Weights).String(),
 		Head: proof.Head.String(), Momentum: proof.Momentum.String(),
 	}})
 	if err != nil {

@@ -62,7 +62,7 @@ func (r *requester) follow(ctx context.Context) error {
 	ticker := time.NewTicker(conductTick)
 	defer ticker.Stop()
 	var deserted time.Time
-	for r.log.Round < r.rec.Rounds && !r.trained() {
+	for r.log.Step < r.rec.Steps() && !r.trained() {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -131,19 +131,23 @@ func (r *requester) committed(report worker.Report) error {
 	}
 	r.lastRound = now
 	if report.Round+1 >= r.log.Round {
-		r.log.Round, r.log.Tokens, r.log.Loss = report.Round+1, report.Total, report.Loss
+		r.log.Round, r.log.Step, r.log.Tokens, r.log.Loss = report.Round+1, report.Steps, report.Total, report.Loss
 	}
+	left := r.rec.Steps() - min(r.rec.Steps(), report.Steps)
+	stride := max(report.Steps/(report.Round+1), 1) // mean steps of a round so far
+	ahead := (left + stride - 1) / stride
+	r.log.Rounds = report.Round + 1 + ahead
 	spent := r.buyer.Spent(r.link())
 	r.log.Spent = credits(spent)
 	if err := r.runs.save(r.log); err != nil {
 		return err
 	}
 	r.emit(RoundEvent{
-		Type: "round", Run: r.run.String(), Round: report.Round + 1, Rounds: r.rec.Rounds, Loss: report.Loss, Tokens: report.Total,
+		Type: "round", Run: r.run.String(), Round: report.Round + 1, Rounds: r.log.Rounds, Step: report.Steps, Steps: r.rec.Steps(), Loss: report.Loss, Tokens: report.Total,
 		TokensPerSecond: float64(report.Tokens) / max(took.Seconds(), 1e-3), Peers: len(report.Contributors),
 		BytesUp: report.Up * uint64(len(report.Contributors)), BytesDown: report.Down * uint64(len(report.Contributors)),
 		CommSeconds: seconds(report.Comm), ComputeSeconds: seconds(report.Compute), Spent: credits(spent), State: report.Next.String(),
-		ETASeconds: took.Seconds() * float64(r.rec.Rounds-min(r.rec.Rounds, report.Round+1)),
+		ETASeconds: took.Seconds() * float64(ahead),
 	})
 	return nil
 }

@@ -59,8 +59,10 @@ type RoundEvent struct {
 	Type            string  `json:"type"` // round
 	Run             string  `json:"run"`
 	Round           uint64  `json:"round"` // 1 is the first
-	Rounds          uint64  `json:"rounds"`
-	Loss            float64 `json:"loss"` // token-weighted mean training loss, nats per token
+	Rounds          uint64  `json:"rounds"` // expected in all
+	Step            uint64  `json:"step"`   // nominal optimiser steps committed
+	Steps           uint64  `json:"steps"`  // of the run
+	Loss            float64 `json:"loss"`   // token-weighted mean training loss, nats per token
 	Tokens          uint64  `json:"tokens"`
 	TokensPerSecond float64 `json:"tokens_per_second"`
 	Peers           int     `json:"peers"` // whose updates the round holds

@@ -43,11 +43,14 @@ func (r *requester) remember(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, c := range all {
-		if c.Run == r.run.String() && c.Round >= r.rec.Rounds {
-			if r.final, err = parseCID(c.CID); err != nil {
-				return err
-			}
+	if i := slices.IndexFunc(all, func(c Checkpoint) bool { return c.Run == r.run.String() }); i >= 0 { // the newest round comes first
+		newest, err := parseCID(all[i].CID)
+		if err != nil {
+			return err
+		}
+		m, _, err := r.readModel(ctx, newest)
+		if err == nil && m.Provenance.Step >= r.rec.Steps() {
+			r.final = newest
 		}
 	}
 	if r.foundRun == "" {
@@ -83,14 +86,14 @@ func (r *requester) recall() error {
 	return nil
 }
 
-// isFinal tells whether a checkpoint is the model of the last round. It fetches the folder, once.
+// isFinal tells whether a checkpoint is the model of the end of the run. It fetches the folder, once.
 func (r *requester) isFinal(ctx context.Context, c cid.Cid) bool {
 	m, err := r.pull(ctx, c)
 	if err != nil {
 		r.Node.log.Warn("checkpoint", "cid", c, "err", err)
 		return false
 	}
-	return m.model.Provenance.Round >= r.rec.Rounds
+	return m.model.Provenance.Step >= r.rec.Steps()
 }
 
 // errForeign reports a model that is not the one that the run's members agreed on.
@@ -100,8 +103,8 @@ var errForeign = errors.New("not the model that the members agreed on")
 // did not see it knows nothing; there the members' votes decide.
 func (r *requester) judge(m hf.Model) error {
 	p := m.Provenance
-	if p.Run != r.run.String() || p.Round > r.rec.Rounds {
-		return fmt.Errorf("it says round %d of run %s: %w", p.Round, p.Run, errForeign)
+	if p.Run != r.run.String() || p.Step > r.rec.Steps() {
+		return fmt.Errorf("it says step %d of run %s: %w", p.Step, p.Run, errForeign)
 	}
 	agreed := r.verified.state(p.Round)
 	if agreed == "" {
@@ -246,7 +249,7 @@ func (r *requester) choose(ctx context.Context, whole bool) (best *pulled, votes
 			r.emit(WarningEvent{Type: "warning", Run: r.run.String(), Warning: fmt.Sprintf("model named by %d members: %v", count[c], err)})
 			continue
 		}
-		if whole && m.model.Provenance.Round >= r.rec.Rounds {
+		if whole && m.model.Provenance.Step >= r.rec.Steps() {
 			return m, count[c], nil
 		}
 		if best == nil || m.model.Provenance.Round > best.model.Provenance.Round {
@@ -257,7 +260,7 @@ func (r *requester) choose(ctx context.Context, whole bool) (best *pulled, votes
 	case !whole:
 		return best, votes, nil
 	case best != nil:
-		return nil, 0, fmt.Errorf("%w: the newest model is of round %d of %d; run the same command again", ErrPartly, best.model.Provenance.Round, r.rec.Rounds)
+		return nil, 0, fmt.Errorf("%w: the newest model is of step %d of %d; run the same command again", ErrPartly, best.model.Provenance.Step, r.rec.Steps())
 	case failed != nil:
 		return nil, 0, fmt.Errorf("%w: no good model: %w", ErrPartly, failed)
 	}

@@ -21,7 +21,7 @@ func TestJudgeModel(t *testing.T) {
 	if err := log.add(worker.Report{Round: 0, Total: 10, Next: s.Hash(), Work: work{"a": 10}}); err != nil {
 		t.Fatal(err)
 	}
-	r := &requester{run: run, rec: job.Record{Rounds: 3}, verified: log}
+	r := &requester{run: run, rec: job.Record{Rounds: 3, LocalSteps: 1}, verified: log}
 	for name, c := range map[string]struct {
 		change func(*hf.Model)
 		want   error
@@ -31,7 +31,7 @@ func TestJudgeModel(t *testing.T) {
 		"another proof":       {func(m *hf.Model) { m.Provenance.Head = m.Provenance.Momentum }, errForeign},
 		"no proof":            {func(m *hf.Model) { m.Provenance.Head = "" }, errForeign},
 		"another run":         {func(m *hf.Model) { m.Provenance.Run = "x" }, errForeign},
-		"a round to come":     {func(m *hf.Model) { m.Provenance.Round = 4 }, errForeign},
+		"a round to come":     {func(m *hf.Model) { m.Provenance.Step = 4 }, errForeign},
 		"a round not seen":    {func(m *hf.Model) { m.Provenance.Round, m.Weights[0] = 2, 7 }, nil}, // votes decide
 		"a state of its word": {func(m *hf.Model) { m.Provenance.State = "lie" }, nil},              // only the weights count
 	} {

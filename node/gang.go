@@ -253,7 +253,7 @@ const (
 // alone, the members that there are suffice.
 func (r *requester) refill(ctx context.Context, now time.Time) error {
 	before := len(r.gang.leases)
-	late := before > 0 && r.log.Round+2 > r.rec.Rounds
+	late := before > 0 && r.log.Round > 0 && r.log.Step+r.log.Step/r.log.Round >= r.rec.Steps()
 	if before >= int(r.rec.Peers) || now.Before(r.gang.retry) || late {
 		return nil
 	}

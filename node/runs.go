@@ -33,7 +33,9 @@ type Run struct {
 	Started    time.Time `json:"started"`
 	Updated    time.Time `json:"updated"`
 	Round      uint64    `json:"round"`
-	Rounds     uint64    `json:"rounds"`
+	Rounds     uint64    `json:"rounds"` // expected in all
+	Step       uint64    `json:"step"`   // nominal optimiser steps committed
+	Steps      uint64    `json:"steps"`  // of the run
 	Tokens     uint64    `json:"tokens"`
 	Loss       float64   `json:"loss"`
 	Spent      float64   `json:"spent"` // credits

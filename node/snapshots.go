@@ -24,7 +24,7 @@ func (p *provider) over(t *task) {
 	}
 	t.mu.Lock()
 	t.log.State, t.log.Reason = RunStopped, string(l.Reason)
-	if t.log.Round >= t.log.Rounds && l.Reason == lease.RequesterDone {
+	if t.log.Step >= t.log.Steps && l.Reason == lease.RequesterDone {
 		t.log.State, t.log.Reason = RunDone, ""
 	}
 	log := t.log

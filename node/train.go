@@ -182,7 +182,7 @@ func (r *requester) define(ctx context.Context) error {
 	if r.log.ID == "" {
 		r.log = Run{ID: run.String(), Name: r.rec.Name, Role: "requester", State: RunPlanned, Started: time.Now().UTC(), Attempt: r.rec.Attempt}
 	}
-	r.log.Rounds, r.log.Dataset, r.log.Out = r.rec.Rounds, set.String(), r.outDir
+	r.log.Rounds, r.log.Steps, r.log.Dataset, r.log.Out = r.rec.Rounds, r.rec.Steps(), set.String(), r.outDir
 	if _, err := r.store.PutRecord(ctx, raw, storage.PutOptions{Pin: jobPin(run.String()), Class: storage.Cached}); err != nil {
 		return err
 	}

@@ -170,7 +170,7 @@ func (t *task) fetch(ctx context.Context) (*data.Source, error) {
 		return nil, err
 	}
 	t.log = Run{ID: t.run.String(), Name: t.rec.Name, Role: "provider", State: RunTraining, Started: time.Now().UTC(),
-		Rounds: t.rec.Rounds, Dataset: t.rec.Dataset.String()}
+		Rounds: t.rec.Rounds, Steps: t.rec.Steps(), Dataset: t.rec.Dataset.String()}
 	old, err := t.p.runs.load(t.log.ID)
 	switch {
 	case errors.Is(err, ErrNotFound):
@@ -179,7 +179,7 @@ func (t *task) fetch(ctx context.Context) (*data.Source, error) {
 	default:
 		t.log.Started = old.Started
 		if old.Lease == t.lease.ID.String() { // rounds that an earlier process counted and did not live to claim
-			t.log.Round = old.Round
+			t.log.Round, t.log.Step = old.Round, old.Step
 			t.work.Tokens, t.work.Rounds = max(t.work.Tokens, old.OwnTokens), max(t.work.Rounds, old.OwnRounds)
 		}
 	}
@@ -221,7 +221,7 @@ func (t *task) train(ctx context.Context, source *data.Source) error {
 	})
 	stopTicks()
 	ticking.Wait()
-	if why, asked := t.draining(); err == nil && asked && why != lease.Shutdown && res.Rounds > 0 && res.State.Round < t.rec.Rounds {
+	if why, asked := t.draining(); err == nil && asked && why != lease.Shutdown && res.Rounds > 0 && res.State.Steps < t.rec.Steps() {
 		return t.checkpoint(ctx, res.State) // the requester ends the run early and keeps what there is
 	}
 	return err
@@ -276,7 +276,7 @@ func (t *task) onRound(r worker.Report) {
 		t.work.Tokens += own
 		t.work.Rounds++
 	}
-	t.log.Round, t.log.Tokens, t.log.Loss = max(t.log.Round, r.Round+1), r.Total, r.Loss
+	t.log.Round, t.log.Step, t.log.Tokens, t.log.Loss = max(t.log.Round, r.Round+1), max(t.log.Step, r.Steps), r.Total, r.Loss
 	t.log.OwnTokens, t.log.OwnRounds = t.work.Tokens, t.work.Rounds
 	log := t.log
 	t.mu.Unlock()

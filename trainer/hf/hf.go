@@ -64,6 +64,7 @@ type Provenance struct {
 	Run     string  `json:"run"`     // CID of the job record
 	Dataset string  `json:"dataset"` // CID of the dataset manifest
 	Round   uint64  `json:"round"`   // rounds committed
+	Step    uint64  `json:"step"`    // nominal optimiser steps committed
 	Tokens  uint64  `json:"tokens"`  // tokens of all peers in the committed rounds
 	State   string  `json:"state"`   // hash of the replicated state whose weights these are, as the rounds name it, hex
 	Loss    float64 `json:"loss"`    // agreed held-out loss in nats per token; 0 means not measured

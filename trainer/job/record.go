@@ -161,6 +161,9 @@ func Decode(b []byte) (Record, error) {
 // tokensPerRound is what all members together train on in one round.
 func (r Record) tokensPerRound() uint64 { return r.TokensPerPeerRound() * r.Peers }
 
+// Steps is the length of the run: it is over after so many nominal optimiser steps of a member.
+func (r Record) Steps() uint64 { return r.Rounds * r.LocalSteps }
+
 // TokensPerPeerRound is what one member trains on in one round: steps × sequences × tokens.
 func (r Record) TokensPerPeerRound() uint64 { return r.LocalSteps * r.Batch * r.Context }
 
