@@ -6,21 +6,33 @@ import (
 	"sync"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
+
 	"github.com/capacloud/capanode/p2p"
 )
 
-// window is how many bytes one direction buffers before its writer waits, like a transport's flow control.
+// window is how many arrived bytes one direction buffers before its writer waits, like a transport's flow control.
 const window = 256 << 10
 
-// flow is one direction of a stream: a bounded buffer between one writing and one reading end.
+// flow is one direction of a stream: a bounded buffer between one writing and one reading end, with the link between them.
 type flow struct {
+	traffic *traffic
+	route   route
+
 	mu      sync.Mutex
 	changed sync.Cond
-	buf     []byte
-	fin     bool  // the writer is done: the reader drains the buffer, then sees io.EOF
+	pieces  []piece // in the order of writing, which is the order of arrival
+	last    time.Time
+	fin     bool  // the writer is done: the reader drains the buffer, then sees io.EOF once last has come
 	err     error // both ends fail with it at once
 	readBy  deadline
 	writeBy deadline
+}
+
+// piece is what one write, or a part of it, put on the link.
+type piece struct {
+	data []byte
+	at   time.Time // of its arrival
 }
 
 // deadline is a moment after which an end fails. Its fields are guarded by the flow's mutex.
@@ -29,8 +41,8 @@ type deadline struct {
 	past  bool
 }
 
-func newFlow() *flow {
-	f := &flow{}
+func newFlow(t *traffic, from, to peer.ID) *flow {
+	f := &flow{traffic: t, route: route{from, to}}
 	f.changed.L = &f.mu
 	return f
 }
@@ -38,29 +50,47 @@ func newFlow() *flow {
 func (f *flow) read(b []byte) (int, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for len(b) > 0 && len(f.buf) == 0 && f.err == nil && !f.fin && !f.readBy.past {
-		f.changed.Wait()
+	for len(b) > 0 && f.err == nil && !f.readBy.past {
+		if len(f.pieces) == 0 && !f.fin {
+			f.changed.Wait()
+			continue
+		}
+		due := f.last
+		if len(f.pieces) > 0 {
+			due = f.pieces[0].at
+		}
+		if !due.After(time.Now()) {
+			break
+		}
+		f.waitUntil(due)
 	}
 	switch {
 	case f.err != nil:
 		return 0, f.err
 	case f.readBy.past:
 		return 0, os.ErrDeadlineExceeded
-	case len(f.buf) == 0 && f.fin:
+	case len(b) > 0 && len(f.pieces) == 0:
 		return 0, io.EOF
 	}
-	n := copy(b, f.buf)
-	if f.buf = f.buf[n:]; len(f.buf) == 0 {
-		f.buf = nil
+	n, now := 0, time.Now()
+	for n < len(b) && len(f.pieces) > 0 && !f.pieces[0].at.After(now) {
+		p := &f.pieces[0]
+		m := copy(b[n:], p.data)
+		n += m
+		if p.data = p.data[m:]; len(p.data) == 0 {
+			f.pieces = f.pieces[1:]
+		}
 	}
 	f.changed.Broadcast()
 	return n, nil
 }
 
+// write returns when the last byte has left this node: a slow uplink slows its writers down.
 func (f *flow) write(b []byte) (int, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	done := 0
+	var left time.Time
 	for {
 		switch {
 		case f.err != nil:
@@ -69,24 +99,69 @@ func (f *flow) write(b []byte) (int, error) {
 			return done, p2p.ErrClosed
 		case f.writeBy.past:
 			return done, os.ErrDeadlineExceeded
+		case left.After(time.Now()):
+			f.waitUntil(left)
+			continue
 		case done == len(b):
 			return done, nil
 		}
-		if n := min(len(b)-done, window-len(f.buf)); n > 0 {
-			f.buf = append(f.buf, b[done:done+n]...)
+		if n := min(len(b)-done, f.room(), f.traffic.piece(f.route)); n > 0 {
+			left = f.put(b[done : done+n])
 			done += n
-			f.changed.Broadcast()
 			continue
 		}
 		f.changed.Wait()
 	}
 }
 
+// put sends a piece and returns when it will have left.
+func (f *flow) put(b []byte) time.Time {
+	trip := f.book(len(b))
+	f.pieces = append(f.pieces, piece{append([]byte(nil), b...), f.last})
+	f.changed.Broadcast()
+	return trip.left
+}
+
+// book sends bytes, or the end, behind all that was sent before.
+func (f *flow) book(size int) trip {
+	trip := f.traffic.send(f.route, size)
+	if trip.arrives.After(f.last) {
+		f.last = trip.arrives
+	}
+	return trip
+}
+
+// room is how many bytes more the reading end takes. What is still on the link takes none of it.
+func (f *flow) room() int {
+	room, now := window, time.Now()
+	for _, p := range f.pieces {
+		if p.at.After(now) {
+			break
+		}
+		room -= len(p.data)
+	}
+	return room
+}
+
+// waitUntil waits for a change, or for the moment.
+func (f *flow) waitUntil(t time.Time) {
+	timer := time.AfterFunc(time.Until(t), func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.changed.Broadcast()
+	})
+	f.changed.Wait()
+	timer.Stop()
+}
+
 // finish is the writer's normal end.
 func (f *flow) finish() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.fin = true
+	if !f.fin && f.err == nil {
+		f.fin = true
+		f.book(0)
+	}
 	f.changed.Broadcast()
 }
 
@@ -97,7 +172,7 @@ func (f *flow) abort(err error) {
 	if f.err == nil {
 		f.err = err
 	}
-	f.buf = nil
+	f.pieces = nil
 	f.readBy.stop()
 	f.writeBy.stop()
 	f.changed.Broadcast()

@@ -1,6 +1,11 @@
-// Package memnet owns a network in memory: the twin of [p2p.Host] for tests. Nodes of one [Net] see each other at once,
-// gossip arrives reliably and in each author's order, and a test can kill nodes and cut the network. There are no sockets
-// and no clocks other than package time, so it runs inside testing/synctest. It refuses to model latency and bandwidth.
+// Package memnet owns a network in memory: the twin of [p2p.Host] for tests. Nodes of one [Net] see each other at once, and
+// a test can kill nodes and cut the network. There are no sockets and no clocks other than package time, so it runs inside
+// testing/synctest.
+//
+// At first everything arrives at once, and gossip in each author's order. [Net.Shape] gives links latency, jitter, bandwidth
+// and loss. A node has one uplink and sends one thing after another; gossip goes from its author straight to each
+// subscriber, one copy after another. Streams stay in order; opening and resetting one takes no time. It refuses to model
+// downlinks, congestion and lost packets of streams, and how gossip is passed on.
 package memnet
 
 import (
@@ -29,11 +34,15 @@ type Net struct {
 	nodes     map[peer.ID]*Node
 	side      map[peer.ID]int             // side of the partition; 0 when not named in it
 	providers map[string]map[peer.ID]bool // by multihash, as in the DHT
+	traffic   traffic
 }
 
 // New returns an empty network.
 func New() *Net {
-	return &Net{nodes: make(map[peer.ID]*Node), side: make(map[peer.ID]int), providers: make(map[string]map[peer.ID]bool)}
+	return &Net{
+		nodes: make(map[peer.ID]*Node), side: make(map[peer.ID]int), providers: make(map[string]map[peer.ID]bool),
+		traffic: traffic{links: make(map[route]Link), sent: make(map[route]uint64), idle: make(map[peer.ID]time.Time)},
+	}
 }
 
 // Node returns the running node of that name, or starts it. The name decides the key, so a node that was closed or killed
@@ -62,7 +71,8 @@ func (n *Net) Node(name string) *Node {
 	return node
 }
 
-// Kill ends a node as a crash does: its streams are reset on both ends, its topics fall silent, nobody is told. What it
+// Kill ends a node as a crash does: its streams are reset on both ends, its topics fall silent, nobody is told. Gossip that
+// has left it arrives; what still waits for its uplink does not, so that a message may reach some and not others. What it
 // announced stays announced, as it does in a DHT. Killing an unknown node does nothing.
 func (n *Net) Kill(id peer.ID) {
 	n.mu.Lock()
@@ -73,7 +83,8 @@ func (n *Net) Kill(id peer.ID) {
 	}
 }
 
-// Partition cuts the network into the groups; nodes in no group form one more. Streams across the cut are reset.
+// Partition cuts the network into the groups; nodes in no group form one more. Streams across the cut are reset, and gossip
+// that is on its way across it is lost.
 func (n *Net) Partition(groups ...[]peer.ID) {
 	n.mu.Lock()
 	clear(n.side)
@@ -82,6 +93,7 @@ func (n *Net) Partition(groups ...[]peer.ID) {
 			n.side[id] = i + 1
 		}
 	}
+	n.lose(func(from, to peer.ID, _ incoming) bool { return n.side[from] != n.side[to] })
 	var cut []*stream
 	for id, node := range n.nodes {
 		for s := range node.streams {
@@ -93,6 +105,19 @@ func (n *Net) Partition(groups ...[]peer.ID) {
 	n.mu.Unlock()
 	for _, s := range cut {
 		s.Reset()
+	}
+}
+
+// lose drops gossip that is on its way. The caller holds n.mu.
+func (n *Net) lose(which func(from, to peer.ID, m incoming) bool) {
+	for id, node := range n.nodes {
+		for _, t := range node.topics {
+			t.mu.Lock()
+			t.arrived = slices.DeleteFunc(t.arrived, func(m incoming) bool {
+				return m.at.After(time.Now()) && which(m.From, id, m)
+			})
+			t.mu.Unlock()
+		}
 	}
 }
 
@@ -156,6 +181,11 @@ func (n *Node) die() {
 	if n.net.nodes[n.id] == n {
 		delete(n.net.nodes, n.id)
 	}
+	if n.ctx.Err() == nil {
+		now := time.Now()
+		n.net.lose(func(from, _ peer.ID, m incoming) bool { return from == n.id && m.left.After(now) })
+		n.net.traffic.forget(n.id)
+	}
 	n.stop()
 	streams := slices.Collect(maps.Keys(n.streams))
 	topics := slices.Collect(maps.Values(n.topics))
@@ -195,7 +225,7 @@ func (n *Node) Open(ctx context.Context, to peer.ID, proto protocol.ID) (p2p.Str
 	if svc == nil {
 		return nil, fmt.Errorf("memnet: open %s to %s: %w", proto, to, p2p.ErrNoProtocol)
 	}
-	there, back := newFlow(), newFlow()
+	there, back := newFlow(&n.net.traffic, n.id, to), newFlow(&n.net.traffic, to, n.id)
 	near := &stream{node: n, remote: to, in: back, out: there}
 	if !svc.gate.Enter(n.id) {
 		there.abort(p2p.ErrReset)

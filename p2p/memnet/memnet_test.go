@@ -20,9 +20,17 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func TestConformance(t *testing.T) {
+func TestConformance(t *testing.T) { conform(t, memnet.Link{}) }
+
+// What arrives late is still what the interface promises.
+func TestConformanceOnSlowLinks(t *testing.T) {
+	conform(t, memnet.Link{Latency: 2 * time.Millisecond, Jitter: time.Millisecond, Bandwidth: 50 << 20, Seed: 1})
+}
+
+func conform(t *testing.T, link memnet.Link) {
 	nettest.Run(t, func(t *testing.T, n int) []nettest.Node {
 		net := memnet.New()
+		net.Shape(link)
 		var nodes []nettest.Node
 		for i := range n {
 			node := net.Node(fmt.Sprint("node ", i))

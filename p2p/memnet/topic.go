@@ -5,6 +5,8 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -24,10 +26,16 @@ type topic struct {
 
 	mu      sync.Mutex
 	changed sync.Cond
-	arrived []p2p.Message // not judged yet
+	arrived []incoming // not judged yet, in the order of arrival; some are still on their way
 	ready   []p2p.Message
 	closed  bool
 	sent    map[string]time.Time // guarded by net.mu
+}
+
+// incoming is a message on its way to one subscriber.
+type incoming struct {
+	p2p.Message
+	left, at time.Time // of leaving the author and of arriving
 }
 
 var _ p2p.Topic = (*topic)(nil)
@@ -64,12 +72,18 @@ func (t *topic) pump() {
 			continue
 		}
 		m := t.arrived[0]
+		if wait := time.Until(m.at); wait > 0 {
+			timer := time.AfterFunc(wait, t.wake)
+			t.changed.Wait()
+			timer.Stop()
+			continue
+		}
 		t.arrived = t.arrived[1:]
 		t.mu.Unlock()
 		verdict := t.validate(m.From, m.Data)
 		t.mu.Lock()
 		if verdict == p2p.Accept {
-			t.ready = append(t.ready, m)
+			t.ready = append(t.ready, m.Message)
 			t.changed.Broadcast()
 		}
 	}
@@ -99,12 +113,16 @@ func (t *topic) Publish(ctx context.Context, data []byte) error {
 	maps.DeleteFunc(t.sent, func(_ string, at time.Time) bool { return now.Sub(at) >= forgetAfter })
 	t.sent[string(data)] = now
 	for _, other := range t.others() {
-		other.deliver(p2p.Message{From: t.node.id, Data: bytes.Clone(data)})
+		trip := net.traffic.send(route{t.node.id, other.node.id}, len(data))
+		if !trip.lost {
+			other.deliver(incoming{p2p.Message{From: t.node.id, Data: bytes.Clone(data)}, trip.left, trip.arrives})
+		}
 	}
 	return nil
 }
 
-// others lists the subscriptions that the node can reach. The caller holds net.mu.
+// others lists the subscriptions that the node can reach, sorted by peer ID: on a narrow uplink the order is the order of
+// arrival. The caller holds net.mu.
 func (t *topic) others() []*topic {
 	var list []*topic
 	for id := range t.node.net.nodes {
@@ -113,24 +131,31 @@ func (t *topic) others() []*topic {
 			list = append(list, remote.topics[t.name])
 		}
 	}
+	slices.SortFunc(list, func(a, b *topic) int { return strings.Compare(string(a.node.id), string(b.node.id)) })
 	return list
 }
 
-func (t *topic) deliver(m p2p.Message) {
+func (t *topic) deliver(m incoming) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.arrived = append(t.arrived, m)
+	at := len(t.arrived)
+	for at > 0 && t.arrived[at-1].at.After(m.at) {
+		at--
+	}
+	t.arrived = slices.Insert(t.arrived, at, m)
+	t.changed.Broadcast()
+}
+
+func (t *topic) wake() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.changed.Broadcast()
 }
 
 // Next implements [p2p.Topic].
 func (t *topic) Next(ctx context.Context) (p2p.Message, error) {
-	wake := context.AfterFunc(ctx, func() {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		t.changed.Broadcast()
-	})
-	defer wake()
+	stop := context.AfterFunc(ctx, t.wake)
+	defer stop()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for len(t.ready) == 0 && !t.closed && ctx.Err() == nil {
@@ -157,7 +182,7 @@ func (t *topic) Peers() []peer.ID {
 			ids = append(ids, other.node.id)
 		}
 	}
-	return sorted(ids)
+	return ids
 }
 
 // Close implements [p2p.Topic].

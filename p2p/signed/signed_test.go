@@ -167,5 +167,8 @@ func FuzzOpen(f *testing.F) {
 		if !id.MatchesPrivateKey(keyOf(t, 1)) || !bytes.Equal(seal(t, keyOf(t, 1), data), in) {
 			t.Fatalf("%x opens as %q of %s", in, data, id)
 		}
+		if who, what, err := signed.Peek(in); err != nil || who != id || !bytes.Equal(what, data) {
+			t.Fatalf("%x opens as %q of %s and peeks as %q of %s: %v", in, data, id, what, who, err)
+		}
 	})
 }

@@ -238,7 +238,7 @@ func (a Attempt) outcome() Action {
 	if set := a.unanimous(); set != nil {
 		return a.build(set)
 	}
-	if !a.votesDue {
+	if !a.votesDue && !a.passed() {
 		return nil
 	}
 	set := a.heaviest(a.quorum())
@@ -273,6 +273,9 @@ func (a Attempt) followed() (set []Hash, by []peer.ID) {
 	}
 	return set, by
 }
+
+// passed reports whether all mates are past this round, and not all of them alike: no vote can come any more.
+func (a Attempt) passed() bool { return len(a.expected) == 0 && len(a.commits) > 0 }
 
 // unanimous returns the set on which every expected peer and this one agree, so that nothing is gained by waiting. Where a
 // mate has committed another set, there is something to wait for.

@@ -263,6 +263,31 @@ func TestAttemptHeals(t *testing.T) {
 	}
 }
 
+// Mates that are past the round and committed different sets have no vote left to wait for: the heaviest set counts at once.
+func TestAttemptMatesDisagree(t *testing.T) {
+	tb := newTable(t, false, "b", "c", "d")
+	tb.blob("b")
+	tb.blob("c")
+	tb.seen("b", "a", "b")
+	tb.seen("c", "a", "b", "c")
+	tb.headersDue()
+	tb.commit("b", "a", "b")
+	tb.commit("c", "a", "b", "c")
+	tb.wantWaiting()
+	tb.past("b", "c", "d")
+	tb.wantDecide("a", "b", "c")
+
+	tb = newTable(t, true, "b", "c", "d")
+	tb.blob("b")
+	tb.commit("b", "b")
+	tb.header("c")
+	tb.commit("c", "b", "c")
+	tb.past("b", "c", "d")
+	tb.wantWaiting()
+	tb.held("c")
+	tb.wantDecide("b", "c")
+}
+
 // One of three cannot drag the others along by an early commit of its own.
 func TestAttemptIgnoresEarlyLoner(t *testing.T) {
 	tb := newTable(t, false, "b", "c")

@@ -118,6 +118,12 @@ func TestMessagesGolden(t *testing.T) {
 		if m.From != id || !reflect.DeepEqual(m.record(), rec) {
 			t.Errorf("%s: got %+v of %s, want %+v of %s", name, m.record(), m.From, rec, id)
 		}
+		if again, err := Read(raw); err != nil || !reflect.DeepEqual(again, m) {
+			t.Errorf("%s: read %+v, %v, opened %+v", name, again, err, m)
+		}
+	}
+	if _, err := Read(nil); err == nil {
+		t.Error("read nothing")
 	}
 }
 
@@ -224,6 +230,9 @@ func FuzzOpen(f *testing.F) {
 		m, err := Open(run, raw)
 		if err == nil && m.record().check() != nil {
 			t.Errorf("accepted a record that breaks its rules: %+v", m.record())
+		}
+		if again, unread := Read(raw); err == nil && (unread != nil || !reflect.DeepEqual(again, m)) {
+			t.Errorf("opened %+v, read %+v: %v", m, again, unread)
 		}
 	})
 }
