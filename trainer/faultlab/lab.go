@@ -103,7 +103,7 @@ func (l *Lab) ID(name string) peer.ID { return l.Net.Node(name).ID() }
 func (l *Lab) StartOwner() {
 	node := l.Net.Node("owner")
 	owner, err := worker.Observe(worker.ObserveConfig{
-		Run: l.run, Owner: node.ID(), RoundTokens: l.options.Plan.RoundTokens(), Net: node, OnRound: l.watch,
+		Run: l.run, Owner: node.ID(), MostTokens: l.options.Plan.MostTokens(), Net: node, OnRound: l.watch,
 	})
 	if err != nil {
 		l.t.Fatal(err)
