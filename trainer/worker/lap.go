@@ -306,7 +306,7 @@ func (w *worker) overlaps() bool {
 
 // worthOverlap is the share of a round's time spent on the exchange above which the next round's steps run beside it. Below,
 // a run whose peers are in step repeats to the bit, which is worth more than the time.
-const worthOverlap = 0.1
+const worthOverlap = 0.05
 
 // momentsHash identifies the inner optimiser's state.
 func momentsHash(s *engine.State) round.Hash {

@@ -39,7 +39,7 @@ type Overlap uint8
 
 // Ways to overlap. The choice is each peer's own: its mates see no difference but in the lag that its headers tell.
 const (
-	OverlapAuto   Overlap = iota // when the network takes more than a tenth of the time
+	OverlapAuto   Overlap = iota // when the network takes more than a twentieth of the time
 	OverlapNever                 // equal runs end with equal bits
 	OverlapAlways                // whatever it brings
 )

@@ -174,6 +174,20 @@ func TestPartitionHeals(t *testing.T) {
 			t.Error("the sides never trained together again")
 			s.history()
 		}
+		// Both sides trained six rounds; what the losers did is merged once, as tokens of the run and as weights.
+		var merged, times uint64
+		for _, r := range s.reports["a"] {
+			if r.Merged > 0 {
+				merged, times = merged+r.Merged, times+1
+			}
+		}
+		if least := 5 * 2 * plan.RoundTokens(); times != 1 || merged < least {
+			t.Errorf("%d tokens merged in %d rounds, want at least %d in one", merged, times, least)
+			s.history()
+		}
+		if total := ends[0].State.Tokens; total < 4*plan.RoundTokens()*plan.Rounds-6*plan.RoundTokens() {
+			t.Errorf("%d tokens at the end: more was lost than the rounds in which sides listen", total)
+		}
 	})
 }
 
