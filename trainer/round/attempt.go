@@ -251,8 +251,9 @@ func (a Attempt) outcome() Action {
 	return a.build(set)
 }
 
-// followed returns the set that at least half of the live peers committed and who they are. A peer that is late yields to
-// it even if its own update is left out: those who were in time do not have to roll back.
+// followed returns the set that at least half of the live peers committed and who they are; this peer counts among them when
+// its own vote is that set. A peer that is late yields to it even if its own update is left out: those who were in time do
+// not have to roll back.
 func (a Attempt) followed() (set []Hash, by []peer.ID) {
 	live := union2(a.live, a.setup.Self)
 	for _, c := range a.commits {
@@ -267,7 +268,11 @@ func (a Attempt) followed() (set []Hash, by []peer.ID) {
 			}
 		}
 		better := len(same) > len(by) || len(same) == len(by) && c.commit.Total > total
-		if 2*len(same) >= len(live) && better {
+		agree := len(same)
+		if slices.Equal(c.commit.Set, a.ballot(a.setup.Self)) {
+			agree++
+		}
+		if 2*agree >= len(live) && better {
 			set, by, total = c.commit.Set, same, c.commit.Total
 		}
 	}

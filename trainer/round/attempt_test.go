@@ -251,6 +251,18 @@ func TestAttemptFollows(t *testing.T) {
 	tb.wantDecide("b", "c")
 }
 
+// A peer whose own vote is what a mate committed counts itself towards the half, and does not wait for a dead one's vote.
+func TestAttemptFollowsItsOwnVote(t *testing.T) {
+	tb := newTable(t, false, "b", "c", "dead")
+	tb.blob("b")
+	tb.blob("c")
+	tb.headersDue()
+	tb.seen("b", "a", "b", "c")
+	tb.wantWaiting()
+	tb.commit("b", "a", "b", "c")
+	tb.wantDecide("a", "b", "c")
+}
+
 // What cannot be built is healed from those who committed it.
 func TestAttemptHeals(t *testing.T) {
 	tb := newTable(t, false, "b", "c")
@@ -265,7 +277,7 @@ func TestAttemptHeals(t *testing.T) {
 
 // Mates that are past the round and committed different sets have no vote left to wait for: the heaviest set counts at once.
 func TestAttemptMatesDisagree(t *testing.T) {
-	tb := newTable(t, false, "b", "c", "d")
+	tb := newTable(t, false, "b", "c", "d", "e")
 	tb.blob("b")
 	tb.blob("c")
 	tb.seen("b", "a", "b")
@@ -274,7 +286,7 @@ func TestAttemptMatesDisagree(t *testing.T) {
 	tb.commit("b", "a", "b")
 	tb.commit("c", "a", "b", "c")
 	tb.wantWaiting()
-	tb.past("b", "c", "d")
+	tb.past("b", "c", "d", "e")
 	tb.wantDecide("a", "b", "c")
 
 	tb = newTable(t, true, "b", "c", "d")
