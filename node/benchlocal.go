@@ -169,6 +169,7 @@ func goSources(ctx context.Context) ([]string, error) {
 func benchTraining(ctx context.Context, store *storage.Store, paths []string) (*trainerbench.Training, error) {
 	file := job.Defaults()
 	file.Name, file.Model.Preset, file.Market.Peers = "bench", "llama-tiny", 3
+	file.Rounds.Pace = job.PaceFixed
 	file.Train.Rounds, file.Rounds.LocalSteps, file.Train.Batch, file.Train.Context = 12, 20, 8, 64
 	manifest, link, _, err := data.Build(ctx, data.Options{
 		Name: "go", Paths: paths, Include: []string{".go"}, Tokenizer: tokenizer.Byte{}, ValFraction: 0.05, Context: file.Train.Context,
@@ -198,9 +199,13 @@ func benchTraining(ctx context.Context, store *storage.Store, paths []string) (*
 	if err != nil {
 		return nil, err
 	}
+	plan, err := workerPlan(rec)
+	if err != nil {
+		return nil, err
+	}
 	threads := max(1, runtime.NumCPU()/file.Market.Peers)
 	return &trainerbench.Training{
-		Plan: workerPlan(rec), Data: source, Validation: validation, Numerics: native.Numerics(),
+		Plan: plan, Data: source, Validation: validation, Numerics: native.Numerics(),
 		Engine: func() (engine.Engine, error) { return buildEngine(rec, gomlx.Device{}, 0, threads) },
 	}, nil
 }

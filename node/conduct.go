@@ -33,9 +33,12 @@ func (r *requester) conduct(ctx context.Context) error {
 	if err := r.runs.save(r.log); err != nil {
 		return err
 	}
-	var err error
+	plan, err := workerPlan(r.rec)
+	if err != nil {
+		return err
+	}
 	r.observer, err = worker.Observe(worker.ObserveConfig{
-		Run: r.run, Owner: r.id, MostTokens: workerPlan(r.rec).MostTokens(), Net: r.net, Log: r.Node.log,
+		Run: r.run, Owner: r.id, MostTokens: plan.MostTokens(), Net: r.net, Log: r.Node.log,
 		OnRound: func(report worker.Report) { r.tell(report) },
 	})
 	if err != nil {

@@ -58,7 +58,7 @@ type LeaseEvent struct {
 type RoundEvent struct {
 	Type            string  `json:"type"` // round
 	Run             string  `json:"run"`
-	Round           uint64  `json:"round"` // 1 is the first
+	Round           uint64  `json:"round"`  // 1 is the first
 	Rounds          uint64  `json:"rounds"` // expected in all
 	Step            uint64  `json:"step"`   // nominal optimiser steps committed
 	Steps           uint64  `json:"steps"`  // of the run

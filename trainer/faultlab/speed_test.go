@@ -104,7 +104,6 @@ func TestOverlapHidesTheNetwork(t *testing.T) {
 	}
 }
 
-
 // timeTo trains on peers whose steps take these times and returns when the training loss first stayed below the target for
 // two rounds, and the tokens committed by then.
 func timeTo(t *testing.T, plan worker.Plan, paces []time.Duration, target float64) (took time.Duration, tokens uint64) {
