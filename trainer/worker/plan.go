@@ -56,6 +56,24 @@ func (p Plan) MostTokens() uint64 { return p.mostSteps() * uint64(p.BatchRows) *
 // TotalSteps returns the nominal steps after which the run is over.
 func (p Plan) TotalSteps() uint64 { return p.Rounds * uint64(p.LocalSteps) }
 
+// RoundsAfter returns how many rounds follow after so many committed steps, as long as links are no limit. For very long
+// runs with a tempo it is an estimate.
+func (p Plan) RoundsAfter(done uint64) uint64 {
+	total := p.TotalSteps()
+	if p.Tempo == nil {
+		return (total - min(done, total) + uint64(p.LocalSteps) - 1) / uint64(p.LocalSteps)
+	}
+	const exact = 100_000
+	var rounds uint64
+	for first := done; done < total; rounds++ {
+		if rounds == exact {
+			return uint64(float64(rounds) * float64(total-first) / float64(done-first))
+		}
+		done += max(p.pace(done, round.Pulse{}).steps, 1)
+	}
+	return rounds
+}
+
 // maxSequences bounds the sequences of one round of one peer: 64 MiB of sample positions.
 const maxSequences = 1 << 22
 
