@@ -247,6 +247,7 @@ func goroot(t *testing.T) string {
 type swarm struct {
 	t         *testing.T
 	bootstrap *process
+	meeting   string // home of the bootstrap node
 	address   string
 	homes     []string
 	providers []*process
@@ -254,7 +255,8 @@ type swarm struct {
 
 func newSwarm(t *testing.T, providers int) *swarm {
 	t.Helper()
-	s := &swarm{t: t, bootstrap: start(t, "bootstrap", "bootstrap", "--home", t.TempDir())}
+	s := &swarm{t: t, meeting: t.TempDir()}
+	s.bootstrap = s.meet("/ip4/127.0.0.1/tcp/0")
 	s.address = s.bootstrap.await("its address", typed("bootstrap"))["join"].(string)
 	for i := range providers {
 		s.homes = append(s.homes, t.TempDir())
@@ -264,6 +266,11 @@ func newSwarm(t *testing.T, providers int) *swarm {
 		p.await(fmt.Sprintf("provider %d ready", i), func(e map[string]any) bool { return e["state"] == "ready" })
 	}
 	return s
+}
+
+// meet starts the bootstrap node.
+func (s *swarm) meet(listen string) *process {
+	return start(s.t, "bootstrap", "bootstrap", "--home", s.meeting, "--listen", listen)
 }
 
 func (s *swarm) provider(i int) *process {
