@@ -10,8 +10,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
 	"runtime"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 )
@@ -53,37 +54,52 @@ type Source interface {
 	Add(acc []float32, i int, f float32)
 }
 
+// Names says which codecs there are, for messages.
+const Names = "fp32, int8, int4, or top and a number from 1 to 2048, such as top64"
+
 // Parse returns the codec with the id, or the newest version of the codec with the name: "int8" and "int8/1" are the same.
 func Parse(id string) (Codec, error) {
-	switch id {
-	case "fp32", FP32{}.ID():
+	name := strings.TrimSuffix(id, "/1")
+	switch name {
+	case "fp32":
 		return FP32{}, nil
-	case "int8", Int8{}.ID():
+	case "int8":
 		return Int8{}, nil
+	case "int4":
+		return Int4{}, nil
 	}
-	return nil, fmt.Errorf("codec: %.64q, want fp32 or int8: %w", id, ErrUnknown)
+	if digits, ok := strings.CutPrefix(name, "top"); ok {
+		k, err := strconv.Atoi(digits)
+		if err == nil && k >= 1 && k <= MaxTop && strconv.Itoa(k) == digits { // one name for each codec
+			return Top{K: k}, nil
+		}
+	}
+	return nil, fmt.Errorf("codec: %.64q, want %s: %w", id, Names, ErrUnknown)
 }
 
-// Header of a blob: magic "CNUP", version 1, codec number, two zero bytes, number of elements (8 bytes, little-endian).
+// Header of a blob: magic "CNUP", version 1, codec number, its parameter (2 bytes, little-endian: k of [Top], else zero), number of elements (8 bytes, little-endian).
 const (
 	headerSize = 16
 	version    = 1
 	numberFP32 = 0
 	numberInt8 = 1
+	numberInt4 = 2
+	numberTop  = 3
 )
 
-func putHeader(dst []byte, number byte, n int) {
-	copy(dst, "CNUP")
-	dst[4], dst[5], dst[6], dst[7] = version, number, 0, 0
-	binary.LittleEndian.PutUint64(dst[8:], uint64(n))
+func header(number byte, parameter, n int) (h [headerSize]byte) {
+	copy(h[:], "CNUP")
+	h[4], h[5] = version, number
+	binary.LittleEndian.PutUint16(h[6:], uint16(parameter))
+	binary.LittleEndian.PutUint64(h[8:], uint64(n))
+	return h
 }
 
-func checkHeader(c Codec, number byte, blob []byte, n int) error {
+// checkHeader checks what all codecs' blobs have in common.
+func checkHeader(c Codec, want [headerSize]byte, blob []byte, n int) error {
 	if n < 0 || len(blob) < headerSize || len(blob) > c.Bound(n) {
 		return fmt.Errorf("codec: %s: %d bytes for %d elements: %w", c.ID(), len(blob), n, ErrBlob)
 	}
-	var want [headerSize]byte
-	putHeader(want[:], number, n)
 	if string(blob[:headerSize]) != string(want[:]) {
 		return fmt.Errorf("codec: %s: header %x, want %x: %w", c.ID(), blob[:headerSize], want, ErrBlob)
 	}
@@ -98,16 +114,25 @@ func checkSize(c Codec, blob []byte, n int) error {
 	return nil
 }
 
-// checkBuffer checks that an encoder's buffer is large enough.
-func checkBuffer(c Codec, dst []byte, src []float32) error {
-	if len(dst) < c.Bound(len(src)) {
-		return fmt.Errorf("codec: %s: buffer of %d bytes, want %d", c.ID(), len(dst), c.Bound(len(src)))
+// begin checks that an encoder's buffer is large enough for any blob of n elements, and writes the header.
+func begin(c Codec, h [headerSize]byte, dst []byte, n int) error {
+	if len(dst) < c.Bound(n) {
+		return fmt.Errorf("codec: %s: buffer of %d bytes, want %d", c.ID(), len(dst), c.Bound(n))
 	}
+	copy(dst, h[:])
 	return nil
 }
 
 // Blocks returns the number of blocks of a vector of n elements.
 func Blocks(n int) int { return (n + Block - 1) / Block }
+
+// groups returns the number of groups of so many blocks that n elements fill; a group is what one core works on at a time.
+func groups(n, blocks int) int { return (Blocks(n) + blocks - 1) / blocks }
+
+// groupOf returns the elements of group g.
+func groupOf(x []float32, g, blocks int) []float32 {
+	return x[g*blocks*Block : min((g+1)*blocks*Block, len(x))]
+}
 
 // Decode fills dst from the source, on all cores.
 func Decode(dst []float32, src Source) {
@@ -134,76 +159,4 @@ func ForEach(n int, f func(i int)) {
 		})
 	}
 	wg.Wait()
-}
-
-// FP32 stores the vector as it is: little-endian float32.
-type FP32 struct{}
-
-// ID returns "fp32/1".
-func (FP32) ID() string { return "fp32/1" }
-
-// Bound returns 16 + 4n, which is the size of every blob.
-func (FP32) Bound(n int) int { return headerSize + 4*n }
-
-// Encode implements [Codec].
-func (c FP32) Encode(dst []byte, src []float32) (int, error) {
-	if err := checkBuffer(c, dst, src); err != nil {
-		return 0, err
-	}
-	putHeader(dst, numberFP32, len(src))
-	var broken atomic.Bool
-	ForEach(Blocks(len(src)), func(i int) {
-		part := src[i*Block : min((i+1)*Block, len(src))]
-		out := dst[headerSize+4*i*Block:]
-		for j, v := range part {
-			bits := math.Float32bits(v)
-			if bits&0x7f800000 == 0x7f800000 {
-				broken.Store(true)
-			}
-			binary.LittleEndian.PutUint32(out[4*j:], bits)
-		}
-	})
-	if broken.Load() {
-		return 0, fmt.Errorf("codec: fp32: %w", ErrNotFinite)
-	}
-	return c.Bound(len(src)), nil
-}
-
-// Open implements [Codec].
-func (c FP32) Open(blob []byte, n int) (Source, error) {
-	if err := checkHeader(c, numberFP32, blob, n); err != nil {
-		return nil, err
-	}
-	if err := checkSize(c, blob, n); err != nil {
-		return nil, err
-	}
-	for i := headerSize + 2; i < len(blob); i += 4 {
-		if blob[i]&0x80 != 0 && blob[i+1]&0x7f == 0x7f {
-			return nil, fmt.Errorf("codec: fp32: element %d is not finite: %w", (i-headerSize)/4, ErrBlob)
-		}
-	}
-	return fp32Source{blob[headerSize:]}, nil
-}
-
-type fp32Source struct{ raw []byte }
-
-func (s fp32Source) Len() int { return len(s.raw) / 4 }
-
-// block returns the bytes of block i.
-func (s fp32Source) block(i int) []byte { return s.raw[4*i*Block : min(4*(i+1)*Block, len(s.raw))] }
-
-func (s fp32Source) Block(dst []float32, i int) int {
-	raw := s.block(i)
-	dst = dst[:len(raw)/4]
-	for j := range dst {
-		dst[j] = math.Float32frombits(binary.LittleEndian.Uint32(raw[4*j:]))
-	}
-	return len(dst)
-}
-
-func (s fp32Source) Add(acc []float32, i int, f float32) {
-	raw := s.block(i)
-	for j := range acc {
-		acc[j] += float32(f * math.Float32frombits(binary.LittleEndian.Uint32(raw[4*j:])))
-	}
 }

@@ -8,6 +8,8 @@ import (
 	"math"
 	"regexp"
 	"strings"
+
+	"github.com/capacloud/capanode/trainer/codec"
 )
 
 var nameRule = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
@@ -48,8 +50,8 @@ func (f *File) check() error {
 	if f.Train.Rounds != 0 && f.Train.Tokens != 0 {
 		return f.wrong("train.tokens", "give rounds or tokens, not both")
 	}
-	if f.Rounds.Codec != "int8" && f.Rounds.Codec != "fp32" {
-		return f.wrong("rounds.codec", "%q is no codec; write int8 or fp32", f.Rounds.Codec)
+	if _, err := codec.Parse(f.Rounds.Codec); err != nil {
+		return f.wrong("rounds.codec", "%q is no codec; write %s", f.Rounds.Codec, codec.Names)
 	}
 	return f.checkRanges()
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/capacloud/capanode/p2p/wire"
+	"github.com/capacloud/capanode/trainer/codec"
 	"github.com/capacloud/capanode/trainer/model"
 	"github.com/capacloud/capanode/trainer/tokenizer"
 )
@@ -208,8 +209,8 @@ func (r Record) Check() error {
 			return fmt.Errorf("%w: a rate is %v, allowed: 0 to 1e6", ErrRecord, x)
 		}
 	}
-	if r.Codec != "int8" && r.Codec != "fp32" {
-		return fmt.Errorf("%w: codec %q, allowed: int8, fp32", ErrRecord, r.Codec)
+	if _, err := codec.Parse(r.Codec); err != nil {
+		return fmt.Errorf("%w: %w", ErrRecord, err)
 	}
 	return nil
 }

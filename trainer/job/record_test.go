@@ -97,6 +97,20 @@ func TestModelMistakesPointAtTheLine(t *testing.T) {
 	}
 }
 
+func TestEveryCodecIsAllowed(t *testing.T) {
+	for _, id := range []string{"fp32", "int8", "int4", "top1", "top64/1", "top2048"} {
+		r := bound(t)
+		r.Codec = id
+		b, err := wire.Marshal(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Decode(b); err != nil {
+			t.Errorf("%s: %v", id, err)
+		}
+	}
+}
+
 func TestHostileRecordsAreRefused(t *testing.T) {
 	for name, change := range map[string]func(*Record){
 		"rounds":      func(r *Record) { r.Rounds = math.MaxUint64 },
@@ -110,6 +124,7 @@ func TestHostileRecordsAreRefused(t *testing.T) {
 		"dataset":     func(r *Record) { r.Dataset = wire.Link{} },
 		"name":        func(r *Record) { r.Name = "../../etc" },
 		"codec":       func(r *Record) { r.Codec = "zip" },
+		"top":         func(r *Record) { r.Codec = "top4096" },
 		"rate":        func(r *Record) { r.LearningRate = -1 },
 		"version":     func(r *Record) { r.Version = 2 },
 		"peers":       func(r *Record) { r.Peers = MaxPeers + 1 },

@@ -48,7 +48,7 @@ func Schema() []Field {
 		{"train.clip", "number", d.Train.Clip, "", "global gradient norm limit; 0 is none"},
 		{"train.seed", "integer", d.Train.Seed, "", "seed of the weights and of the order of the data"},
 		{"rounds.local_steps", "integer", d.Rounds.LocalSteps, "steps", "optimiser steps between two averagings"},
-		{"rounds.codec", "string", d.Rounds.Codec, "", "int8 or fp32: how updates travel"},
+		{"rounds.codec", "string", d.Rounds.Codec, "", "how updates travel: fp32, int8, int4, or top1 to top2048, which sends so many of every 4,096 numbers"},
 		{"rounds.outer_learning_rate", "number", d.Rounds.OuterRate, "", "η of the outer Nesterov step"},
 		{"rounds.outer_momentum", "number", d.Rounds.Momentum, "", "μ of the outer Nesterov step"},
 		{"market.peers", "integer", d.Market.Peers, "", "slots to lease"},

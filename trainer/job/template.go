@@ -30,7 +30,7 @@ train:
 
 rounds:
   local_steps: 20          # steps that peers train alone before they average
-  codec: int8              # int8 or fp32
+  codec: int8              # fp32, int8, int4, or top64 and the like: so many of 4,096
   outer_momentum: 0.6
 
 market:

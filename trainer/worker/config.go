@@ -51,7 +51,7 @@ type Plan struct {
 	MicroRows       int            // sequences computed at once; 0 means BatchRows
 	Context         int            // tokens of one sequence
 	Seed            uint64         // of the sample order
-	Codec           string         // "int8" or "fp32"
+	Codec           string         // how updates travel, as codec.Parse takes it
 	Outer           outer.Settings // outer optimiser
 	Inner           engine.Step    // inner AdamW; its LearningRate is overwritten by Schedule
 	Schedule        Schedule       // inner learning rate
