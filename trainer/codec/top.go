@@ -440,19 +440,16 @@ func (s *topSource) Add(acc []float32, i int, f float32) {
 	}
 }
 
-// Squares returns the sum of the squares of block i's elements, in order: the same as over the decoded block.
+// Squares returns the sum of the squares of block i's elements, with the same bits as [SumSquares] of the decoded block.
 func (s *topSource) Squares(i int) float64 {
 	buf := scratches.Get().(*scratch)
 	defer scratches.Put(buf)
 	s.read(i, &buf.held)
 	value := buf.held.values(s.blob[s.start(i/topBlocks):])
-	var square [levels]float64
-	for l, v := range value {
-		square[l] = float64(v) * float64(v)
+	var c [8]float64
+	for j, p := range buf.held.fields[:buf.held.count] {
+		v := float64(value[buf.held.levels[j]&3])
+		c[p&7] += float64(v * v)
 	}
-	var sum float64
-	for _, l := range buf.held.levels[:buf.held.count] {
-		sum += square[l&3]
-	}
-	return sum
+	return addChains(&c)
 }
