@@ -23,7 +23,7 @@ var ErrFeedback = errors.New("no update is pending")
 type Feedback struct {
 	decay             float32
 	residual, pending []float32
-	open              bool
+	from, to          int // the part of the vector that is pending; empty when nothing is
 }
 
 // NewFeedback returns an empty residual of n elements. The decay is 0 (no feedback) to 1 (nothing forgotten).
@@ -37,35 +37,48 @@ func (f *Feedback) Pending(update []float32) ([]float32, error) {
 	if len(update) != len(f.residual) {
 		return nil, fmt.Errorf("outer: update of %d elements, residual of %d: %w", len(update), len(f.residual), ErrShape)
 	}
-	forBlocks(len(update), func(i int) {
-		lo, hi := i*codec.Block, min((i+1)*codec.Block, len(update))
-		u, r, p := update[lo:hi], f.residual[lo:hi], f.pending[lo:hi]
+	return f.PendingPart(0, update)
+}
+
+// PendingPart is Pending for an update of the vector's elements from one on, where weights travel in fragments.
+func (f *Feedback) PendingPart(from int, update []float32) ([]float32, error) {
+	n := len(update)
+	if n == 0 || from < 0 || from+n > len(f.residual) {
+		return nil, fmt.Errorf("outer: update of %d elements at %d, residual of %d: %w", n, from, len(f.residual), ErrShape)
+	}
+	f.from, f.to = from, from+n
+	residual, pending := f.residual[f.from:f.to], f.pending[f.from:f.to]
+	forBlocks(n, func(i int) {
+		lo, hi := i*codec.Block, min((i+1)*codec.Block, n)
+		u, r, p := update[lo:hi], residual[lo:hi], pending[lo:hi]
 		for j := range p {
 			p[j] = u[j] + float32(f.decay*r[j])
 		}
 	})
-	f.open = true
-	return f.pending, nil
+	return pending, nil
 }
 
 // Commit takes what the mates decoded off the pending update; the rest is the new residual.
 func (f *Feedback) Commit(decoded codec.Source) error {
-	if !f.open {
+	n := f.to - f.from
+	if n == 0 {
 		return fmt.Errorf("outer: commit: %w", ErrFeedback)
 	}
-	if decoded.Len() != len(f.pending) {
-		return fmt.Errorf("outer: decoded update of %d elements, residual of %d: %w", decoded.Len(), len(f.pending), ErrShape)
+	if decoded.Len() != n {
+		return fmt.Errorf("outer: decoded update of %d elements, %d are pending: %w", decoded.Len(), n, ErrShape)
 	}
-	f.open = false
-	f.residual, f.pending = f.pending, f.residual
-	forBlocks(len(f.residual), func(i int) {
-		decoded.Add(f.residual[i*codec.Block:min((i+1)*codec.Block, len(f.residual))], i, -1)
+	residual, pending := f.residual[f.from:f.to], f.pending[f.from:f.to]
+	f.from, f.to = 0, 0
+	forBlocks(n, func(i int) {
+		part := residual[i*codec.Block : min((i+1)*codec.Block, n)]
+		copy(part, pending[i*codec.Block:])
+		decoded.Add(part, i, -1)
 	})
 	return nil
 }
 
 // Abort drops the pending update, if there is one: the residual is what it was before [Feedback.Pending].
-func (f *Feedback) Abort() { f.open = false }
+func (f *Feedback) Abort() { f.from, f.to = 0, 0 }
 
 // Residual returns the residual itself, to be stored and restored; it is valid until the next [Feedback.Commit] or
 // [Feedback.Reset], and not to be changed while an update is pending.
@@ -74,5 +87,5 @@ func (f *Feedback) Residual() []float32 { return f.residual }
 // Reset forgets everything: what the residual corrected is not in a state that was taken over from a mate.
 func (f *Feedback) Reset() {
 	clear(f.residual)
-	f.open = false
+	f.Abort()
 }

@@ -67,6 +67,26 @@ func TestFeedbackConserves(t *testing.T) {
 	})
 }
 
+// Updates of parts leave the residual of the other parts alone.
+func TestFeedbackOfParts(t *testing.T) {
+	f := outer.NewFeedback(6, 1)
+	for _, from := range []int{0, 4, 2, 0} {
+		pending, err := f.PendingPart(from, []float32{1, 2})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Commit(vector{pending[0], 0}); err != nil { // a codec that loses every second
+			t.Fatal(err)
+		}
+	}
+	if want := []float32{0, 4, 0, 2, 0, 2}; !slices.Equal(f.Residual(), want) {
+		t.Errorf("residual %v, want %v", f.Residual(), want)
+	}
+	if _, err := f.PendingPart(5, []float32{1, 2}); !errors.Is(err, outer.ErrShape) {
+		t.Errorf("a part past the end: %v", err)
+	}
+}
+
 func TestFeedbackDecays(t *testing.T) {
 	f := outer.NewFeedback(2, 0.5)
 	for _, want := range [][]float32{{4, 8}, {6, 12}, {7, 14}} {

@@ -156,7 +156,7 @@ func Move(weights []float32, delta codec.Source, share float32) error {
 	if delta.Len() != len(weights) {
 		return fmt.Errorf("outer: move %d weights by %d elements: %w", len(weights), delta.Len(), ErrShape)
 	}
-	forSpans(len(weights), func(i int, _ []float32) {
+	forBlocks(len(weights), func(i int) {
 		delta.Add(weights[i*codec.Block:min((i+1)*codec.Block, len(weights))], i, share)
 	})
 	return nil

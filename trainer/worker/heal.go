@@ -47,7 +47,7 @@ func (w *worker) heal(ctx context.Context, donors []peer.ID) error {
 		w.mu.Lock()
 		w.state, w.hash, w.lineage = got.state, got.state.Hash(), got.lineage
 		w.mu.Unlock()
-		clear(w.residual) // what it corrected is not in this state
+		w.feedback.Reset() // what it corrected is not in this state
 		w.rewind()
 		w.result.Healed++
 		w.result.Down += got.size
@@ -148,8 +148,9 @@ func (w *worker) offerMerge(ctx context.Context) error {
 		return nil
 	}
 	w.enter(round.PhaseTraining)
+	update := w.mean
 	for i, v := range side.weights {
-		w.pending[i] = v - w.state.Weights[i]
+		update[i] = v - w.state.Weights[i]
 	}
 	var ranges []round.Range
 	for shard, to := range side.cursors {
@@ -160,7 +161,7 @@ func (w *worker) offerMerge(ctx context.Context) error {
 	merge := side.merge
 	header := w.fill(round.Header{Ranges: ranges, Tokens: side.tokens, Loss: w.state.Pulse.Loss, Merge: &merge}, w.pace())
 	header.Codec = mergeCodec.ID()
-	return w.encode(ctx, header, w.pending, 0)
+	return w.encode(ctx, header, update, 0)
 }
 
 // mergeable checks a header that brings back the losing side of a fork.

@@ -178,15 +178,20 @@ func (w *worker) publishLap(ctx context.Context, l *lap) error {
 	p := w.pace()
 	from, to := w.fragment(p)
 	theta, phi := w.cfg.Engine.State().Weights, w.state.Weights
-	for i := from; i < to; i++ {
-		w.pending[i] = float32(theta[i]-phi[i]) + w.residual[i]
+	update := w.mean[:to-from]
+	for i := range update {
+		update[i] = theta[from+i] - phi[from+i]
+	}
+	pending, err := w.feedback.PendingPart(from, update)
+	if err != nil {
+		return fmt.Errorf("worker: round %d: %w", w.state.Round, err)
 	}
 	header := round.Header{
 		Ranges: l.ranges, Steps: uint32(l.steps), Tokens: uint64(len(l.windows) * w.cfg.Plan.Context),
 		Loss: int64(math.Round(l.loss * 1e6)), View: round.HashView(l.members), Before: l.before, After: l.after,
 		Lag: uint32(l.lag), Budget: w.affords(l.compute / time.Duration(l.steps)),
 	}
-	return w.encode(ctx, w.fill(header, p), w.pending[from:to], l.compute)
+	return w.encode(ctx, w.fill(header, p), pending, l.compute)
 }
 
 // fill adds what all headers of a round have in common.
