@@ -129,8 +129,7 @@ func dieOften(l *faultlab.Lab, rng *rand.Rand, last uint64) map[uint64]bool {
 		}
 		injected[e.Round] = true
 		next, point = e.Round+1, points[rng.IntN(len(points))]
-		l.Kill(e.Peer)
-		l.Restart(e.Peer, time.Duration(rng.IntN(3000))*time.Millisecond)
+		l.Crash(e.Peer, time.Duration(rng.IntN(3000))*time.Millisecond)
 	})
 	return injected
 }

@@ -239,14 +239,15 @@ func (l *Lab) Kill(name string) {
 	b.cancel()
 }
 
-// Restart starts a killed peer again after some time. Await and Finish then wait for that life.
-func (l *Lab) Restart(name string, after time.Duration, change ...func(*worker.Config)) {
+// Crash kills a peer and starts it again after some time. Await and Finish then wait for that life.
+func (l *Lab) Crash(name string, away time.Duration) {
 	l.mu.Lock()
 	l.coming[name]++
 	l.mu.Unlock()
-	time.AfterFunc(after, func() {
+	l.Kill(name)
+	time.AfterFunc(away, func() {
 		if l.ctx.Err() == nil {
-			l.Start(name, change...)
+			l.Start(name)
 		}
 		l.mu.Lock()
 		l.coming[name]--

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/capacloud/capanode/trainer/faultlab"
+	"github.com/capacloud/capanode/trainer/round"
 	"github.com/capacloud/capanode/trainer/worker"
 )
 
@@ -40,11 +41,9 @@ func TestKillAnyOne(t *testing.T) {
 					time.AfterFunc(20*time.Second, l.StartOwner)
 				case "owner and a": // the roster must come from a mate
 					l.KillOwner()
-					l.Kill("a")
-					l.Restart("a", 20*time.Second)
+					l.Crash("a", 20*time.Second)
 				default:
-					l.Kill(victim)
-					l.Restart(victim, 20*time.Second)
+					l.Crash(victim, 20*time.Second)
 				}
 				ends := l.Finish(names...)
 				lives := l.Lives()
@@ -149,6 +148,70 @@ func join(ctx context.Context, t *testing.T, peers int, dying bool, seed uint64)
 	}
 }
 
+// Peers join at any instant of a round of four seconds. Mates that learn of a joiner at different times deal the shards
+// among different members; then a shard is dealt twice and an update is dropped.
+func TestJoinAtAnyInstant(t *testing.T) {
+	s, times := seed(t), 6
+	if long() {
+		times = 64
+	}
+	dropped, split, latest := 0, 0, 0
+	for i := range times {
+		faultlab.Virtual(t, time.Hour, func(ctx context.Context, t *testing.T) {
+			link := home
+			link.Seed = s + uint64(i)
+			names := faultlab.Names(4)
+			l := faultlab.New(ctx, t, faultlab.Options{Plan: faultlab.Plan(11), Link: link, Log: logLevel()}, names...)
+			defer l.Close()
+			for _, name := range names[:3] {
+				l.Start(name)
+			}
+			time.Sleep(27*time.Second + time.Duration(i)*4200*time.Millisecond/time.Duration(times))
+			l.Start("d")
+			ends := l.Finish(names...)
+			d, v := dealtTwice(l, names, l.Conserved(ends[0].State))
+			dropped, split = dropped+d, split+v
+			latest = max(latest, 1+slices.IndexFunc(l.Lives()[3].Commits, l.Lives()[3].Contributed))
+		})
+	}
+	t.Logf("C7: %d joins at any instant of a round of 4 s: %d rounds with different views, %d updates dropped in all, first contribution at the latest in round %d after the download",
+		times, split, dropped, latest)
+	// Views are what each mate has heard of; the targets are no update dropped, and the second round.
+	if latest < 1 || latest > 3 {
+		t.Errorf("a joiner contributed in round %d after its download, want the third at the latest", latest)
+	}
+	if dropped > times/4 {
+		t.Errorf("%d joins cost %d updates", times, dropped)
+	}
+}
+
+// dealtTwice counts the updates that were said and not applied, and the rounds whose headers name different views.
+func dealtTwice(l *faultlab.Lab, names []string, links []faultlab.Link) (dropped, split int) {
+	applied, views := map[round.Hash]bool{}, map[uint64]map[round.Hash]bool{}
+	for _, link := range links {
+		for _, h := range link.Accepted {
+			applied[h.ID] = true
+		}
+	}
+	for _, name := range names {
+		for _, h := range l.Ledger.Headers(l.ID(name)) {
+			if views[h.Round] == nil {
+				views[h.Round] = map[round.Hash]bool{}
+			}
+			views[h.Round][h.View] = true
+			if !applied[h.ID] {
+				dropped++
+			}
+		}
+	}
+	for _, v := range views {
+		if len(v) > 1 {
+			split++
+		}
+	}
+	return dropped, split
+}
+
 // window lists how long those rounds took that ended in a window of time, the first two of each life left out.
 func window(lives []faultlab.Life, from, to time.Time) (took []time.Duration) {
 	for _, l := range lives {
@@ -187,9 +250,9 @@ func TestChurn(t *testing.T) {
 }
 
 func churn(ctx context.Context, t *testing.T, peers int, rounds uint64, slow bool, seed uint64) {
-	round, plan, link := 4200*time.Millisecond, faultlab.Plan(1<<20), home
+	period, plan, link := 4200*time.Millisecond, faultlab.Plan(1<<20), home
 	if slow {
-		round, plan = 20200*time.Millisecond, slowRounds(1<<20)
+		period, plan = 20200*time.Millisecond, slowRounds(1<<20)
 	}
 	link.Seed = seed
 	names := faultlab.Names(peers)
@@ -197,16 +260,15 @@ func churn(ctx context.Context, t *testing.T, peers int, rounds uint64, slow boo
 	defer l.Close()
 	rng := rand.New(rand.NewPCG(seed, 10))
 	exponential := func(mean time.Duration) time.Duration { return time.Duration(rng.ExpFloat64() * float64(mean)) }
-	end := time.Now().Add(time.Duration(rounds) * round)
+	end := time.Now().Add(time.Duration(rounds) * period)
 	var lifetimes func(name string)
 	lifetimes = func(name string) {
-		time.AfterFunc(exponential(10*round), func() {
+		time.AfterFunc(exponential(10*period), func() {
 			if time.Now().After(end) || len(l.Alive()) < 3 {
 				return
 			}
-			away := exponential(round)
-			l.Kill(name)
-			l.Restart(name, away)
+			away := exponential(period)
+			l.Crash(name, away)
 			time.AfterFunc(away, func() { lifetimes(name) })
 		})
 	}
@@ -227,7 +289,7 @@ func churn(ctx context.Context, t *testing.T, peers int, rounds uint64, slow boo
 	training, dead, working, living := seconds(lives, end)
 	all := spans(lives)
 	t.Logf("C10: %d peers, rounds of %v, %d lives, %d of %d rounds forked: %.1f %% of the seconds of training are in the state, %.1f %% were a dead peer's, %.1f %% of all seconds alive led to a commit; a round takes %v, p99 %v",
-		peers, round, len(lives), forks(lives), len(links), 100*useful/training, 100*dead/training, 100*working/living, quantile(all, 0.5), quantile(all, 0.99))
+		peers, period, len(lives), forks(lives), len(links), 100*useful/training, 100*dead/training, 100*working/living, quantile(all, 0.5), quantile(all, 0.99))
 	if useful/training < 0.9 {
 		t.Errorf("%.1f %% of the training was committed, want 90 %%", 100*useful/training)
 	}

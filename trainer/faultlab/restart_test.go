@@ -60,8 +60,7 @@ func scripted(t *testing.T, link memnet.Link, faulty bool) (end round.Hash) {
 			c := e.Peer == "c" && e.Round == 6 && e.Point == faultlab.BeforeHeader
 			if faulty && (b || c) && !died[e.Peer] {
 				died[e.Peer] = true
-				l.Kill(e.Peer)
-				l.Restart(e.Peer, 1700*time.Millisecond)
+				l.Crash(e.Peer, 1700*time.Millisecond)
 			}
 		})
 		for i, name := range names {
@@ -162,9 +161,8 @@ func TestKillOneAndResume(t *testing.T) {
 					return
 				}
 				kills++
-				l.Kill("c")
 				away := 100*time.Millisecond + time.Duration(rng.Int64N(int64(6*time.Second)))
-				l.Restart("c", away)
+				l.Crash("c", away)
 				time.AfterFunc(away, again)
 			})
 		}
