@@ -2,7 +2,6 @@ package faultlab
 
 import (
 	"fmt"
-	"slices"
 	"sync"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -16,6 +15,7 @@ type Ledger struct {
 	mu      sync.Mutex
 	headers map[round.Hash]round.Signed
 	commits map[round.Hash]round.Commit // by the state they lead to
+	order   []round.Hash                // of the headers
 }
 
 // NewLedger returns an empty ledger.
@@ -28,6 +28,9 @@ func (l *Ledger) add(m round.Message) {
 	defer l.mu.Unlock()
 	switch m.Kind {
 	case round.KindHeader:
+		if _, known := l.headers[m.Hash]; !known {
+			l.order = append(l.order, m.Hash)
+		}
 		l.headers[m.Hash] = round.Signed{Header: *m.Header, Author: m.From, ID: m.Hash}
 	case round.KindCommit:
 		l.commits[m.Commit.Next] = *m.Commit
@@ -92,16 +95,15 @@ func follow(links []Link) error {
 	return nil
 }
 
-// Headers returns the headers of an author, those of early rounds first.
+// Headers returns the headers of an author in the order in which it said them.
 func (l *Ledger) Headers(author peer.ID) []round.Signed {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var list []round.Signed
-	for _, h := range l.headers {
-		if h.Author == author {
+	for _, id := range l.order {
+		if h := l.headers[id]; h.Author == author {
 			list = append(list, h)
 		}
 	}
-	slices.SortFunc(list, func(a, b round.Signed) int { return int(int64(a.Round) - int64(b.Round)) })
 	return list
 }
