@@ -2,6 +2,7 @@ package faultlab
 
 import (
 	"fmt"
+	"maps"
 	"sync"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -83,16 +84,34 @@ func follow(links []Link) error {
 		if total += l.Tokens; l.Total != total {
 			return fmt.Errorf("round %d leads to %d tokens, the updates applied until then sum to %d", l.Round, l.Total, total)
 		}
+		next := maps.Clone(cursors)
 		for _, h := range l.Accepted {
 			for _, r := range h.Ranges {
 				if r.From != cursors[r.Shard] {
 					return fmt.Errorf("round %d trains shard %d from window %d, the cursor is at %d", l.Round, r.Shard, r.From, cursors[r.Shard])
 				}
-				cursors[r.Shard] = r.To
+				if h.Merge == nil && next[r.Shard] != r.From {
+					return fmt.Errorf("round %d trains shard %d twice", l.Round, r.Shard)
+				}
+			}
+			if h.Merge == nil {
+				advance(next, h.Ranges)
 			}
 		}
+		for _, h := range l.Accepted {
+			if h.Merge != nil { // of shards that both sides of a fork trained, the further one counts
+				advance(next, h.Ranges)
+			}
+		}
+		cursors = next
 	}
 	return nil
+}
+
+func advance(cursors map[uint32]uint64, ranges []round.Range) {
+	for _, r := range ranges {
+		cursors[r.Shard] = max(cursors[r.Shard], r.To)
+	}
 }
 
 // Headers returns the headers of an author in the order in which it said them.

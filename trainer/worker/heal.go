@@ -142,8 +142,7 @@ var mergeCodec = codec.Int8{}
 func (w *worker) offerMerge(ctx context.Context) error {
 	side := w.lost
 	side.tries++
-	known := slices.ContainsFunc(w.lineage, func(a round.Ancestor) bool { return a.State == side.merge.State })
-	if known || side.tries > mergeTries {
+	if w.lineage.Knows(side.merge.State) || side.tries > mergeTries {
 		w.lost = nil
 		return nil
 	}
@@ -161,7 +160,8 @@ func (w *worker) offerMerge(ctx context.Context) error {
 	merge := side.merge
 	header := w.fill(round.Header{Ranges: ranges, Tokens: side.tokens, Loss: w.state.Pulse.Loss, Merge: &merge}, w.pace())
 	header.Codec = mergeCodec.ID()
-	return w.encode(ctx, header, update, 0)
+	// Nobody has to wait for this update, but it has to wait for those of the others.
+	return w.encode(ctx, header, update, max(w.compute, w.roundTime()))
 }
 
 // mergeable checks a header that brings back the losing side of a fork.
@@ -169,13 +169,12 @@ func (w *worker) mergeable(h round.Signed) error {
 	m := *h.Merge
 	_, fits := h.Fits(w.state.Cursors, w.windows)
 	at := round.Ancestor{State: m.Base, Tokens: m.Tokens}
-	known := slices.ContainsFunc(w.lineage, func(a round.Ancestor) bool { return a.State == m.State })
 	switch {
 	case h.Codec != mergeCodec.ID() || h.Size != uint64(mergeCodec.Bound(len(w.state.Weights))):
 		return fmt.Errorf("merge of %d bytes in %s", h.Size, h.Codec)
-	case !w.lineage.Has(at):
+	case m.Tokens == round.Merged || !w.lineage.Has(at):
 		return fmt.Errorf("merge from state %s, which this peer never held", m.Base.Short())
-	case known:
+	case w.lineage.Knows(m.State):
 		return fmt.Errorf("merge of state %s, which was merged before", m.State.Short())
 	case h.Tokens > w.state.Tokens-m.Tokens || !fits:
 		return fmt.Errorf("merge of %d tokens from %v", h.Tokens, h.Ranges)

@@ -183,7 +183,7 @@ func (w *worker) advance(set []round.Hash, accepted []round.Signed, blobs exchan
 		if err := outer.Move(w.state.Weights, blobs.sources[h.ID], h.Merge.Share(won, h.Tokens)); err != nil {
 			return false, err
 		}
-		w.lineage = w.lineage.Add(round.Ancestor{State: h.Merge.State, Tokens: h.Merge.Tokens + h.Tokens})
+		w.lineage = w.lineage.Add(round.Ancestor{State: h.Merge.State, Tokens: round.Merged})
 		merged = true
 	}
 	if len(updates) > 0 {

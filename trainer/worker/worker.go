@@ -68,6 +68,7 @@ type worker struct {
 	sent     []float32       // fast weights when they began
 	restart  moments         // inner optimiser when they began: what a snapshot holds
 	lost     *lostSide       // to be offered to the winners of a fork
+	compute  time.Duration   // of the last lap
 	link     uint64          // bytes per second at which updates arrive; 0 is unknown
 	waiting  float64         // share of the time that goes to the network
 	kept     []keptBlob
@@ -104,7 +105,8 @@ func open(cfg Config) (*worker, error) {
 	w := &worker{
 		cfg: cfg, self: cfg.Net.ID(), log: cfg.Log, counted: map[round.Hash]uint64{}, doubted: map[peer.ID]time.Time{},
 		state:    round.NewState(cfg.Run, cfg.Data.Shards(), slices.Clone(inner.Weights)),
-		feedback: outer.NewFeedback(n, 1), mean: make([]float32, n),
+		feedback: outer.NewFeedback(n, 0), // the fast weights carry the residual
+		mean:     make([]float32, n),
 	}
 	if w.log == nil {
 		w.log = slog.New(slog.DiscardHandler)
@@ -161,9 +163,10 @@ func (w *worker) restore() error {
 	copy(inner.V, s.v)
 	copy(w.feedback.Residual(), s.residual)
 	if s.fast == nil {
-		s.fast = s.state.Weights
+		w.rewind()
+	} else {
+		copy(inner.Weights, s.fast)
 	}
-	copy(inner.Weights, s.fast)
 	w.log.Info("resumed from snapshot", "round", s.state.Round, "tokens", s.state.Tokens)
 	return nil
 }
@@ -302,7 +305,7 @@ func (w *worker) report(accepted []round.Signed, blobs exchanged) Report {
 		r.Live = append(r.Live, m.id)
 	}
 	slices.Sort(r.Live)
-	if w.own != nil {
+	if w.own != nil && w.own.Merge == nil {
 		r.Up, r.Compute = w.own.Size, w.own.compute
 	}
 	return r
@@ -324,7 +327,7 @@ func (w *worker) snapshot(from, to int) {
 	}
 	if w.pace().fragments > 1 { // outside of the round's fragment the fast weights are this peer's own
 		s.fast = slices.Clone(fast)
-		copy(s.fast[from:to], w.state.Weights[from:to])
+		w.start(s.fast[from:to], from)
 	}
 	if err := s.save(w.cfg.SnapshotDir); err != nil {
 		w.warn(err)
