@@ -41,6 +41,8 @@ type body struct {
 	pending  time.Duration // of that, since the last commit
 	commits  []Commit
 	warnings int
+	spoke    time.Time // last
+	words    int       // said at that instant
 }
 
 // Commit is a round that a peer committed.
@@ -144,6 +146,23 @@ func (b *body) at(p Point, number uint64, mate string) {
 	defer b.lab.scripting.Unlock()
 	if !b.dead() {
 		b.lab.script(Event{b.name, p, number, mate})
+	}
+}
+
+// speaks counts what the peer says at one instant. A worker that goes round in circles without waiting would stop the clock
+// for ever: it fails the test and dies.
+func (b *body) speaks() {
+	const storm = 2000
+	b.mu.Lock()
+	if now := time.Now(); !now.Equal(b.spoke) {
+		b.spoke, b.words = now, 0
+	}
+	b.words++
+	words := b.words
+	b.mu.Unlock()
+	if words == storm {
+		b.lab.t.Errorf("%s says %d messages at one instant, in round %d", b.name, words, b.round())
+		b.lab.Kill(b.name)
 	}
 }
 

@@ -74,6 +74,7 @@ func (t *tappedTopic) Publish(ctx context.Context, data []byte) error {
 	if err != nil {
 		return err
 	}
+	t.body.speaks()
 	points, ok := said[m.Kind]
 	if !ok {
 		if m.Kind == round.KindHeartbeat {
