@@ -9,6 +9,7 @@ import (
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 )
 
 // ErrNoBootstrap reports that none of the configured bootstrap nodes and none of the remembered peers answered.
@@ -26,10 +27,10 @@ const (
 	joinGrace = 500 * time.Millisecond
 	// cacheDelay gives bootstrap nodes a head start over remembered peers, who may be gone.
 	cacheDelay = time.Second
-	// keepDials and keepMaxDials are the shortest and the longest pause between looks at whether a bootstrap node is still
-	// connected, in dial timeouts: 15 s to 2 min.
-	keepDials    = 3
-	keepMaxDials = 24
+	// crowdStep is how many connections lengthen the pause between dials of missing bootstrap nodes by one dial timeout.
+	crowdStep = 8
+	// maxRedial is the longest such pause in dial timeouts: 2 min.
+	maxRedial = 24
 )
 
 // Bootstrap joins the network: it dials all bootstrap nodes, and after a moment the peers remembered from the last run, in
@@ -53,7 +54,7 @@ func (h *Host) Bootstrap(ctx context.Context) (Reach, error) {
 			h.background(h.keepBootstrapped)
 		}
 	}
-	return h.join(ctx)
+	return h.join(ctx, h.boot, h.cache)
 }
 
 // answer is the outcome of one dial.
@@ -63,17 +64,18 @@ type answer struct {
 	err    error
 }
 
-func (h *Host) join(ctx context.Context) (Reach, error) {
-	reach := Reach{Total: len(h.boot)}
-	wait := len(h.boot) + len(h.cache)
+// join dials bootstrap nodes and remembered peers; one answer is success.
+func (h *Host) join(ctx context.Context, boot, cache []peer.AddrInfo) (Reach, error) {
+	reach := Reach{Total: len(boot)}
+	wait := len(boot) + len(cache)
 	if wait == 0 {
 		return reach, nil
 	}
 	answers := make(chan answer, wait) // dials that outlive this call leave their answers behind
-	for _, b := range h.boot {
+	for _, b := range boot {
 		h.dial(b, 0, func(err error) { answers <- answer{b.ID, false, err} })
 	}
-	for _, c := range h.cache {
+	for _, c := range cache {
 		h.dial(c, cacheDelay, func(err error) { answers <- answer{c.ID, true, err} })
 	}
 	var causes []error
@@ -101,7 +103,7 @@ func (h *Host) join(ctx context.Context) (Reach, error) {
 	}
 	if reach.Reachable+reach.Cached == 0 {
 		return reach, fmt.Errorf("p2p: %d bootstrap nodes and %d remembered peers tried: %w: %w",
-			len(h.boot), len(h.cache), ErrNoBootstrap, errors.Join(causes...))
+			len(boot), len(cache), ErrNoBootstrap, errors.Join(causes...))
 	}
 	return reach, nil
 }
@@ -138,34 +140,69 @@ func (h *Host) settle() {
 	}
 }
 
-// keepBootstrapped redials with growing, jittered pauses while no bootstrap node is connected.
+// redialPause is the mean pause between two dials of the bootstrap nodes that are not connected, in dial timeouts. It grows
+// with the connections, so that the nodes of a swarm together try about as often, however many they are: one that gets
+// through brings the others along.
+func redialPause(connections int) time.Duration {
+	return time.Duration(min(1+connections/crowdStep, maxRedial))
+}
+
+// keepBootstrapped redials, with jittered pauses, the bootstrap nodes that are not connected. That others are is no reason
+// not to: a node that was down may be the only one that leads to another part of the swarm.
 func (h *Host) keepBootstrapped() {
-	shortest := keepDials * h.cfg.DialTimeout
-	for pause := shortest; sleep(h.ctx, pause/2+rand.N(pause)); {
-		if h.bootConnected() > 0 {
-			pause = shortest
+	mean := func() time.Duration { return redialPause(len(h.host.Network().Peers())) * h.cfg.DialTimeout }
+	told := false // that the node is cut off
+	for pause := mean(); sleep(h.ctx, pause/2+rand.N(pause)); pause = mean() {
+		missing := h.missing()
+		if len(missing) == 0 {
 			continue
+		}
+		var cached []peer.AddrInfo
+		if len(missing) == len(h.boot) {
+			cached = h.cache
 		}
 		ctx, cancel := context.WithTimeout(h.ctx, 2*h.cfg.DialTimeout)
-		reach, err := h.join(ctx)
+		reach, err := h.join(ctx, missing, cached)
 		cancel()
-		if err != nil {
-			pause = min(2*pause, keepMaxDials*h.cfg.DialTimeout)
-			h.log.Warn("still cut off from all bootstrap nodes", "total", reach.Total, "connections", h.Stats().Connections)
-			continue
+		switch {
+		case err == nil:
+			told = false
+			h.log.Info("in touch with more bootstrap nodes", "reachable", reach.Reachable, "missing", len(missing))
+			h.dht.RefreshRoutingTable()
+			h.wake()
+		case len(missing) == len(h.boot) && !told:
+			told = true
+			h.log.Warn("cut off from all bootstrap nodes", "total", len(h.boot), "connections", h.Stats().Connections)
 		}
-		pause = shortest
-		h.log.Info("back in touch with bootstrap nodes", "reachable", reach.Reachable, "total", reach.Total)
-		h.dht.RefreshRoutingTable()
 	}
 }
 
-func (h *Host) bootConnected() int {
-	n := 0
+// missing lists the bootstrap nodes that are not connected, each ready to be dialled: the library's own pause after a
+// failed dial, of up to five minutes, would hide a node that has come up.
+func (h *Host) missing() (all []peer.AddrInfo) {
 	for _, b := range h.boot {
 		if h.host.Network().Connectedness(b.ID) == network.Connected {
-			n++
+			continue
 		}
+		if s, ok := h.host.Network().(*swarm.Swarm); ok {
+			s.Backoff().Clear(b.ID)
+		}
+		all = append(all, b)
 	}
-	return n
+	return all
+}
+
+// wake tells those who look for peers that there may be new ones.
+func (h *Host) wake() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	close(h.woken)
+	h.woken = make(chan struct{})
+}
+
+// awake returns a channel that closes with the next wake.
+func (h *Host) awake() <-chan struct{} {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.woken
 }

@@ -97,24 +97,35 @@ func topicKey(network, topic string) (cid.Cid, error) {
 	return cid.NewCidV1(cid.Raw, sum), nil
 }
 
-// meetTopic keeps a node in touch with other subscribers, because gossip flows over existing connections only.
+// meetTopic keeps a node in touch with other subscribers, because gossip flows over existing connections only. When the
+// host wakes it, there may be others than those it knows: it announces the node to them and looks for them at once.
 func (h *Host) meetTopic(t *topic, key cid.Cid) {
 	ctx := t.left
 	var announced time.Time
-	for pause := time.Second; sleep(ctx, pause); {
+	awake, woken := h.awake(), false
+	for pause := time.Second; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-awake:
+			announced, pause, woken = time.Time{}, time.Second, true
+			awake = h.awake()
+		case <-time.After(pause):
+		}
 		if h.dht.RoutingTable().Size() == 0 {
 			continue // alone: look again soon
 		}
 		if time.Since(announced) > topicAnnounce && h.dht.Provide(ctx, key, true) == nil {
 			announced = time.Now()
 		}
-		if len(t.Peers()) < topicPeers {
+		if woken || len(t.Peers()) < topicPeers {
 			for info := range h.dht.FindProvidersAsync(ctx, key, topicLookup) {
 				if info.ID != h.ID() {
 					h.tryConnect(ctx, info)
 				}
 			}
 		}
+		woken = false
 		pause = min(2*pause, topicPause)
 	}
 }

@@ -51,6 +51,7 @@ type Host struct {
 	mu      sync.Mutex
 	closed  bool
 	keeping bool // the bootstrap loop runs
+	woken   chan struct{}
 	topics  map[string]*topic
 }
 
@@ -75,7 +76,7 @@ func NewHost(ctx context.Context, cfg Config) (*Host, error) {
 	}
 	h := &Host{
 		cfg: cfg, log: cfg.Logger.With("room", "p2p"), boot: boot, traffic: metrics.NewBandwidthCounter(),
-		topics: make(map[string]*topic),
+		topics: make(map[string]*topic), woken: make(chan struct{}),
 	}
 	h.ctx, h.stop = context.WithCancel(context.Background())
 	if cfg.PeerCache != "" {

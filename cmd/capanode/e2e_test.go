@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -74,7 +75,7 @@ func start(t *testing.T, name string, args ...string) *process {
 	t.Helper()
 	p := &process{t: t, name: name, news: make(chan struct{}, 1), done: make(chan struct{})}
 	p.cmd = exec.Command(binary, append(args, "-o", "jsonl")...)
-	p.cmd.Env = append(os.Environ(), "CAPANODE_MDNS=false", "CAPANODE_LISTEN=/ip4/127.0.0.1/tcp/0,/ip4/127.0.0.1/udp/0/quic-v1", "CAPANODE_NETWORK=e2e")
+	p.cmd.Env = environment("/ip4/127.0.0.1/tcp/0,/ip4/127.0.0.1/udp/0/quic-v1")
 	p.cmd.Stderr = &p.stderr
 	out, err := p.cmd.StdoutPipe()
 	if err == nil {
@@ -92,6 +93,12 @@ func start(t *testing.T, name string, args ...string) *process {
 		}
 	})
 	return p
+}
+
+// environment is that of a process under test: nothing but the test itself configures it, on loopback.
+func environment(listen string) []string {
+	env := slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "CAPANODE_") })
+	return append(env, "CAPANODE_MDNS=false", "CAPANODE_LISTEN="+listen, "CAPANODE_NETWORK=e2e")
 }
 
 func (p *process) read(out io.Reader) {
@@ -202,7 +209,7 @@ func eventually(t *testing.T, what string, holds func() bool) {
 func capanode(t *testing.T, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
 	cmd := exec.Command(binary, args...)
-	cmd.Env = append(os.Environ(), "CAPANODE_MDNS=false", "CAPANODE_LISTEN=/ip4/127.0.0.1/tcp/0", "CAPANODE_NETWORK=e2e")
+	cmd.Env = environment("/ip4/127.0.0.1/tcp/0")
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()
