@@ -12,6 +12,7 @@ import (
 	"github.com/capacloud/capanode/gpu/cpu"
 	enginebench "github.com/capacloud/capanode/trainer/engine/bench"
 	"github.com/capacloud/capanode/trainer/engine/native"
+	"github.com/capacloud/capanode/trainer/lab/chart"
 )
 
 // BenchReport is what a benchmark found, in the form that the documentation quotes.
@@ -20,9 +21,24 @@ type BenchReport struct {
 	Figures  map[string]float64 `json:"figures"`
 	Baseline map[string]float64 `json:"baseline"` // measured in the same run, to compare with
 	Missing  []string           `json:"missing"`  // figures that could not be measured here
+	Tables   []BenchTable       `json:"tables,omitempty"`
+	Plots    []BenchPlot        `json:"plots,omitempty"`
 	Machine  Machine            `json:"machine"`
 	Date     string             `json:"date"`
 	Seconds  float64            `json:"seconds"`
+}
+
+// BenchTable is a comparison that single figures do not show.
+type BenchTable struct {
+	Title string     `json:"title"`
+	Head  []string   `json:"head"`
+	Rows  [][]string `json:"rows"`
+}
+
+// BenchPlot is a picture of a benchmark.
+type BenchPlot struct {
+	Name  string      `json:"name"` // of the file, without its ending
+	Chart chart.Chart `json:"chart"`
 }
 
 // Machine says where a benchmark ran.

@@ -50,13 +50,22 @@ func (a *app) benchCUDACommand() *cobra.Command {
 
 // benchPageCommand writes docs/benchmarks.md for `make bench`.
 func (a *app) benchPageCommand() *cobra.Command {
-	return &cobra.Command{Use: "page FILE...", Short: "Render reports, written with -o json, as a page", Hidden: true, Args: args(1, -1), RunE: func(_ *cobra.Command, given []string) error {
+	var plots string
+	c := &cobra.Command{Use: "page FILE...", Short: "Render reports, written with -o json, as a page", Hidden: true, Args: args(1, -1), RunE: func(_ *cobra.Command, given []string) error {
 		reports, err := node.ReadBenchReports(given)
-		if err == nil {
-			_, err = io.WriteString(a.out, node.BenchPage(reports))
+		if err != nil {
+			return err
 		}
+		if plots != "" {
+			if err := node.WriteBenchPlots(plots, reports); err != nil {
+				return err
+			}
+		}
+		_, err = io.WriteString(a.out, node.BenchPage(reports))
 		return err
 	}}
+	c.Flags().StringVar(&plots, "plots", "", "folder that the page's plots are written to")
+	return c
 }
 
 func benchTable(r node.BenchReport) table {
