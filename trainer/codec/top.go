@@ -376,10 +376,14 @@ func (s *topSource) read(i int, held *heldElements) (int, bool) {
 		return at, false
 	}
 	fields, level := held.fields[:held.count], held.levels[:held.count]
-	for j := range fields {
-		f := s.window(at)
-		fields[j], level[j] = uint16(f&(1<<r-1)), uint8(f>>r&(levels-1))
-		at += r + 2
+	for width, j := r+2, 0; j < len(fields); {
+		w := s.window(at)
+		for range min(57/width, len(fields)-j) {
+			fields[j], level[j] = uint16(w&(1<<r-1)), uint8(w>>r&(levels-1))
+			w >>= width
+			at += width
+			j++
+		}
 	}
 	at, last := s.quotients(fields, at, end)
 	return at, last < n
