@@ -12,6 +12,7 @@ import (
 	"github.com/capacloud/capanode/gpu/cpu"
 	enginebench "github.com/capacloud/capanode/trainer/engine/bench"
 	"github.com/capacloud/capanode/trainer/engine/native"
+	"github.com/capacloud/capanode/trainer/lab/chart"
 )
 
 // BenchReport is what a benchmark found, in the form that the documentation quotes.
@@ -20,9 +21,24 @@ type BenchReport struct {
 	Figures  map[string]float64 `json:"figures"`
 	Baseline map[string]float64 `json:"baseline"` // measured in the same run, to compare with
 	Missing  []string           `json:"missing"`  // figures that could not be measured here
+	Tables   []BenchTable       `json:"tables,omitempty"`
+	Plots    []BenchPlot        `json:"plots,omitempty"`
 	Machine  Machine            `json:"machine"`
 	Date     string             `json:"date"`
 	Seconds  float64            `json:"seconds"`
+}
+
+// BenchTable is a comparison that single figures do not show.
+type BenchTable struct {
+	Title string     `json:"title"`
+	Head  []string   `json:"head"`
+	Rows  [][]string `json:"rows"`
+}
+
+// BenchPlot is a picture of a benchmark.
+type BenchPlot struct {
+	Name  string      `json:"name"` // of the file, without its ending
+	Chart chart.Chart `json:"chart"`
 }
 
 // Machine says where a benchmark ran.
@@ -63,11 +79,7 @@ func Benches() []Bench {
 			[]string{"sparse_bits_per_parameter", "sparse_encode_mb_per_second_per_core", "sparse_decode_mb_per_second_per_core",
 				"sparse_add_mb_per_second", "int8_encode_mb_per_second_per_core", "int8_decode_mb_per_second_per_core", "four_bit_encode_mb_per_second_per_core"},
 			benchCodec},
-		{"averaging", "Aggregate updates; validation loss of three peers against one at equal tokens", methodAveraging,
-			[]string{"loss_over_data_parallel_n4", "loss_over_data_parallel_n8", "loss_over_diloco_n4", "loss_over_diloco_n8", "bytes_over_data_parallel",
-				"front_budgets_won", "bytes_per_token_up", "bytes_per_token_down", "dense_averaging_mb_per_second", "sparse_averaging_mb_per_second",
-				"validation_loss_3_peers", "loss_ratio_3_over_1"},
-			benchAveraging},
+		BenchAveraging(AveragingBenchOptions{}),
 		{"storage", "Import and fetch over loopback, against a raw stream in the same run",
 			"256 MiB that do not compress are imported into one store and fetched into another through two libp2p hosts on loopback, in one process. " +
 				"Both end hashed, on disk and synced. The raw stream moves as many bytes between the same hosts, unhashed and unstored, once before and once " +

@@ -7,7 +7,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
+
+	"github.com/capacloud/capanode/trainer/lab/chart"
 )
 
 var update = flag.Bool("update", false, "rewrite golden files")
@@ -53,7 +56,9 @@ func TestBenchPageIsGolden(t *testing.T) {
 		{Bench: "storage", Figures: map[string]float64{"fetch_mb_per_second": 123456.7, "fetch_over_raw_stream": 0.61234567},
 			Baseline: map[string]float64{"raw_stream_mb_per_second": 1000}, Missing: []string{"fetch_over_kubo_get", "gc_100k_seconds"},
 			Machine: machine, Date: "2026-02-03", Seconds: 12.4},
-		{Bench: "codec", Figures: map[string]float64{"int8_bits_per_parameter": 8.0401}, Machine: quiet, Date: "2026-02-03", Seconds: 0.6},
+		{Bench: "codec", Figures: map[string]float64{"int8_bits_per_parameter": 8.0401}, Machine: quiet, Date: "2026-02-03", Seconds: 0.6,
+			Tables: []BenchTable{{Title: "Loss at equal tokens:", Head: []string{"method", "loss"}, Rows: [][]string{{"a", "2.1"}, {"b", "**2.0**"}}}},
+			Plots:  []BenchPlot{{"loss-bytes", chart.Chart{Title: "Loss against bytes", Lines: []chart.Line{{Name: "a", Points: [][2]float64{{1, 2}, {3, 4}}}}}}}},
 	}
 	var paths []string
 	for _, r := range reports {
@@ -81,6 +86,20 @@ func TestBenchPageIsGolden(t *testing.T) {
 	}
 	if want, err := os.ReadFile(golden); err != nil || got != string(want) {
 		t.Errorf("the page differs from %s (%v); after a wanted change run with -update. Got:\n%s", golden, err, got)
+	}
+}
+
+func TestBenchPlotsAreWritten(t *testing.T) {
+	dir := t.TempDir()
+	r := BenchReport{Plots: []BenchPlot{{"../loss-bytes", chart.Chart{Title: "Loss against bytes"}}}}
+	if err := WriteBenchPlots(dir, []BenchReport{r}); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "loss-bytes.svg")); err != nil || !strings.HasPrefix(string(b), "<svg") {
+		t.Errorf("%.20s (%v)", b, err)
+	}
+	if err := WriteBenchPlots(filepath.Join(dir, "nowhere"), []BenchReport{r}); err == nil {
+		t.Error("written into no folder")
 	}
 }
 

@@ -32,11 +32,17 @@ import (
 )
 
 const methodAveraging = "dense_averaging_mb_per_second is 64 MB of float32 through the whole average of two peers on all cores: encode the own update as int8, decode " +
-	"both, take the mean; the best of three; sparse_averaging_mb_per_second is the same with top64. The losses are of llama-tiny on bytes of Go's packages bufio, bytes, fmt, io, slices, sort, strconv and " +
+	"both, take the mean; the best of three; dense_int4_averaging_mb_per_second and sparse_averaging_mb_per_second are the same with int4 and top64. The losses of three peers and of one are of llama-tiny on bytes of Go's packages bufio, bytes, fmt, io, slices, sort, strconv and " +
 	"strings: three peers train 12 rounds of 20 steps, a single peer 36, both with batch 8, context 64, seed 1 and the job file's defaults, each peer on its third of the " +
 	"processors (at least one), through signed rounds over the in-memory network. Both are given the same number of tokens, of which the three commit less where an update comes late; both are measured on 256 held-out windows. The single " +
 	"peer takes three times the optimiser steps. bytes_per_token count the updates that all members of the " +
-	"three sent (up) and fetched (down)."
+	"three sent (up) and fetched (down).\n\nThe comparison of methods trains one model (llama-tiny, context 32, batch 8 a peer) for the same number of steps with each method, in one " +
+	"process without a network, on the same text; its losses and bytes are the same to the digit on every machine. Every method runs at the best settings that were found for it " +
+	"by sweeps of inner and outer learning rates and momenta (docs/decisions/0003-averaging-defaults.md). Bytes are what one peer downloads, which is what it uploads in the mean; the " +
+	"unit is data-parallel training with a float32 ring all-reduce every step, a ring costs 2(N−1)/N payloads each way, an all-gather N−1 blobs; blobs count with their headers, signed " +
+	"round headers do not. loss_over_data_parallel and loss_over_diloco (exact, with as many rounds as the program takes) are quotients of losses; bytes_over_data_parallel is what the program moved for them at four peers; front_budgets_won counts " +
+	"the budgets, of five, at which the program's loss is the lowest. NoLoCo's peers, and the program's at 1/1000, keep weights of their own: their loss is the mean of the peers'. " +
+	"Models as small as this one overstate the loss of all methods with local steps; the order of the methods is what carries over."
 
 const methodMarket = "One bootstrap node, eight sellers and a buyer in one process, each a libp2p host on loopback with its own journal on disk. Every book holds " +
 	"10,000 generated offers with valid signatures besides the sellers'. first_lease is from the planner's start on such a book (parse the query, search, " +
@@ -156,7 +162,8 @@ func benchAveraging(ctx context.Context, r *BenchReport) (err error) {
 	if err != nil {
 		return err
 	}
-	r.Figures["dense_averaging_mb_per_second"], r.Figures["sparse_averaging_mb_per_second"] = f.Averaging, f.Sparse
+	r.Figures["dense_averaging_mb_per_second"], r.Figures["dense_int4_averaging_mb_per_second"] = f.Averaging, f.Averaging4
+	r.Figures["sparse_averaging_mb_per_second"] = f.Sparse
 	r.Baseline["copy_mb_per_second_per_core"] = f.Copy
 	if f.TokensThree > 0 {
 		r.Figures["validation_loss_3_peers"], r.Figures["loss_ratio_3_over_1"] = f.LossThree, f.LossThree/f.LossOne

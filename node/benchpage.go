@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -65,6 +66,12 @@ func benchSection(w *strings.Builder, b Bench, r BenchReport) {
 	}
 	rows("figure", r.Figures)
 	rows("baseline of the same run", r.Baseline)
+	for _, t := range r.Tables {
+		benchTable(w, t)
+	}
+	for _, p := range r.Plots {
+		fmt.Fprintf(w, "![%s](%s.svg)\n\n", p.Chart.Title, p.Name)
+	}
 	if len(r.Missing) > 0 {
 		fmt.Fprintf(w, "Not measured: `%s`.\n\n", strings.Join(r.Missing, "`, `"))
 	}
@@ -75,6 +82,27 @@ func benchSection(w *strings.Builder, b Bench, r BenchReport) {
 	}
 	fmt.Fprintf(w, "%s, %d cores%s, %s/%s, %s, kernels %s. Measured on %s in %.0f s; repeat with `capanode bench %s`.\n",
 		m.Processor, m.Cores, load, m.OS, m.Arch, m.Go, m.Numerics, r.Date, r.Seconds, b.Name)
+}
+
+// benchTable writes a table; columns after the first are figures.
+func benchTable(w *strings.Builder, t BenchTable) {
+	fmt.Fprintf(w, "%s\n\n| %s |\n|---%s|\n", t.Title, strings.Join(t.Head, " | "), strings.Repeat("|---:", len(t.Head)-1))
+	for _, row := range t.Rows {
+		fmt.Fprintf(w, "| %s |\n", strings.Join(row, " | "))
+	}
+	w.WriteString("\n")
+}
+
+// WriteBenchPlots writes the plots that the page of the reports shows into a folder.
+func WriteBenchPlots(folder string, reports []BenchReport) error {
+	for _, r := range reports {
+		for _, p := range r.Plots {
+			if err := os.WriteFile(filepath.Join(folder, filepath.Base(p.Name)+".svg"), []byte(p.Chart.SVG()), 0o644); err != nil {
+				return fmt.Errorf("plot: %w", err)
+			}
+		}
+	}
+	return nil
 }
 
 // FormatFigure writes a figure with four significant digits and no exponent.

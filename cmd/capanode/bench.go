@@ -14,6 +14,10 @@ import (
 func (a *app) benchCommand() *cobra.Command {
 	var short []*cobra.Command
 	for _, b := range node.Benches() {
+		if b.Name == "averaging" {
+			short = append(short, a.benchAveragingCommand())
+			continue
+		}
 		short = append(short, &cobra.Command{Use: b.Name, Short: b.Doc, Long: b.Doc + ".\n\n" + b.Method, Args: args(0, 0), RunE: func(cmd *cobra.Command, _ []string) error {
 			r, err := b.Run(cmd.Context())
 			if err != nil {
@@ -24,6 +28,22 @@ func (a *app) benchCommand() *cobra.Command {
 	}
 	short = append(short, a.benchCUDACommand(), a.benchPageCommand())
 	return group("bench", "Measure this machine; every figure that the docs claim comes from here", short...)
+}
+
+// benchAveragingCommand measures averaging, in short or in full.
+func (a *app) benchAveragingCommand() *cobra.Command {
+	var o node.AveragingBenchOptions
+	doc := node.BenchAveraging(o)
+	c := &cobra.Command{Use: doc.Name, Short: doc.Doc, Long: doc.Doc + ".\n\n" + doc.Method, Args: args(0, 0), RunE: func(cmd *cobra.Command, _ []string) error {
+		r, err := node.BenchAveraging(o).Run(cmd.Context())
+		if err != nil {
+			return fmt.Errorf("bench %s: %w", doc.Name, err)
+		}
+		return a.print(r, benchTable(r))
+	}}
+	c.Flags().BoolVar(&o.Full, "full", false, "compare the methods over three seeds and longer runs; takes an hour")
+	c.Flags().StringVar(&o.Text, "text", "", "file that the methods train on (default: Go's own sources)")
+	return c
 }
 
 // benchCUDACommand measures a card; unlike the others it needs a plugin.
@@ -50,13 +70,22 @@ func (a *app) benchCUDACommand() *cobra.Command {
 
 // benchPageCommand writes docs/benchmarks.md for `make bench`.
 func (a *app) benchPageCommand() *cobra.Command {
-	return &cobra.Command{Use: "page FILE...", Short: "Render reports, written with -o json, as a page", Hidden: true, Args: args(1, -1), RunE: func(_ *cobra.Command, given []string) error {
+	var plots string
+	c := &cobra.Command{Use: "page FILE...", Short: "Render reports, written with -o json, as a page", Hidden: true, Args: args(1, -1), RunE: func(_ *cobra.Command, given []string) error {
 		reports, err := node.ReadBenchReports(given)
-		if err == nil {
-			_, err = io.WriteString(a.out, node.BenchPage(reports))
+		if err != nil {
+			return err
 		}
+		if plots != "" {
+			if err := node.WriteBenchPlots(plots, reports); err != nil {
+				return err
+			}
+		}
+		_, err = io.WriteString(a.out, node.BenchPage(reports))
 		return err
 	}}
+	c.Flags().StringVar(&plots, "plots", "", "folder that the page's plots are written to")
+	return c
 }
 
 func benchTable(r node.BenchReport) table {

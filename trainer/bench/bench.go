@@ -51,10 +51,11 @@ type Training struct {
 
 // Figures are the results. Rates are in 10^6 bytes of float32 per second.
 type Figures struct {
-	Averaging float64 // int8, two peers: encode the own update, decode and average both; all cores
-	Sparse    float64 // the same with top64
-	Copy      float64 // of as many bytes in memory, one core
-	Cores     int
+	Averaging  float64 // int8, two peers: encode the own update, decode and average both; all cores
+	Averaging4 float64 // the same with int4
+	Sparse     float64 // the same with top64
+	Copy       float64 // of as many bytes in memory, one core
+	Cores      int
 
 	TokensThree, TokensOne   uint64  // committed; on a busy machine the three may leave out an update that came late
 	LossThree, LossOne       float64 // validation loss in nats per token
@@ -97,6 +98,9 @@ func (f *Figures) rates(ctx context.Context, o Options) (err error) {
 	x := normal(o.Megabytes * 1e6 / 4)
 	mean := make([]float32, len(x))
 	if f.Averaging, err = average(ctx, o, codec.Int8{}, x, mean); err != nil {
+		return err
+	}
+	if f.Averaging4, err = average(ctx, o, codec.Int4{}, x, mean); err != nil {
 		return err
 	}
 	if f.Sparse, err = average(ctx, o, codec.Top{K: 64}, x, mean); err != nil {

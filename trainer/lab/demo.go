@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"slices"
 
 	"github.com/capacloud/capanode/trainer/engine"
 )
@@ -67,21 +66,7 @@ func (m *demo) Step(ctx context.Context, t int) error {
 	for _, t := range m.tiles {
 		t.transform(m.mean, true)
 	}
-	for _, q := range m.peers[0].state.Params {
-		keep := float32(1)
-		if q.Decay {
-			keep = float32(1 - h.LearningRate*h.WeightDecay)
-		}
-		w := m.Fast(0)[q.Offset : q.Offset+q.Size()]
-		for i, v := range m.mean[q.Offset : q.Offset+q.Size()] {
-			w[i] = float32(w[i] * keep)
-			if v > 0 {
-				w[i] -= float32(h.LearningRate)
-			} else if v < 0 {
-				w[i] += float32(h.LearningRate)
-			}
-		}
-	}
+	signStep(m.peers[0].state, m.mean, h)
 	for p := range m.Peers {
 		copy(m.Fast(p), m.Fast(0))
 	}
@@ -166,9 +151,41 @@ func (t tile) largest(x, dst []float32, k int) {
 			keys = append(keys, uint64(math.Float32bits(x[i])&^(1<<31))<<32|uint64(^uint32(i)))
 		}
 	}
-	slices.Sort(keys)
-	for _, key := range keys[max(0, len(keys)-k):] {
-		i := ^uint32(key)
-		dst[i] = x[i]
+	least := kth(keys, min(k, len(keys)))
+	for _, key := range keys {
+		if key >= least {
+			i := ^uint32(key)
+			dst[i] = x[i]
+		}
 	}
+}
+
+// kth returns the k-th largest of distinct keys, which it reorders (Hoare's selection).
+func kth(keys []uint64, k int) uint64 {
+	low, high := 0, len(keys)-1
+	for low < high {
+		pivot := keys[(low+high)/2]
+		i, j := low, high
+		for i <= j {
+			for keys[i] > pivot {
+				i++
+			}
+			for keys[j] < pivot {
+				j--
+			}
+			if i <= j {
+				keys[i], keys[j] = keys[j], keys[i]
+				i, j = i+1, j-1
+			}
+		}
+		switch {
+		case k-1 <= j:
+			high = j
+		case k-1 >= i:
+			low = i
+		default:
+			return keys[k-1]
+		}
+	}
+	return keys[k-1]
 }

@@ -33,10 +33,15 @@ func (d Gossip) Begin(s *Swarm) (Trial, error) {
 		return nil, fmt.Errorf("no schedule: %w", ErrSetup)
 	}
 	m := &gossip{Swarm: s, Gossip: d, first: append([]float32(nil), s.Fast(0)...), grouping: round.Grouping{Seed: s.Seed, Size: d.Size}}
+	decay := float32(0) // the residual is in the fast weights
+	if d.Weights {
+		decay = 1
+	}
 	for range s.Peers {
 		m.members = append(m.members, &member{
-			slow: append([]float32(nil), m.first...), momentum: make([]float32, len(m.first)), residual: make([]float32, len(m.first)),
-			pending: make([]float32, len(m.first)), mean: make([]float32, len(m.first)),
+			slow: append([]float32(nil), m.first...), momentum: make([]float32, len(m.first)),
+			scratch: make([]float32, len(m.first)), mean: make([]float32, len(m.first)),
+			feedback: outer.NewFeedback(len(m.first), decay),
 		})
 	}
 	return m, nil
@@ -44,10 +49,11 @@ func (d Gossip) Begin(s *Swarm) (Trial, error) {
 
 // member is what a peer keeps between rounds.
 type member struct {
-	slow, momentum, residual, pending, mean []float32
-	blob                                    []byte
-	source                                  codec.Source
-	bytes                                   float64
+	slow, momentum, mean, scratch []float32
+	feedback                      *outer.Feedback
+	blob                          []byte
+	source                        codec.Source
+	bytes                         float64 // of the blob
 }
 
 type gossip struct {
@@ -80,14 +86,27 @@ func (m *gossip) Step(ctx context.Context, t int) error {
 			return err
 		}
 	}
-	return m.Each(func(p int) error { copy(m.Fast(p), m.members[p].slow); return nil })
+	return m.Each(func(p int) error {
+		e := m.members[p]
+		copy(m.Fast(p), e.slow)
+		if !m.Weights {
+			for i, v := range e.feedback.Residual() {
+				m.Fast(p)[i] += v
+			}
+		}
+		return nil
+	})
 }
 
 // share encodes a vector of every member and leaves each one's group mean in member.mean[:n], summed in the group's order.
-func (m *gossip) share(groups [][]int, id string, mean func([]float32, []outer.Update) error, vector func(p int) []float32) error {
+func (m *gossip) share(groups [][]int, id string, mean func([]float32, []outer.Update) error, vector func(p int) ([]float32, error)) error {
 	err := m.Each(func(p int) (err error) {
 		e := m.members[p]
-		e.source, e.bytes, err = pack(id, vector(p), &e.blob)
+		x, err := vector(p)
+		if err != nil {
+			return err
+		}
+		e.source, e.bytes, err = pack(id, x, &e.blob)
 		return err
 	})
 	if err != nil {
@@ -113,37 +132,32 @@ func (m *gossip) share(groups [][]int, id string, mean func([]float32, []outer.U
 
 // exchange is the round's average and outer step.
 func (m *gossip) exchange(groups [][]int) error {
-	err := m.share(groups, m.beat.Codec, outer.Mean, func(p int) []float32 {
+	err := m.share(groups, m.beat.Codec, outer.Mean, func(p int) ([]float32, error) {
 		e := m.members[p]
 		base := e.slow
 		if m.Weights {
 			base = m.first
 		}
 		for i, v := range m.Fast(p) {
-			e.pending[i] = v - base[i] + e.residual[i]
+			e.scratch[i] = v - base[i]
 		}
-		return e.pending
+		return e.feedback.Pending(e.scratch)
 	})
 	if err != nil {
 		return err
 	}
 	return m.Each(func(p int) error {
 		e := m.members[p]
-		if m.Weights {
-			for i, v := range m.first {
-				e.mean[i] += v
-			}
-			if err := (outer.Gossip{Alpha: m.beat.Outer.Momentum, Beta: m.beat.Outer.LearningRate}).Step(e.slow, e.momentum, e.mean); err != nil {
-				return err
-			}
-		} else if err := m.beat.Outer.Step(e.slow, e.momentum, e.mean); err != nil {
+		if err := e.feedback.Commit(e.source); err != nil {
 			return err
 		}
-		codec.Decode(e.mean, e.source)
-		for i, v := range e.pending {
-			e.residual[i] = v - e.mean[i]
+		if !m.Weights {
+			return m.beat.Outer.Step(e.slow, e.momentum, e.mean)
 		}
-		return nil
+		for i, v := range m.first {
+			e.mean[i] += v
+		}
+		return outer.Gossip{Alpha: m.beat.Outer.Momentum, Beta: m.beat.Outer.LearningRate}.Step(e.slow, e.momentum, e.mean)
 	})
 }
 
@@ -163,20 +177,20 @@ func (m *gossip) heal(groups [][]int) error {
 
 // meet shares a range of the weights, as their difference from the first ones, and hands each member what its mates saw of it.
 func (m *gossip) meet(groups [][]int, id string, from, to int, f func(e *member, own []float32) error) error {
-	err := m.share(groups, id, plainMean, func(p int) []float32 {
+	err := m.share(groups, id, plainMean, func(p int) ([]float32, error) {
 		e := m.members[p]
 		for i := from; i < to; i++ {
-			e.pending[i-from] = e.slow[i] - m.first[i]
+			e.scratch[i-from] = e.slow[i] - m.first[i]
 		}
-		return e.pending[:to-from]
+		return e.scratch[:to-from], nil
 	})
 	if err != nil {
 		return err
 	}
 	return m.Each(func(p int) error {
 		e := m.members[p]
-		codec.Decode(e.pending, e.source)
-		return f(e, e.pending[:to-from])
+		codec.Decode(e.scratch, e.source)
+		return f(e, e.scratch[:to-from])
 	})
 }
 

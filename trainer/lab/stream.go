@@ -108,7 +108,7 @@ func (m *streaming) send(f int) {
 		}
 	}
 	e3m0(mean)
-	m.ring(float64(hi-lo)/2 + 2*math.Ceil(float64(hi-lo)/e3m0Block))
+	m.ring(float64(hi-lo) * e3m0Bits / 8)
 }
 
 // receive steps a fragment's shared weights and mixes them into the fast ones; at the end they take their place.
@@ -127,7 +127,10 @@ func (m *streaming) receive(f int, end bool) error {
 func (m *streaming) Shared(int) []float32 { return m.slow }
 
 // e3m0Block elements share a scale of two bytes.
-const e3m0Block = 256
+const (
+	e3m0Block = 256
+	e3m0Bits  = 4 + 16.0/e3m0Block // per element
+)
 
 // e3m0 rounds numbers to a sign and a power of two times the largest of their block, from 1 to 1/64, or to zero.
 func e3m0(x []float32) {

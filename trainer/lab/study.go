@@ -20,6 +20,7 @@ type Outcome struct {
 	Loss   float64 // mean of the seeds, nats per token
 	Spread float64 // between the largest and the smallest of the seeds
 	Share  float64 // bytes, as a share of data-parallel training's
+	Rounds float64 // exchanges, mean of the seeds
 	Curve  []Point // of the first seed
 }
 
@@ -66,6 +67,7 @@ func (s Study) Run(ctx context.Context, cases []Case) ([]Outcome, error) {
 				o.Curve = r.Curve
 			}
 			o.Loss += r.Loss / float64(len(s.Seeds))
+			o.Rounds += float64(r.Rounds) / float64(len(s.Seeds))
 			o.Share += r.Bytes / unit / float64(len(s.Seeds))
 			least, most = min(least, r.Loss), max(most, r.Loss)
 		}

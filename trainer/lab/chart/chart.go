@@ -13,24 +13,25 @@ import (
 
 // Chart is a picture of lines.
 type Chart struct {
-	Title string
-	X, Y  Axis
-	Lines []Line
+	Title string `json:"title"`
+	X     Axis   `json:"x"`
+	Y     Axis   `json:"y"`
+	Lines []Line `json:"lines"`
 }
 
 // Axis is a direction with its label, which names the unit.
 type Axis struct {
-	Label string
-	Log   bool // logarithmic to base 10; values of 0 and less are left out
+	Label string `json:"label"`
+	Log   bool   `json:"log,omitempty"` // logarithmic to base 10; values of 0 and less are left out
 }
 
 // Line is a series of points, joined in their order.
 type Line struct {
-	Name   string
-	Points [][2]float64 // x, y
-	Strong bool         // drawn thick
-	Dots   bool         // each point is marked
-	Dashed bool
+	Name   string       `json:"name"`
+	Points [][2]float64 `json:"points"`           // x, y
+	Strong bool         `json:"strong,omitempty"` // drawn thick
+	Dots   bool         `json:"dots,omitempty"`   // each point is marked
+	Dashed bool         `json:"dashed,omitempty"`
 }
 
 const (

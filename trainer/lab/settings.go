@@ -1,0 +1,124 @@
+package lab
+
+import (
+	"fmt"
+
+	"github.com/capacloud/capanode/trainer/model"
+	"github.com/capacloud/capanode/trainer/outer"
+	"github.com/capacloud/capanode/trainer/tempo"
+)
+
+// Names of the methods in tables and plots.
+const (
+	Ours         = "Capanode"
+	DataParallel = "data-parallel"
+	exact        = "exact DiLoCo"
+	stream       = "Streaming DiLoCo, 4 bits"
+	pairs        = "NoLoCo"
+	sparse       = "SparseLoCo"
+	transformed  = "DeMo"
+	lone         = "one peer alone"
+)
+
+// Budgets are the shares of data-parallel bytes at which methods are compared.
+var Budgets = []float64{1.0 / 10, 1.0 / 30, 1.0 / 100, 1.0 / 300, 1.0 / 1000}
+
+// Bench returns the conditions of the published comparison: a Llama of a tenth of a million parameters over bytes, 8 sequences
+// of 32 in each step of each peer. Matrices start four times wider than the models' 0.02, which suits widths of many hundreds:
+// at width 64 it costs half of a short run to leave the plateau of letter frequencies, by chance sooner or later, and that
+// would drown what is to be compared.
+func Bench(text Text, peers, steps int) (Setup, error) {
+	spec, err := model.Preset("llama-tiny")
+	if err != nil {
+		return Setup{}, fmt.Errorf("lab: %w", err)
+	}
+	spec.Context = 32
+	return Setup{Model: spec, Text: text, Peers: peers, Rows: 8, Steps: steps, Rate: 6e-3, Scale: 4, Points: 10}, nil
+}
+
+// unit returns the bits per parameter and step of data-parallel training.
+func (s Setup) unit() float64 { return 64 * float64(s.Peers-1) / float64(s.Peers) }
+
+// every returns the steps between exchanges of so many bits per parameter, the last at the end, that keep to the budget; 0 where
+// it does not pay for one.
+func (s Setup) every(budget, bits float64) int {
+	rounds := int(budget*s.unit()*float64(s.Steps)/bits + 0.01)
+	if rounds == 0 {
+		return 0
+	}
+	return max(1, (s.Steps+rounds-1)/rounds)
+}
+
+// mine is the program's own schedule under a budget. Where the bytes are too few to bring the peers together at the end, each
+// keeps its own weights.
+func (s Setup) mine(budget float64) Case {
+	plan := tempo.Plan{Steps: uint64(s.Steps), Mates: s.Peers, Bits: budget * s.unit()}
+	b := plan.Next(0)
+	c := Case{Family: Ours, Budget: budget}
+	if b.LocalSteps == 1 && budget > 1.0/25 {
+		c.Rate = 8e-3
+	}
+	c.Method = Gather{Label: fmt.Sprintf("%s, H %d, η %.2g", b.Codec, b.LocalSteps, b.Outer.LearningRate), Pace: plan.Next, Own: budget < 1.0/500}
+	return c
+}
+
+// Front returns the cases of the front of loss against bytes: every method at the best settings that were found for it by
+// sweeps of inner and outer rates and momenta at four peers (docs/decisions/0003-averaging-defaults.md). A method has no case
+// where nothing of it fits the budget.
+func Front(s Setup) []Case {
+	cases := []Case{{Family: DataParallel, Method: Parallel{}}, {Family: lone, Method: Alone{}}}
+	for _, b := range Budgets {
+		cases = append(cases, s.mine(b))
+	}
+	for _, b := range Budgets {
+		// The last step sends the fragments that were not due once more, at worst all.
+		const bits = 1.5 * e3m0Bits
+		if h := s.every(b-bits/s.unit()/float64(s.Steps), bits); h > 0 {
+			cases = append(cases, Case{Family: stream, Budget: b, Method: Streaming{Every: h, Outer: outer.Settings{LearningRate: streamRate(h)}}})
+		}
+		if h := s.every(b, s.unit()); h > 0 {
+			cases = append(cases, Case{Family: exact, Budget: b, Method: DiLoCo{h, outer.Settings{LearningRate: 1}}})
+		}
+		if h := s.every(b, 64); h > 0 {
+			cases = append(cases, Case{Family: pairs, Budget: b, Method: NoLoCo{h, 0.5, 0.7, 0.7}})
+		}
+	}
+	for i, b := range Budgets {
+		top := []int{256, 256, 64, 64, 64}[i]
+		if h := s.every(b, float64(s.Peers-1)*(14*float64(top)+64)/4096); h > 0 {
+			cases = append(cases, s.published(b, top, h))
+		}
+	}
+	for i, b := range Budgets {
+		cases = append(cases, Case{Family: transformed, Budget: b, Rate: 2e-3, Method: DeMo{Keep: []int{234, 78, 23, 7, 2}[i], Decay: 0.95}})
+	}
+	return cases
+}
+
+// streamRate is the outer rate of Streaming DiLoCo that was best for rounds of so many steps.
+func streamRate(h int) float32 {
+	if h > 6 && h < 30 {
+		return 1
+	}
+	return 1.3
+}
+
+// published is SparseLoCo with its own error feedback and positions.
+func (s Setup) published(budget float64, top, h int) Case {
+	beat := tempo.Beat{LocalSteps: h, Codec: fmt.Sprint("top", top), Outer: outer.Settings{LearningRate: 1}}
+	return Case{Family: sparse, Budget: budget, Method: Gather{
+		Label: fmt.Sprintf("%s, H %d", beat.Codec, h), Pace: func(uint64) tempo.Beat { return beat }, Reset: true, Forget: 0.05, Plain: true, Fixed: true,
+	}}
+}
+
+// Parity returns the cases of the comparison with data-parallel training whatever the bytes: that, the program with the
+// bytes of a twentieth of it, and exact DiLoCo with as many rounds as the program.
+func Parity(s Setup) []Case {
+	own := s.mine(1.0 / 20)
+	own.Budget = 0
+	pace := own.Method.(Gather).Pace(0)
+	return []Case{
+		{Family: DataParallel, Method: Parallel{}, Rate: 6e-3}, own,
+		{Family: exact, Method: DiLoCo{pace.LocalSteps, outer.Settings{LearningRate: 1.3}}, Rate: own.Rate},
+	}
+}
