@@ -2,6 +2,9 @@ package faultlab_test
 
 import (
 	"context"
+	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -10,6 +13,7 @@ import (
 	"github.com/capacloud/capanode/trainer/engine"
 	"github.com/capacloud/capanode/trainer/faultlab"
 	"github.com/capacloud/capanode/trainer/round"
+	"github.com/capacloud/capanode/trainer/tempo"
 	"github.com/capacloud/capanode/trainer/worker"
 )
 
@@ -208,5 +212,51 @@ func TestFragments(t *testing.T) {
 	t.Logf("loss %.4f whole, %.4f in three fragments (%+.2f %%), %.4f with a kill", whole, parts, 100*(parts/whole-1), killed)
 	if parts > 1.03*whole || killed > 1.03*whole {
 		t.Errorf("loss %.4f and %.4f in fragments, %.4f whole", parts, killed, whole)
+	}
+}
+
+// A run whose pace is left to itself finds out that its link is narrow: updates become smaller and rounds longer, in mid-run,
+// on all peers at once; and it stays as it was where the link is wide.
+func TestPaceFollowsTheLink(t *testing.T) {
+	const params = 40_000
+	run := func(link memnet.Link) (pace []string) {
+		faultlab.Virtual(t, 100*time.Hour, func(ctx context.Context, t *testing.T) {
+			plan := faultlab.Plan(40)
+			plan.LocalSteps = 5
+			plan.Params, plan.Tempo = params, &tempo.Plan{Steps: plan.TotalSteps(), Mates: 3, Least: 4}
+			plan.Schedule.Total = plan.TotalSteps()
+			names := faultlab.Names(3)
+			l := faultlab.New(ctx, t, faultlab.Options{
+				Plan: plan, Link: link, Pace: 200 * time.Millisecond, Log: logLevel(),
+				Engine: func() (engine.Engine, error) { return faultlab.NewQuadratic(params, nil), nil },
+			}, names...)
+			defer l.Close()
+			for _, name := range names {
+				l.Start(name)
+			}
+			ends := l.Await(names...)
+			for i, o := range ends {
+				if o.Err != nil || o.State.Hash() != ends[0].State.Hash() || o.State.Steps != plan.TotalSteps() {
+					t.Fatalf("%s ended at step %d of %d: %v", names[i], o.State.Steps, plan.TotalSteps(), o.Err)
+				}
+			}
+			for _, link := range l.Conserved(ends[0].State) {
+				h := link.Accepted[0]
+				if p := fmt.Sprintf("%s every %d", h.Codec, h.Steps); len(pace) == 0 || pace[len(pace)-1] != p {
+					pace = append(pace, p)
+				}
+			}
+		})
+		return pace
+	}
+	narrow := run(memnet.Link{Latency: 800 * time.Millisecond, Bandwidth: 64 << 10})
+	broad := run(memnet.Link{Latency: time.Millisecond, Bandwidth: 100 << 20})
+	t.Logf("on a narrow link: %s", strings.Join(narrow, ", "))
+	t.Logf("on a broad link: %s", strings.Join(broad, ", "))
+	if len(broad) > 2 { // the last round may be shorter
+		t.Errorf("the pace changed on a broad link: %s", strings.Join(broad, ", "))
+	}
+	if len(narrow) < 3 || !strings.HasPrefix(narrow[0], "int8") || !slices.ContainsFunc(narrow, func(p string) bool { return strings.HasPrefix(p, "top") }) {
+		t.Errorf("the pace did not follow a narrow link: %s", strings.Join(narrow, ", "))
 	}
 }

@@ -257,7 +257,7 @@ func TestDeadline(t *testing.T) {
 	for range 200 {
 		steady = steady.Add(3 * time.Second)
 	}
-	if d := steady.Deadline(10 * time.Second); d != 3*time.Second || len(steady.late) != history {
+	if d := steady.Deadline(10 * time.Second); d != 4500*time.Millisecond || len(steady.late) != history {
 		t.Errorf("steady arrivals: %v from %d", d, len(steady.late))
 	}
 	if d := none.Add(-time.Hour).Deadline(0); d != MinWait {

@@ -11,7 +11,7 @@ const history = 64
 // Arrivals is the history behind one adaptive deadline: how long after the own message the mates' messages came.
 // The zero value has no history. No user sets a timeout anywhere: the deadline is
 //
-//	median + 3·MAD of the history, but at least Floor and at most Ceiling,
+//	median + max(3·MAD, median/2) of the history, but at least Floor and at most Ceiling,
 //
 // where Floor is a tenth of the own compute time and at least MinWait, and Ceiling four times the own compute time and at
 // least MaxWait. Without history the deadline is the ceiling.
@@ -46,7 +46,7 @@ func (a Arrivals) Deadline(compute time.Duration) time.Duration {
 		spread[i] = (d - mid).Abs()
 	}
 	floor := max(MinWait, compute/10)
-	return min(max(mid+3*median(spread), floor), ceiling)
+	return min(max(mid+max(3*median(spread), mid/2), floor), ceiling)
 }
 
 // median returns the upper median.

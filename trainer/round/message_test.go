@@ -57,7 +57,7 @@ func samples(t testing.TB) map[string]Record {
 			Version: Version, Run: run, Round: 7, Parent: testHash("parent"), View: HashView(members), Codec: "int8/1",
 			Blob: wire.Link{Cid: wire.RecordCID([]byte("blob"))}, Size: 4711, Ranges: []Range{{0, 160, 240}, {3, 80, 160}},
 			Seed: 42, Steps: 20, Tokens: 10240, Loss: 2_345_678, Before: testHash("before"), After: testHash("after"),
-			Precision: "native/1", Budget: 9500, Lag: 3, Fragments: 4,
+			Precision: "native/1", Budget: 9500, Least: 12, Lag: 3, Fragments: 4,
 			Merge: &Merge{Base: testHash("base"), Tokens: 99, State: testHash("lost")},
 		},
 		"seen": Seen{Version: Version, Run: run, Round: 7, Parent: testHash("parent"), Headers: set},

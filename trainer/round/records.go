@@ -65,6 +65,7 @@ type Header struct {
 	After     Hash      `cbor:"after"`     // inner optimiser state after the last step
 	Precision string    `cbor:"precision"` // numerics class, such as "native/1"
 	Budget    uint64    `cbor:"budget"`    // bytes that the signer's link affords to fetch for each step; 0 is no limit
+	Least     uint32    `cbor:"least"`     // steps of the signer that take as long as an exchange; 0 where exchanges are short
 	Lag       uint32    `cbor:"lag"`       // steps that were run before the parent was known, while the round before was exchanged
 	Fragments uint32    `cbor:"fragments"` // in how many parts the weights travel, one each round
 	Merge     *Merge    `cbor:"merge"`     // not null: this brings back the losing side of a fork

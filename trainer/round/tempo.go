@@ -7,19 +7,20 @@ import "slices"
 type Pulse struct {
 	Loss   int64  // training loss in micronats per token
 	Budget uint64 // bytes that a peer's link affords to fetch for each optimiser step; 0 where links are no limit
+	Least  uint64 // steps that take as long as an exchange, so that it can hide behind them; 0 where exchanges are short
 	Peers  uint64 // contributors of the last round
 }
 
 // unlimited is the budget above which a link is no limit any more.
 const unlimited = 1 << 40
 
-// After returns the pulse after a round with the accepted updates. The loss moves a quarter of the way to the round's. The
-// budget goes by the lower median of what the peers say, so that a few liars do not move it: a quarter of the way down or
-// up, and twice as far each round while the median peer sees no limit. Runs on fast networks thus keep a budget of 0,
-// whatever the times that were measured, and repeat to the bit.
+// After returns the pulse after a round with the accepted updates. The loss moves a quarter of the way to the round's. Budget
+// and least steps go by the lower median of what the peers say, so that a few liars do not move them: a quarter of the way
+// down or up; while the median peer sees no limit the budget doubles each round, and the least steps halve. Runs on fast
+// networks thus keep both at 0, whatever the times that were measured, and repeat to the bit.
 func (p Pulse) After(accepted []Header) Pulse {
 	var loss, tokens float64
-	var budgets []uint64
+	var budgets, leasts []uint64
 	for _, h := range accepted {
 		if h.Merge != nil {
 			continue
@@ -28,13 +29,19 @@ func (p Pulse) After(accepted []Header) Pulse {
 		if h.Budget == 0 || h.Budget > unlimited {
 			h.Budget = unlimited
 		}
-		budgets = append(budgets, h.Budget)
+		budgets, leasts = append(budgets, h.Budget), append(leasts, uint64(h.Least))
 	}
 	if tokens == 0 {
 		return p
 	}
 	p.Peers = uint64(len(budgets))
 	slices.Sort(budgets)
+	slices.Sort(leasts)
+	if mid := leasts[(len(leasts)-1)/2]; mid == 0 {
+		p.Least /= 2
+	} else {
+		p.Least = (3*p.Least + mid + 3) / 4
+	}
 	switch mid := budgets[(len(budgets)-1)/2]; {
 	case mid == unlimited:
 		p.Budget *= 2

@@ -69,6 +69,19 @@ func TestPulse(t *testing.T) {
 	if next.Budget != 0 {
 		t.Errorf("the budget is still %d", next.Budget)
 	}
+	slow := Pulse{}
+	for range 20 {
+		slow = slow.After([]Header{{Tokens: 1, Least: 9}, {Tokens: 1, Least: 8}, {Tokens: 1}})
+	}
+	if slow.Least != 8 {
+		t.Errorf("at least %d steps, the median peer needs 8", slow.Least)
+	}
+	for range 4 {
+		slow = slow.After([]Header{{Tokens: 1, Least: 9}, {Tokens: 1}})
+	}
+	if slow.Least != 0 {
+		t.Errorf("at least %d steps when exchanges are short", slow.Least)
+	}
 	if p := (Pulse{}).After([]Header{{Tokens: 1, Budget: 1 << 62}}); p.Budget != 0 {
 		t.Errorf("a huge budget is a limit of %d", p.Budget)
 	}

@@ -19,6 +19,9 @@ import (
 // while a topic's mesh forms.
 const repeatAfter = 2 * round.HeartbeatInterval
 
+// maxPatience bounds how many times as long as the first attempt at a round later ones wait, less one.
+const maxPatience = 3
+
 // exchanged is what an exchange leaves for the commit.
 type exchanged struct {
 	sources map[round.Hash]codec.Source // of every blob held
@@ -55,9 +58,13 @@ func (w *worker) exchange(ctx context.Context) (round.Action, exchanged, error) 
 		compute = w.own.compute
 		x.out.sources[w.own.ID] = w.own.decoded
 	}
-	headers := time.NewTimer(w.headerWait.Deadline(compute))
+	// What came to nothing in time gets more of it.
+	patience := time.Duration(1 + min(w.retry, maxPatience))
+	due := patience * w.headerWait.Deadline(compute)
+	x.forVotes = patience * w.voteWait.Deadline(compute)
+	headers := time.NewTimer(due)
 	defer headers.Stop()
-	x.votes = time.NewTimer(w.headerWait.Deadline(compute) + w.voteWait.Deadline(compute))
+	x.votes = time.NewTimer(due + x.forVotes)
 	defer x.votes.Stop()
 	tick := time.NewTicker(round.HeartbeatInterval / 2)
 	defer tick.Stop()
@@ -99,6 +106,7 @@ type exchange struct {
 	voted     time.Time // first vote
 	vote      []round.Hash
 	votes     *time.Timer
+	forVotes  time.Duration // from the own vote to the deadline for those of the mates
 	seenAt    map[peer.ID]time.Time
 	refused   map[round.Hash]bool
 	results   chan fetched
@@ -118,7 +126,7 @@ func (x *exchange) do(ctx context.Context, event func(round.Attempt) (round.Atte
 		case round.Vote:
 			if x.voted.IsZero() {
 				x.voted = time.Now()
-				x.votes.Reset(x.voteWait.Deadline(x.own.compute))
+				x.votes.Reset(x.forVotes)
 			}
 			x.vote = a.Set
 			x.publishVote(ctx)

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -115,6 +116,7 @@ func (p Plan) pace(done uint64, pulse round.Pulse) pace {
 		if bits := 8 * float64(pulse.Budget) / float64(p.Params); bits > 0 && (t.Bits == 0 || bits < t.Bits) {
 			t.Bits = bits
 		}
+		t.Least = max(t.Least, int(min(pulse.Least, tempo.Longest)))
 		next := t.Next(done)
 		b.steps, b.outer, name = uint64(next.LocalSteps), next.Outer, next.Codec
 	}
@@ -188,7 +190,7 @@ func (w *worker) deal(members []peer.ID, cursors []uint64, need uint64) []round.
 }
 
 // measured is the least size of a blob whose transfer says something about the link: below, it is all latency.
-const measured = 64 << 10
+const measured = 32 << 10
 
 // noticeLink remembers how fast updates arrive.
 func (w *worker) noticeLink(size uint64, took time.Duration) {
@@ -202,18 +204,23 @@ func (w *worker) noticeLink(size uint64, took time.Duration) {
 	w.link = (3*w.link + rate) / 4
 }
 
-// affords returns the bytes that this peer can fetch for each step without waiting much: what its link carries in half of the
-// step's time. It is 0, no limit, as long as the network takes less than a fifth of the time, or is too quick to measure.
-func (w *worker) affords(step time.Duration) uint64 {
-	if w.waiting < 0.2 || w.link == 0 {
-		return 0
+// affords returns what this peer's link affords: the bytes that it carries in half of a step's time, and the steps that take as
+// long as an exchange. Both are 0, no limit, as long as the network takes less than a fifth of the time; so is the former
+// when updates are too small to measure a rate by.
+func (w *worker) affords(step time.Duration) (bytes uint64, least uint32) {
+	if w.waiting < 0.2 || step <= 0 {
+		return 0, 0
 	}
-	return max(uint64(float64(w.link)*step.Seconds()/2), 1)
+	if w.link > 0 {
+		bytes = max(uint64(float64(w.link)*step.Seconds()/2), 1)
+	}
+	return bytes, uint32(min(math.Ceil(float64(w.exchanging)/float64(step)), tempo.Longest))
 }
 
-// noticeWait remembers which share of the time goes to waiting for the network.
+// noticeWait remembers how long an exchange takes, and which share of the time goes to waiting for the network.
 func (w *worker) noticeWait(compute, wait time.Duration) {
 	if compute > 0 {
+		w.exchanging += (wait - w.exchanging) / 4
 		w.waiting += 0.25 * (float64(wait)/float64(wait+compute) - w.waiting)
 	}
 }

@@ -57,22 +57,23 @@ type worker struct {
 	shared  shared
 
 	// The training goroutine's own.
-	listen   bool            // sit the next round out
-	retry    int             // aborted attempts at this round
-	own      *own            // the update of this round
-	limit    float64         // largest norm of a mate's update
-	blob     []byte          // the own update, encoded, at the beginning of the codec's bound
-	feedback *outer.Feedback // what the codec has lost so far
-	mean     []float32       // of a round's updates; scratch between commits
-	lap      *lap            // local steps that run ahead of the exchange
-	sent     []float32       // fast weights when they began
-	restart  moments         // inner optimiser when they began: what a snapshot holds
-	lost     *lostSide       // to be offered to the winners of a fork
-	compute  time.Duration   // of the last lap
-	link     uint64          // bytes per second at which updates arrive; 0 is unknown
-	waiting  float64         // share of the time that goes to the network
-	kept     []keptBlob
-	result   Result
+	listen     bool            // sit the next round out
+	retry      int             // aborted attempts at this round
+	own        *own            // the update of this round
+	limit      float64         // largest norm of a mate's update
+	blob       []byte          // the own update, encoded, at the beginning of the codec's bound
+	feedback   *outer.Feedback // what the codec has lost so far
+	mean       []float32       // of a round's updates; scratch between commits
+	lap        *lap            // local steps that run ahead of the exchange
+	sent       []float32       // fast weights when they began
+	restart    moments         // inner optimiser when they began: what a snapshot holds
+	lost       *lostSide       // to be offered to the winners of a fork
+	compute    time.Duration   // of the last lap
+	link       uint64          // bytes per second at which updates arrive; 0 is unknown
+	exchanging time.Duration   // what an exchange takes
+	waiting    float64         // share of the time that goes to the network
+	kept       []keptBlob
+	result     Result
 
 	headerWait, voteWait round.Arrivals
 	counted              map[round.Hash]uint64 // headers that entered headerWait, and their rounds
