@@ -53,9 +53,10 @@ func (w *worker) exchange(ctx context.Context) (round.Action, exchanged, error) 
 		compute = w.own.compute
 		x.out.sources[w.own.ID] = w.own.decoded
 	}
-	headers := time.NewTimer(w.headerWait.Deadline(compute))
+	wait := w.lag(time.Now()) + w.headerWait.Deadline(compute)
+	headers := time.NewTimer(wait)
 	defer headers.Stop()
-	x.votes = time.NewTimer(w.headerWait.Deadline(compute) + w.voteWait.Deadline(compute))
+	x.votes = time.NewTimer(wait + w.voteWait.Deadline(compute))
 	defer x.votes.Stop()
 	tick := time.NewTicker(round.HeartbeatInterval / 2)
 	defer tick.Stop()
