@@ -38,7 +38,7 @@ func Virtual(t *testing.T, limit time.Duration, f func(ctx context.Context, t *t
 // Options describes a laboratory. Plan is needed.
 type Options struct {
 	Plan      worker.Plan
-	Data      worker.Data                   // nil means 8 shards of 4,096 [Numbers]
+	Data      worker.Data                   // nil means 64 shards of 4,096 [Numbers]
 	Engine    func() (engine.Engine, error) // makes a freshly seeded engine; nil means a [Quadratic] of 256
 	Pace      time.Duration                 // virtual time of a local step; 0 means 1 s
 	Link      memnet.Link                   // of the whole network
@@ -72,7 +72,7 @@ type Lab struct {
 // New starts the owner, who admits the members. Nobody trains yet.
 func New(ctx context.Context, t testing.TB, o Options, members ...string) *Lab {
 	if o.Data == nil {
-		o.Data = Numbers{Count: 8, Length: 4096, Context: o.Plan.Context}
+		o.Data = Numbers{Count: 64, Length: 4096, Context: o.Plan.Context}
 	}
 	if o.Engine == nil {
 		o.Engine = func() (engine.Engine, error) { return NewQuadratic(256, nil), nil }
