@@ -108,6 +108,10 @@ func TestDeathInEveryRound(t *testing.T) {
 		if uint64(len(injected)) < rounds/2 {
 			t.Errorf("only %d of %d rounds were injected", len(injected), rounds)
 		}
+		// A peer that trains alone among listeners and dies right after its commit leaves a state that nobody else has.
+		if n := forks(lives); uint64(n) > rounds/30 {
+			t.Errorf("%d of %d rounds forked", n, rounds)
+		}
 		if p99 > 3*median {
 			t.Errorf("p99 of a round is %v, the median %v", p99, median)
 		}

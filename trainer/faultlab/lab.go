@@ -38,7 +38,7 @@ func Virtual(t *testing.T, limit time.Duration, f func(ctx context.Context, t *t
 // Options describes a laboratory. Plan is needed.
 type Options struct {
 	Plan      worker.Plan
-	Data      worker.Data                   // nil means 8 shards of 4,096 [Numbers]
+	Data      worker.Data                   // nil means 64 shards of 4,096 [Numbers]
 	Engine    func() (engine.Engine, error) // makes a freshly seeded engine; nil means a [Quadratic] of 256
 	Pace      time.Duration                 // virtual time of a local step; 0 means 1 s
 	Link      memnet.Link                   // of the whole network
@@ -72,7 +72,7 @@ type Lab struct {
 // New starts the owner, who admits the members. Nobody trains yet.
 func New(ctx context.Context, t testing.TB, o Options, members ...string) *Lab {
 	if o.Data == nil {
-		o.Data = Numbers{Count: 8, Length: 4096, Context: o.Plan.Context}
+		o.Data = Numbers{Count: 64, Length: 4096, Context: o.Plan.Context}
 	}
 	if o.Engine == nil {
 		o.Engine = func() (engine.Engine, error) { return NewQuadratic(256, nil), nil }
@@ -170,6 +170,10 @@ func (l *Lab) Admit(members ...string) {
 	}
 }
 
+// stagger is how much slower each peer's steps are than those of the one started before it. When two peers act at the same
+// instant, chance decides who is first, and the run cannot be had again.
+const stagger = 1370 * time.Microsecond
+
 // Start starts a peer, or starts it again with the disk that it had when it was killed. change may alter its configuration.
 func (l *Lab) Start(name string, change ...func(*worker.Config)) {
 	eng, err := l.options.Engine()
@@ -190,8 +194,11 @@ func (l *Lab) Start(name string, change ...func(*worker.Config)) {
 			l.t.Errorf("faultlab: %s is started twice", name)
 		}
 		b.dir, b.pace = old.disk(), old.pace
-	} else if l.options.Snapshots != "" {
-		b.dir = filepath.Join(l.options.Snapshots, name, "0")
+	} else {
+		b.pace += time.Duration(len(l.bodies)) * stagger
+		if l.options.Snapshots != "" {
+			b.dir = filepath.Join(l.options.Snapshots, name, "0")
+		}
 	}
 	l.bodies[name] = b
 	l.lives = append(l.lives, b)

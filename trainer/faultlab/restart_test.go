@@ -63,9 +63,8 @@ func scripted(t *testing.T, link memnet.Link, faulty bool) (end round.Hash) {
 				l.Crash(e.Peer, 1700*time.Millisecond)
 			}
 		})
-		for i, name := range names {
+		for _, name := range names {
 			l.Start(name)
-			l.Slow(name, time.Second+time.Duration(7*i+3)*time.Millisecond) // nothing happens at the same instant
 		}
 		end = l.Finish(names...)[0].State.Hash()
 	})

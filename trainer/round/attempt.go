@@ -287,7 +287,7 @@ func (a Attempt) followed() (set []Hash, by []peer.ID) {
 func (a Attempt) passed() bool { return len(a.expected) == 0 && len(a.commits) > 0 }
 
 // unanimous returns the set on which every expected peer and this one agree, so that nothing is gained by waiting. Where a
-// mate has committed another set, there is something to wait for.
+// mate has committed a heavier set, there is something to wait for.
 func (a Attempt) unanimous() []Hash {
 	set := a.ballot(a.setup.Self)
 	if a.setup.Listen && len(a.expected) > 0 {
@@ -302,10 +302,19 @@ func (a Attempt) unanimous() []Hash {
 		return nil
 	}
 	set = oneEach(set, a.candidates)
-	if slices.ContainsFunc(a.commits, func(c announcement) bool { return !slices.Equal(c.commit.Set, set) }) {
+	if a.rival(set) {
 		return nil
 	}
 	return set
+}
+
+// rival reports whether a mate committed another set that is heavier, or may be for all that is known.
+func (a Attempt) rival(set []Hash) bool {
+	own := a.tokens(set)
+	return slices.ContainsFunc(a.commits, func(c announcement) bool {
+		unknown := slices.ContainsFunc(c.commit.Set, func(id Hash) bool { _, known := a.find(id); return !known })
+		return !slices.Equal(c.commit.Set, set) && (unknown || a.tokens(c.commit.Set) > own)
+	})
 }
 
 // quorum evaluates the votes. From the third attempt on only the votes for the own header count, so that a peer whose

@@ -263,6 +263,29 @@ func TestAttemptFollowsItsOwnVote(t *testing.T) {
 	tb.wantDecide("a", "b", "c")
 }
 
+// A dead mate's commit of a smaller set holds up nobody who agrees on a heavier one.
+func TestAttemptAgreesOverALighterCommit(t *testing.T) {
+	for _, heavier := range []bool{false, true} {
+		tb := newTable(t, false, "b", "c", "d", "e")
+		tb.blob("b")
+		tb.header("c")
+		tb.failed("c")
+		tb.headersDue()
+		tb.commit("c", "c")
+		if heavier {
+			tb.commit("d", "a", "b", "d")
+		}
+		tb.seen("b", "a", "b")
+		tb.wantWaiting()
+		tb.take(tb.attempt.View([]peer.ID{"a", "b", "d", "e"}, []peer.ID{"b"}))
+		if heavier {
+			tb.wantWaiting() // d's header and blob may still come
+		} else {
+			tb.wantDecide("a", "b")
+		}
+	}
+}
+
 // What cannot be built is healed from those who committed it.
 func TestAttemptHeals(t *testing.T) {
 	tb := newTable(t, false, "b", "c")

@@ -157,7 +157,7 @@ type mate struct {
 	id      peer.ID
 	phase   round.Phase
 	claim   round.Claim
-	elapsed time.Duration
+	elapsed time.Duration // since its local steps began, as of now
 	speed   uint64
 }
 
@@ -173,6 +173,9 @@ func (b *board) mates(now time.Time) []mate {
 		}
 		claim := round.Claim{Peer: id, Round: w.beat.Round, Steps: w.beat.Steps, Tokens: w.beat.Tokens, State: w.beat.State}
 		elapsed := time.Duration(min(w.beat.Elapsed, 1<<32)) * time.Millisecond
+		if elapsed > 0 || w.beat.Phase == round.PhaseTraining {
+			elapsed += now.Sub(w.beatAt)
+		}
 		live = append(live, mate{id, w.beat.Phase, claim, elapsed, w.beat.Speed})
 	}
 	return live

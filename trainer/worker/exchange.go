@@ -60,7 +60,7 @@ func (w *worker) exchange(ctx context.Context) (round.Action, exchanged, error) 
 	}
 	// What came to nothing in time gets more of it.
 	patience := time.Duration(1 + min(w.retry, maxPatience))
-	due := patience * w.headerWait.Deadline(compute)
+	due := w.lag(time.Now()) + patience*w.headerWait.Deadline(compute)
 	x.forVotes = patience * w.voteWait.Deadline(compute)
 	headers := time.NewTimer(due)
 	defer headers.Stop()

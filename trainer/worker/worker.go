@@ -280,6 +280,29 @@ func (w *worker) roundTime() time.Duration {
 	return time.Duration(w.cfg.Plan.MostTokens()/round.MaxPace/w.speed) * time.Second
 }
 
+// lag returns how much later than this peer its mates began their local steps: the upper median over those who are still at
+// them, so that few cannot hold up the rest, and at most the time that a death can set peers apart. A peer that had decided
+// early once would else give its mates up right before their headers come, round after round.
+func (w *worker) lag(now time.Time) time.Duration {
+	if w.listen {
+		return 0
+	}
+	at, late := w.claim(), []time.Duration(nil)
+	w.mu.RLock()
+	began := w.began
+	w.mu.RUnlock()
+	for _, m := range w.board.mates(now) {
+		if m.phase == round.PhaseTraining && m.claim.Round == at.Round && m.claim.State == at.State {
+			late = append(late, now.Sub(began)-m.elapsed)
+		}
+	}
+	if len(late) == 0 {
+		return 0
+	}
+	slices.Sort(late)
+	return min(max(late[len(late)/2], 0), round.Silence)
+}
+
 func (w *worker) draining() bool {
 	select {
 	case <-w.cfg.Drain:
