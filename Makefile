@@ -12,10 +12,10 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 RACE_PKGS = $(shell go list ./... | grep -v /trainer/engine)
 
 .DEFAULT_GOAL := help
-.PHONY: help build static demo test race lint fuzz bench docs clean
+.PHONY: help build static demo test test-faults race lint fuzz bench docs clean
 
 help: ## print this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | while IFS="$$(printf '\t')" read -r t d; do printf '  make %-8s %s\n' "$$t" "$$d"; done
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | while IFS="$$(printf '\t')" read -r t d; do printf '  make %-11s %s\n' "$$t" "$$d"; done
 
 build: ## build bin/capanode (NVML through cgo, SIMD kernels)
 	go build -ldflags '$(LDFLAGS)' -o bin/capanode ./cmd/capanode
@@ -28,6 +28,10 @@ demo: build ## one bootstrap, three providers, one training run, on this machine
 
 test: ## run the tests
 	go test -timeout 15m ./...
+
+# The short form of these tests is part of `make test`. CAPANODE_FAULT_SEED=n draws other faults.
+test-faults: ## break training runs on purpose, for an hour: deaths at every step, churn, partitions
+	CAPANODE_FAULT_LONG=1 go test -timeout 4h -count=1 -v ./trainer/faultlab | grep -v '^=== '
 
 # GoMLX kernels step outside their slices by uintptr arithmetic, which checkptr takes for a bug.
 race: ## run the tests under the race detector, all but the engine's arithmetic

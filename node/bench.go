@@ -56,10 +56,12 @@ func Benches() []Bench {
 				"on the path, or the one that CAPANODE_PYTHON names, has it; over_gomlx and over_pytorch are quotients of rates taken one after the other. " +
 				"matmul_share_of_peak is a product of 512³ on one core. The peak is what fused multiply-adds from registers reach, in the same run.",
 			enginebench.Wanted(), benchEngine},
-		{"codec", "Encode and decode updates on one core",
-			"An update of 64 MB of float32 is encoded and decoded on one core; the best of three. MB count float32. The baseline copies the same bytes.",
+		{"codec", "Encode, decode and add updates: bits, rates and relative errors",
+			"An update of 64 MB of normally distributed float32 is encoded, decoded, and added to a sum, on one core and on all; the best of seven. MB count float32. " +
+				"The baseline copies the same bytes; over_copy is a quotient of rates on one core. sparse is top64: of every 4,096 elements the 64 largest; top512 the 512 " +
+				"largest. Errors are the norm of what is lost over the norm of the vector, for normal and for Laplace distribution, without error feedback.",
 			[]string{"sparse_bits_per_parameter", "sparse_encode_mb_per_second_per_core", "sparse_decode_mb_per_second_per_core",
-				"int8_encode_mb_per_second_per_core", "int8_decode_mb_per_second_per_core", "four_bit_encode_mb_per_second_per_core"},
+				"sparse_add_mb_per_second", "int8_encode_mb_per_second_per_core", "int8_decode_mb_per_second_per_core", "four_bit_encode_mb_per_second_per_core"},
 			benchCodec},
 		{"averaging", "Aggregate updates; validation loss of three peers against one at equal tokens", methodAveraging,
 			[]string{"loss_over_data_parallel_n4", "loss_over_data_parallel_n8", "loss_over_diloco_n4", "loss_over_diloco_n8", "bytes_over_data_parallel",

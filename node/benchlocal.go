@@ -22,6 +22,7 @@ import (
 	storagebench "github.com/capacloud/capanode/storage/bench"
 	"github.com/capacloud/capanode/storage/dataset"
 	trainerbench "github.com/capacloud/capanode/trainer/bench"
+	"github.com/capacloud/capanode/trainer/codec"
 	"github.com/capacloud/capanode/trainer/data"
 	"github.com/capacloud/capanode/trainer/engine"
 	"github.com/capacloud/capanode/trainer/engine/gomlx"
@@ -31,7 +32,7 @@ import (
 )
 
 const methodAveraging = "dense_averaging_mb_per_second is 64 MB of float32 through the whole average of two peers on all cores: encode the own update as int8, decode " +
-	"both, take the mean; the best of three. The losses are of llama-tiny on bytes of Go's packages bufio, bytes, fmt, io, slices, sort, strconv and " +
+	"both, take the mean; the best of three; sparse_averaging_mb_per_second is the same with top64. The losses are of llama-tiny on bytes of Go's packages bufio, bytes, fmt, io, slices, sort, strconv and " +
 	"strings: three peers train 12 rounds of 20 steps, a single peer 36, both with batch 8, context 64, seed 1 and the job file's defaults, each peer on its third of the " +
 	"processors (at least one), through signed rounds over the in-memory network. Both are given the same number of tokens, of which the three commit less where an update comes late; both are measured on 256 held-out windows. The single " +
 	"peer takes three times the optimiser steps. bytes_per_token count the updates that all members of the " +
@@ -98,14 +99,36 @@ func benchStorage(ctx context.Context, r *BenchReport) error {
 	return nil
 }
 
+// benchCodecs are the codecs that are measured, under the names that their figures begin with.
+var benchCodecs = []struct {
+	name  string
+	codec codec.Codec
+}{
+	{"fp32", codec.FP32{}}, {"int8", codec.Int8{}}, {"four_bit", codec.Int4{}}, {"sparse", codec.Top{K: 64}}, {"top512", codec.Top{K: 512}},
+}
+
 func benchCodec(ctx context.Context, r *BenchReport) error {
-	f, err := trainerbench.Averaging(ctx, trainerbench.Options{})
+	var codecs []codec.Codec
+	for _, c := range benchCodecs {
+		codecs = append(codecs, c.codec)
+	}
+	figures, core, all, err := trainerbench.Codecs(ctx, codecs, trainerbench.Options{Repeat: 7})
 	if err != nil {
 		return err
 	}
-	r.Figures["int8_encode_mb_per_second_per_core"], r.Figures["int8_decode_mb_per_second_per_core"] = f.Encode, f.Decode
-	r.Figures["int8_bits_per_parameter"] = f.Bits
-	r.Baseline["copy_mb_per_second_per_core"] = f.Copy
+	r.Baseline["copy_mb_per_second_per_core"], r.Baseline["copy_mb_per_second"] = core, all
+	for i, f := range figures {
+		name := benchCodecs[i].name
+		r.Figures[name+"_bits_per_parameter"] = f.Bits
+		r.Figures[name+"_error_normal"], r.Figures[name+"_error_laplace"] = f.ErrorNormal, f.ErrorHeavyTail
+		for _, x := range []struct {
+			what      string
+			core, all float64
+		}{{"encode", f.Core.Encode, f.All.Encode}, {"decode", f.Core.Decode, f.All.Decode}, {"add", f.Core.Add, f.All.Add}} {
+			r.Figures[name+"_"+x.what+"_mb_per_second_per_core"], r.Figures[name+"_"+x.what+"_mb_per_second"] = x.core, x.all
+			r.Figures[name+"_"+x.what+"_over_copy"] = x.core / core
+		}
+	}
 	return nil
 }
 
@@ -133,7 +156,7 @@ func benchAveraging(ctx context.Context, r *BenchReport) (err error) {
 	if err != nil {
 		return err
 	}
-	r.Figures["dense_averaging_mb_per_second"] = f.Averaging
+	r.Figures["dense_averaging_mb_per_second"], r.Figures["sparse_averaging_mb_per_second"] = f.Averaging, f.Sparse
 	r.Baseline["copy_mb_per_second_per_core"] = f.Copy
 	if f.TokensThree > 0 {
 		r.Figures["validation_loss_3_peers"], r.Figures["loss_ratio_3_over_1"] = f.LossThree, f.LossThree/f.LossOne
@@ -169,6 +192,7 @@ func goSources(ctx context.Context) ([]string, error) {
 func benchTraining(ctx context.Context, store *storage.Store, paths []string) (*trainerbench.Training, error) {
 	file := job.Defaults()
 	file.Name, file.Model.Preset, file.Market.Peers = "bench", "llama-tiny", 3
+	file.Rounds.Pace = job.PaceFixed
 	file.Train.Rounds, file.Rounds.LocalSteps, file.Train.Batch, file.Train.Context = 12, 20, 8, 64
 	manifest, link, _, err := data.Build(ctx, data.Options{
 		Name: "go", Paths: paths, Include: []string{".go"}, Tokenizer: tokenizer.Byte{}, ValFraction: 0.05, Context: file.Train.Context,
@@ -198,9 +222,13 @@ func benchTraining(ctx context.Context, store *storage.Store, paths []string) (*
 	if err != nil {
 		return nil, err
 	}
+	plan, err := workerPlan(rec)
+	if err != nil {
+		return nil, err
+	}
 	threads := max(1, runtime.NumCPU()/file.Market.Peers)
 	return &trainerbench.Training{
-		Plan: workerPlan(rec), Data: source, Validation: validation, Numerics: native.Numerics(),
+		Plan: plan, Data: source, Validation: validation, Numerics: native.Numerics(),
 		Engine: func() (engine.Engine, error) { return buildEngine(rec, gomlx.Device{}, 0, threads) },
 	}, nil
 }

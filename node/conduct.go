@@ -35,7 +35,7 @@ func (r *requester) conduct(ctx context.Context) error {
 	}
 	var err error
 	r.observer, err = worker.Observe(worker.ObserveConfig{
-		Run: r.run, Owner: r.id, MostTokens: workerPlan(r.rec).MostTokens(), Net: r.net, Log: r.Node.log,
+		Run: r.run, Owner: r.id, MostTokens: r.worker.MostTokens(), Net: r.net, Log: r.Node.log,
 		OnRound: func(report worker.Report) { r.tell(report) },
 	})
 	if err != nil {
@@ -131,12 +131,12 @@ func (r *requester) committed(report worker.Report) error {
 	}
 	r.lastRound = now
 	if report.Round+1 >= r.log.Round {
-		r.log.Round, r.log.Step, r.log.Tokens, r.log.Loss = report.Round+1, report.Steps, report.Total, report.Loss
+		r.log.Round, r.log.Tokens, r.log.Loss = report.Round+1, report.Total, report.Loss
 	}
+	steps := report.Steps - min(report.Steps, r.log.Step)
+	r.countBytes(report, steps)
+	r.log.Rounds = report.Round + 1 + r.worker.RoundsAfter(report.Steps)
 	left := r.rec.Steps() - min(r.rec.Steps(), report.Steps)
-	stride := max(report.Steps/(report.Round+1), 1) // mean steps of a round so far
-	ahead := (left + stride - 1) / stride
-	r.log.Rounds = report.Round + 1 + ahead
 	spent := r.buyer.Spent(r.link())
 	r.log.Spent = credits(spent)
 	if err := r.runs.save(r.log); err != nil {
@@ -147,9 +147,21 @@ func (r *requester) committed(report worker.Report) error {
 		TokensPerSecond: float64(report.Tokens) / max(took.Seconds(), 1e-3), Peers: len(report.Contributors),
 		BytesUp: report.Up * uint64(len(report.Contributors)), BytesDown: report.Down * uint64(len(report.Contributors)),
 		CommSeconds: seconds(report.Comm), ComputeSeconds: seconds(report.Compute), Spent: credits(spent), State: report.Next.String(),
-		ETASeconds: took.Seconds() * float64(ahead),
+		ETASeconds: took.Seconds() * float64(left) / float64(max(steps, 1)),
 	})
 	return nil
+}
+
+// countBytes sums what the members fetched, and what data-parallel training would have moved: a ring all-reduce of fp32
+// gradients sends 2(N−1)/N gradients to and from each of N members in every step.
+func (r *requester) countBytes(report worker.Report, steps uint64) {
+	members := uint64(len(report.Contributors))
+	r.log.Step = max(r.log.Step, report.Steps)
+	if members == 0 || steps == 0 { // a round that was reported before, in another version
+		return
+	}
+	r.log.Bytes += report.Down * members
+	r.log.RingBytes += 2 * (members - 1) * 4 * uint64(r.params) * steps
 }
 
 // end settles, fetches the model and reports. why is nil when all rounds are committed.
@@ -177,6 +189,7 @@ func (r *requester) end(ctx context.Context, began time.Time, why error) error {
 	r.dismiss(ctx, lease.RequesterDone)
 	done := DoneEvent{Type: "done", Run: r.run.String(), FinalLoss: r.log.Loss, Tokens: r.log.Tokens, Rounds: r.log.Round,
 		Seconds: seconds(time.Since(began)), Spent: credits(r.buyer.Spent(r.link())), Replaced: r.gang.replaced,
+		Bytes: r.log.Bytes, RingBytes: r.log.RingBytes,
 		FirstLease: float64(r.gang.first.Microseconds()) / 1e3}
 	if done.WorkUnits, err = r.paidUnits(); err != nil {
 		return errors.Join(why, err)

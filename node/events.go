@@ -24,7 +24,9 @@ type PlanEvent struct {
 	HeldOut      uint64         `json:"validation_tokens"`
 	Shards       int            `json:"shards"`
 	Rounds       uint64         `json:"rounds"`
-	LocalSteps   uint64         `json:"local_steps"`
+	LocalSteps   uint64         `json:"local_steps"` // of a round, in the mean
+	Pace         string         `json:"pace"`        // auto or fixed
+	Bits         float64        `json:"bits"`        // budget of the auto pace, per parameter and step; 0 is no limit
 	Peers        uint64         `json:"peers"`
 	Tokens       uint64         `json:"tokens"` // all rounds, all members
 	WorkUnits    uint64         `json:"work_units"`
@@ -58,7 +60,7 @@ type LeaseEvent struct {
 type RoundEvent struct {
 	Type            string  `json:"type"` // round
 	Run             string  `json:"run"`
-	Round           uint64  `json:"round"` // 1 is the first
+	Round           uint64  `json:"round"`  // 1 is the first
 	Rounds          uint64  `json:"rounds"` // expected in all
 	Step            uint64  `json:"step"`   // nominal optimiser steps committed
 	Steps           uint64  `json:"steps"`  // of the run
@@ -137,6 +139,8 @@ type DoneEvent struct {
 	Spent      float64 `json:"spent"` // credits
 	WorkUnits  uint64  `json:"verified_work_units"`
 	Replaced   int     `json:"replaced_peers"`
+	Bytes      uint64  `json:"bytes"`               // of updates that the members fetched
+	RingBytes  uint64  `json:"data_parallel_bytes"` // that a ring all-reduce of fp32 gradients would have moved in the same steps
 	Out        string  `json:"out,omitempty"`
 	FirstLease float64 `json:"first_lease_ms"` // from the start of the planner to the first ACTIVE lease
 }

@@ -6,25 +6,47 @@ import (
 	"fmt"
 
 	"github.com/capacloud/capanode/gpu/detect"
+	"github.com/capacloud/capanode/trainer/codec"
 	"github.com/capacloud/capanode/trainer/engine"
 	"github.com/capacloud/capanode/trainer/engine/gomlx"
 	"github.com/capacloud/capanode/trainer/engine/native"
 	"github.com/capacloud/capanode/trainer/hf"
 	"github.com/capacloud/capanode/trainer/job"
 	"github.com/capacloud/capanode/trainer/outer"
+	"github.com/capacloud/capanode/trainer/tempo"
 	"github.com/capacloud/capanode/trainer/worker"
 )
 
 // workerPlan is what all members of a run agree on, from its record.
-func workerPlan(r job.Record) worker.Plan {
-	return worker.Plan{
+func workerPlan(r job.Record) (worker.Plan, error) {
+	params, err := r.Model.Parameters()
+	if err != nil {
+		return worker.Plan{}, fmt.Errorf("%w: %w", ErrJob, err)
+	}
+	p := worker.Plan{
 		Rounds: r.Rounds, LocalSteps: int(r.LocalSteps), BatchRows: int(r.Batch), MicroRows: int(r.MicroBatch),
-		Context: int(r.Context), Seed: r.Seed, Codec: r.Codec,
+		Context: int(r.Context), Seed: r.Seed, Codec: r.Codec, Fragments: int(r.Fragments), Params: int(params),
 		Outer:           outer.Settings{LearningRate: float32(r.OuterRate), Momentum: float32(r.OuterMomentum)},
 		Inner:           engine.Step{Beta1: 0.9, Beta2: 0.95, Epsilon: 1e-8, WeightDecay: r.WeightDecay, ClipNorm: r.Clip},
 		Schedule:        worker.Schedule{Peak: r.LearningRate, Floor: r.MinRate, Warmup: r.Warmup, Total: r.Rounds * r.LocalSteps},
 		CheckpointEvery: r.CheckpointEvery,
 	}
+	switch r.Overlap {
+	case job.OverlapNever:
+		p.Overlap = worker.OverlapNever
+	case job.OverlapAlways:
+		p.Overlap = worker.OverlapAlways
+	}
+	fixed := r.Codec
+	if fixed == job.CodecAuto {
+		fixed = ""
+	}
+	if r.Pace == job.PaceAuto {
+		p.Tempo = &tempo.Plan{Steps: r.Steps(), Mates: int(r.Peers), Bits: r.Bits, Codec: fixed}
+	} else if fixed == "" {
+		p.Codec = codec.Int8{}.ID()
+	}
+	return p, nil
 }
 
 // memoryNeeded returns the bytes that one member needs: what the executor holds while it trains a micro-batch, the outer

@@ -38,6 +38,15 @@ func (r *requester) plan(ctx context.Context) (start bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	plan, err := workerPlan(r.rec)
+	if err != nil {
+		return false, err
+	}
+	r.params = params
+	if r.log.Round == 0 {
+		r.log.Rounds = plan.RoundsAfter(0)
+	}
+	r.worker = plan
 	tokens := r.rec.TokensPerPeerRound() * r.rec.Peers * r.rec.Rounds
 	units, err := r.rec.WorkUnits(tokens)
 	if err != nil {
@@ -46,7 +55,7 @@ func (r *requester) plan(ctx context.Context) (start bool, err error) {
 	e := PlanEvent{
 		Type: "plan", Run: r.run.String(), Name: r.rec.Name, Model: r.rec.Model.Family, Parameters: params, MemoryBytes: r.memory,
 		Dataset: r.rec.Dataset.String(), TrainTokens: manifest.TrainTokens, HeldOut: manifest.ValTokens, Shards: r.data.Shards(),
-		Rounds: r.rec.Rounds, LocalSteps: r.rec.LocalSteps, Peers: r.rec.Peers, Tokens: tokens, WorkUnits: units,
+		Rounds: plan.RoundsAfter(0), LocalSteps: (r.rec.Steps() + plan.RoundsAfter(0) - 1) / plan.RoundsAfter(0), Pace: r.rec.Pace, Bits: r.rec.Bits, Peers: r.rec.Peers, Tokens: tokens, WorkUnits: units,
 		Budget: credits(r.budget()), Rejected: map[string]int{}, Resumed: r.log.Round > 0,
 	}
 	if open, err := r.openLeases(); err != nil || len(open) > 0 || r.trained() {

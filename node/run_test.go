@@ -142,7 +142,7 @@ func testJob(t *testing.T, rounds int) string {
 	}
 	path := filepath.Join(dir, "job.yaml")
 	job := fmt.Sprintf("version: 1\nname: tiny\ntask: causal-lm\ndata: {paths: [.], include: [.txt], validation: 0.1}\nmodel: {preset: llama-tiny}\n"+
-		"train: {rounds: %d, batch: 8, context: 32, warmup: 2}\nrounds: {local_steps: 8}\nmarket: {peers: 2}\ncheckpoint: {every: 100}\neval: {windows: 4}\n", rounds)
+		"train: {rounds: %d, batch: 8, context: 32, warmup: 2}\nrounds: {pace: fixed, local_steps: 8}\nmarket: {peers: 2}\ncheckpoint: {every: 100}\neval: {windows: 4}\n", rounds)
 	if err := os.WriteFile(path, []byte(job), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -38,7 +38,9 @@ type Run struct {
 	Steps      uint64    `json:"steps"`  // of the run
 	Tokens     uint64    `json:"tokens"`
 	Loss       float64   `json:"loss"`
-	Spent      float64   `json:"spent"` // credits
+	Bytes      uint64    `json:"bytes,omitempty"`      // of updates that the members fetched
+	RingBytes  uint64    `json:"ring_bytes,omitempty"` // that data-parallel training would have moved in the same steps
+	Spent      float64   `json:"spent"`                // credits
 	Checkpoint string    `json:"checkpoint,omitempty"`
 	Dataset    string    `json:"dataset,omitempty"`
 	Out        string    `json:"out,omitempty"`

@@ -65,8 +65,10 @@ type requester struct {
 	// Set by the planner.
 	planned time.Time // when the book had the offers, for the time to the first lease
 	guess   float64   // seconds of training
-	memory  int64     // bytes that a member needs
-	outDir  string    // where the model goes, absolute
+	params  int64     // of the model
+	worker  worker.Plan
+	memory  int64  // bytes that a member needs
+	outDir  string // where the model goes, absolute
 
 	final    cid.Cid // model of the last round, when an earlier process took it in
 	foundRun string  // whose model is at outDir already

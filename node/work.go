@@ -194,6 +194,10 @@ func (t *task) train(ctx context.Context, source *data.Source) error {
 		return err
 	}
 	defer eng.Close()
+	plan, err := workerPlan(t.rec)
+	if err != nil {
+		return err
+	}
 	dir, err := t.p.home.sub("runs", t.run.String(), snapshots)
 	if err != nil {
 		return err
@@ -211,7 +215,7 @@ func (t *task) train(ctx context.Context, source *data.Source) error {
 	})
 	t.p.emit(ProviderEvent{State: "working", Lease: t.lease.ID.Short(), Run: t.run.String()})
 	res, err := worker.Run(ctx, worker.Config{
-		Run: t.run, Owner: t.lease.Terms.Requester, Plan: workerPlan(t.rec), Engine: eng, Numerics: numerics(t.p.engine),
+		Run: t.run, Owner: t.lease.Terms.Requester, Plan: plan, Engine: eng, Numerics: numerics(t.p.engine),
 		Net: t.p.net, Blobs: t.blobs, Data: source, SnapshotDir: dir, States: t.p.states, Drain: t.drain, Log: t.p.log,
 		Hooks: worker.Hooks{
 			OnRound:      t.onRound,

@@ -230,7 +230,7 @@ task: causal-lm
 data: {paths: [%q], include: [.go], max_bytes: 600000}
 model: {preset: llama-tiny}
 train: {rounds: %d, batch: 4, context: 64, warmup: 5}
-rounds: {local_steps: 5}
+rounds: {pace: fixed, local_steps: 5}
 market: {peers: %d}
 checkpoint: {every: 5}
 `, filepath.Join(goroot(t), "src", "strings"), rounds, peers)

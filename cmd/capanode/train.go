@@ -13,6 +13,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/capacloud/capanode/node"
+	"github.com/capacloud/capanode/trainer/job"
 )
 
 func (a *app) trainCommand() *cobra.Command {
@@ -110,6 +111,9 @@ func (s *trainScreen) plan(e node.PlanEvent) {
 	say("model   %s, %s parameters, %s of memory for each member", e.Model, count(e.Parameters), size(e.MemoryBytes))
 	say("data    %s tokens in %d shards, %s held out  %s", count(int64(e.TrainTokens)), e.Shards, count(int64(e.HeldOut)), e.Dataset)
 	say("work    %d rounds × %d steps × %d peers = %s tokens, %s work units", e.Rounds, e.LocalSteps, e.Peers, count(int64(e.Tokens)), count(int64(e.WorkUnits)))
+	if ring := 64 * float64(e.Peers-1) / float64(e.Peers); e.Pace == job.PaceAuto && e.Bits > 0 && e.Peers > 1 {
+		say("pace    up to %.3g bits per parameter and step to each peer, 1/%.0f of data-parallel", e.Bits, ring/e.Bits)
+	}
 	if e.Resumed && e.Offers == 0 {
 		return
 	}
@@ -166,6 +170,10 @@ func (s *trainScreen) round(e node.RoundEvent) {
 
 func (s *trainScreen) done(e node.DoneEvent) {
 	s.a.say("done    loss %.4f, held-out %.4f, %s tokens in %d rounds, %.1f s, %d replaced", e.FinalLoss, e.ValLoss, count(int64(e.Tokens)), e.Rounds, e.Seconds, e.Replaced)
+	if e.Bytes > 0 {
+		s.a.say("bytes   %s of updates fetched; data-parallel would have moved %s, %.0f times as much", size(int64(e.Bytes)), size(int64(e.RingBytes)),
+			float64(e.RingBytes)/float64(e.Bytes))
+	}
 	s.a.say("paid    %.6f credits for %s verified work units", e.Spent, count(int64(e.WorkUnits)))
 	if e.Out != "" {
 		s.a.say("model   %s  in %s", e.Checkpoint, e.Out)

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"runtime"
 	"sync"
 	"time"
@@ -31,6 +30,16 @@ type Options struct {
 	Training  *Training
 }
 
+func (o Options) defaults() Options {
+	if o.Megabytes == 0 {
+		o.Megabytes = 64
+	}
+	if o.Repeat == 0 {
+		o.Repeat = 3
+	}
+	return o
+}
+
 // Training compares three peers with one at equal tokens. Leaving it out leaves the losses out.
 type Training struct {
 	Plan       worker.Plan // of the three peers; the single peer runs three times the rounds
@@ -43,10 +52,8 @@ type Training struct {
 // Figures are the results. Rates are in 10^6 bytes of float32 per second.
 type Figures struct {
 	Averaging float64 // int8, two peers: encode the own update, decode and average both; all cores
-	Encode    float64 // int8, one core
-	Decode    float64 // int8, one core
-	Copy      float64 // of as many bytes in memory, one core: what no codec beats
-	Bits      float64 // int8, per parameter
+	Sparse    float64 // the same with top64
+	Copy      float64 // of as many bytes in memory, one core
 	Cores     int
 
 	TokensThree, TokensOne   uint64  // committed; on a busy machine the three may leave out an update that came late
@@ -58,12 +65,7 @@ type Figures struct {
 // Averaging runs the measurements.
 func Averaging(ctx context.Context, o Options) (Figures, error) {
 	f := Figures{Cores: runtime.GOMAXPROCS(0)}
-	if o.Megabytes == 0 {
-		o.Megabytes = 64
-	}
-	if o.Repeat == 0 {
-		o.Repeat = 3
-	}
+	o = o.defaults()
 	if err := f.rates(ctx, o); err != nil {
 		return f, err
 	}
@@ -90,50 +92,43 @@ func Averaging(ctx context.Context, o Options) (Figures, error) {
 	return f, nil
 }
 
-// rates measures the codec and the dense average.
-func (f *Figures) rates(ctx context.Context, o Options) error {
-	n := o.Megabytes * 1e6 / 4
-	c := codec.Int8{}
-	rng := rand.New(rand.NewPCG(1, 1))
-	x, mean := make([]float32, n), make([]float32, n)
-	for i := range x {
-		x[i] = float32(rng.NormFloat64() * 0.01)
+// rates measures the average of two peers, dense and sparse.
+func (f *Figures) rates(ctx context.Context, o Options) (err error) {
+	x := normal(o.Megabytes * 1e6 / 4)
+	mean := make([]float32, len(x))
+	if f.Averaging, err = average(ctx, o, codec.Int8{}, x, mean); err != nil {
+		return err
 	}
-	own, mate := make([]byte, c.Bound(n)), make([]byte, c.Bound(n))
-	if _, err := c.Encode(mate, x); err != nil {
-		return fmt.Errorf("bench: %w", err)
+	if f.Sparse, err = average(ctx, o, codec.Top{K: 64}, x, mean); err != nil {
+		return err
 	}
-	src, err := c.Open(mate, n)
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	f.Copy, err = fastest(ctx, o, func() error { copy(mean, x); return nil })
+	return err
+}
+
+// average measures what two peers do with their updates in a round, all of it on this machine.
+func average(ctx context.Context, o Options, c codec.Codec, x, mean []float32) (float64, error) {
+	own, mate := make([]byte, c.Bound(len(x))), make([]byte, c.Bound(len(x)))
+	size, err := c.Encode(mate, x)
 	if err != nil {
-		return fmt.Errorf("bench: %w", err)
+		return 0, fmt.Errorf("bench: %w", err)
 	}
-	average := func() error {
-		if _, err := c.Encode(own, x); err != nil {
-			return err
-		}
-		a, err := c.Open(own, n)
+	return fastest(ctx, o, func() error {
+		mine, err := c.Encode(own, x)
 		if err != nil {
 			return err
 		}
-		b, err := c.Open(mate, n)
+		a, err := c.Open(own[:mine], len(x))
+		if err != nil {
+			return err
+		}
+		b, err := c.Open(mate[:size], len(x))
 		if err != nil {
 			return err
 		}
 		return outer.Mean(mean, []outer.Update{{Delta: a, Tokens: 1}, {Delta: b, Tokens: 1}})
-	}
-	if f.Averaging, err = fastest(ctx, o, average); err != nil {
-		return err
-	}
-	f.Bits = 8 * float64(len(own)) / float64(n)
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
-	if f.Copy, err = fastest(ctx, o, func() error { copy(mean, x); return nil }); err != nil {
-		return err
-	}
-	if f.Encode, err = fastest(ctx, o, func() error { _, err := c.Encode(own, x); return err }); err != nil {
-		return err
-	}
-	f.Decode, err = fastest(ctx, o, func() error { codec.Decode(mean, src); return nil })
-	return err
+	})
 }
 
 // fastest returns the best rate of the repetitions.

@@ -8,6 +8,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/capacloud/capanode/trainer/bench"
+	"github.com/capacloud/capanode/trainer/codec"
 	"github.com/capacloud/capanode/trainer/engine"
 	"github.com/capacloud/capanode/trainer/engine/native"
 	"github.com/capacloud/capanode/trainer/model"
@@ -82,12 +83,36 @@ func TestRates(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if f.Averaging <= 0 || f.Encode <= 0 || f.Decode <= 0 || f.Copy <= 0 || f.Bits < 8 || f.Cores < 1 {
+	if f.Averaging <= 0 || f.Sparse <= 0 || f.Copy <= 0 || f.Cores < 1 {
 		t.Errorf("%+v", f)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := bench.Averaging(ctx, bench.Options{Megabytes: 2}); err == nil {
 		t.Error("a cancelled measurement gave figures")
+	}
+}
+
+func TestCodecs(t *testing.T) {
+	codecs := []codec.Codec{codec.FP32{}, codec.Int8{}, codec.Int4{}, codec.Top{K: 64}}
+	figures, core, all, err := bench.Codecs(t.Context(), codecs, bench.Options{Megabytes: 2, Repeat: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(figures) != len(codecs) || core <= 0 || all <= 0 {
+		t.Fatalf("%d codecs, copies at %g and %g MB/s", len(figures), core, all)
+	}
+	bits, lost := 33.0, -1.0
+	for i, f := range figures {
+		for _, r := range []bench.Rates{f.Core, f.All} {
+			if r.Encode <= 0 || r.Decode <= 0 || r.Add <= 0 {
+				t.Errorf("%s: rates %+v", f.Codec.ID(), r)
+			}
+		}
+		if f.Codec != codecs[i] || f.Bits >= bits || f.ErrorNormal <= lost || f.ErrorHeavyTail <= lost {
+			t.Errorf("%s: %g bits, relative errors %g and %g: each codec of this list takes less than the one before, and loses more",
+				f.Codec.ID(), f.Bits, f.ErrorNormal, f.ErrorHeavyTail)
+		}
+		bits, lost = f.Bits, f.ErrorNormal
 	}
 }

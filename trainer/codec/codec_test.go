@@ -226,6 +226,44 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
+// Blobs with some bits changed are refused, or decode to finite numbers; the fuzzer goes on from here.
+func TestDamagedBlobs(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	for _, c := range codecs {
+		for _, n := range []int{1, 100, 4096, 9000} {
+			good := encode(t, c, normal(uint64(n), n, 1))
+			for range 300 {
+				bad := slices.Clone(good)
+				for range 1 + rng.IntN(3) {
+					bad[rng.IntN(len(bad))] ^= 1 << rng.IntN(8)
+				}
+				if rng.IntN(4) == 0 {
+					bad = bad[:rng.IntN(len(bad))]
+				}
+				if src, err := c.Open(bad, n); err == nil {
+					checkSource(t, c, src)
+				}
+			}
+		}
+	}
+}
+
+// checkSource checks that a source is finite and that Add adds what Block decodes.
+func checkSource(t *testing.T, c codec.Codec, src codec.Source) {
+	n := src.Len()
+	x := make([]float32, n)
+	codec.Decode(x, src)
+	for i := range codec.Blocks(n) {
+		block := x[i*codec.Block : min((i+1)*codec.Block, n)]
+		if slices.ContainsFunc(block, func(v float32) bool { return math.IsNaN(float64(v)) || math.IsInf(float64(v), 0) }) {
+			t.Fatalf("%s: block %d is not finite", c.ID(), i)
+		}
+		if src.Add(block, i, -1); slices.ContainsFunc(block, func(v float32) bool { return v != 0 }) {
+			t.Fatalf("%s: block %d: what is added is not what is decoded", c.ID(), i)
+		}
+	}
+}
+
 func TestParse(t *testing.T) {
 	for _, c := range codecs {
 		if got, err := codec.Parse(c.ID()); err != nil || got != c {
@@ -257,17 +295,7 @@ func FuzzOpen(f *testing.F) {
 		if err != nil {
 			return
 		}
-		x := make([]float32, n)
-		codec.Decode(x, src)
-		for i := range codec.Blocks(n) {
-			block := x[i*codec.Block : min((i+1)*codec.Block, n)]
-			if slices.ContainsFunc(block, func(v float32) bool { return math.IsNaN(float64(v)) || math.IsInf(float64(v), 0) }) {
-				t.Fatalf("%s: block %d is not finite", c.ID(), i)
-			}
-			if src.Add(block, i, -1); slices.ContainsFunc(block, func(v float32) bool { return v != 0 }) {
-				t.Fatalf("%s: block %d: what is added is not what is decoded", c.ID(), i)
-			}
-		}
+		checkSource(t, c, src)
 	})
 }
 

@@ -11,8 +11,9 @@ import (
 // goes on in plain Go, element by element, with the same bits: products are rounded before they are added, and sums run in
 // the same chains.
 
-// sumSquares adds in eight chains, in float64, element i to chain i mod 8: it is not finite exactly when x is not.
-func sumSquares(x []float32) float64 {
+// SumSquares returns the sum of the squares of x. It adds in eight chains, in float64, element i to chain i mod 8: the sum is
+// not finite exactly when x is not.
+func SumSquares(x []float32) float64 {
 	var c [8]float64
 	if n := len(x) &^ 7; fast && n > 0 {
 		squaresAVX2(&c[0], &x[0], n)
@@ -27,6 +28,10 @@ func sumSquares(x []float32) float64 {
 	for i, v := range x {
 		c[i] += float64(float64(v) * float64(v))
 	}
+	return addChains(&c)
+}
+
+func addChains(c *[8]float64) float64 {
 	return ((c[0] + c[4]) + (c[1] + c[5])) + ((c[2] + c[6]) + (c[3] + c[7]))
 }
 

@@ -93,7 +93,7 @@ func (l layout) encodeGroup(dst []byte, src []float32, buf *scratch) bool {
 	buf.tally.reset()
 	for b := range Blocks(len(src)) {
 		x := src[b*Block : min((b+1)*Block, len(src))]
-		sigma := math.Sqrt(sumSquares(x) / float64(len(x)))
+		sigma := math.Sqrt(SumSquares(x) / float64(len(x)))
 		if !(sigma <= huge) { // NaN too
 			return false
 		}

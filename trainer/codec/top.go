@@ -376,10 +376,14 @@ func (s *topSource) read(i int, held *heldElements) (int, bool) {
 		return at, false
 	}
 	fields, level := held.fields[:held.count], held.levels[:held.count]
-	for j := range fields {
-		f := s.window(at)
-		fields[j], level[j] = uint16(f&(1<<r-1)), uint8(f>>r&(levels-1))
-		at += r + 2
+	for width, j := r+2, 0; j < len(fields); {
+		w := s.window(at)
+		for range min(57/width, len(fields)-j) {
+			fields[j], level[j] = uint16(w&(1<<r-1)), uint8(w>>r&(levels-1))
+			w >>= width
+			at += width
+			j++
+		}
 	}
 	at, last := s.quotients(fields, at, end)
 	return at, last < n
@@ -440,19 +444,16 @@ func (s *topSource) Add(acc []float32, i int, f float32) {
 	}
 }
 
-// Squares returns the sum of the squares of block i's elements, in order: the same as over the decoded block.
+// Squares returns the sum of the squares of block i's elements, with the same bits as [SumSquares] of the decoded block.
 func (s *topSource) Squares(i int) float64 {
 	buf := scratches.Get().(*scratch)
 	defer scratches.Put(buf)
 	s.read(i, &buf.held)
 	value := buf.held.values(s.blob[s.start(i/topBlocks):])
-	var square [levels]float64
-	for l, v := range value {
-		square[l] = float64(v) * float64(v)
+	var c [8]float64
+	for j, p := range buf.held.fields[:buf.held.count] {
+		v := float64(value[buf.held.levels[j]&3])
+		c[p&7] += float64(v * v)
 	}
-	var sum float64
-	for _, l := range buf.held.levels[:buf.held.count] {
-		sum += square[l&3]
-	}
-	return sum
+	return addChains(&c)
 }

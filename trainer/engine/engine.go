@@ -81,6 +81,20 @@ type Decoding interface {
 	Decoder() (Decoder, error)
 }
 
+// Gradient is the gradient of a loss that is summed over targets.
+type Gradient struct {
+	Sum     []float32 // layout of State.Weights; valid until the next call of any method of its engine
+	Targets int64     // that the loss is summed over
+	Loss    float64   // mean, in nats per target token
+}
+
+// Differentiating is an [Engine] that gives gradients away instead of stepping. [State.Update] steps with them.
+type Differentiating interface {
+	Engine
+	// Gradient returns the gradient over the micro-batches at the weights as they are now. The state does not change.
+	Gradient(ctx context.Context, batches []Batch) (Gradient, error)
+}
+
 // State is all that training changes: flat float32 views in canonical order.
 type State struct {
 	Params  []Param   // sorted by Name; Param.Offset points into the slices below

@@ -23,7 +23,7 @@ const BlobProtocol protocol.ID = "/faultlab/blob/1"
 // Blobs is a content-addressed store in memory that fetches over the network under test. It implements [worker.Blobs].
 type Blobs struct {
 	net    p2p.Network
-	notice func(Point) // told what happens; never nil
+	notice func(Point, peer.ID) // told what happens, and with whom; never nil
 
 	mu   sync.Mutex
 	data map[cid.Cid][]byte
@@ -32,9 +32,9 @@ type Blobs struct {
 var _ worker.Blobs = (*Blobs)(nil)
 
 // NewBlobs returns an empty store that serves its blobs on the network.
-func NewBlobs(net p2p.Network) *Blobs { return newBlobs(net, func(Point) {}) }
+func NewBlobs(net p2p.Network) *Blobs { return newBlobs(net, func(Point, peer.ID) {}) }
 
-func newBlobs(net p2p.Network, notice func(Point)) *Blobs {
+func newBlobs(net p2p.Network, notice func(Point, peer.ID)) *Blobs {
 	b := &Blobs{net: net, notice: notice, data: map[cid.Cid][]byte{}}
 	net.Handle(BlobProtocol, p2p.Limits{}, b.serve)
 	return b
@@ -55,18 +55,18 @@ func (b *Blobs) serve(_ context.Context, s p2p.Stream) {
 		_ = s.Reset()
 		return
 	}
-	b.notice(BeforeServe)
+	b.notice(BeforeServe, s.Remote())
 	var frame bytes.Buffer
 	_ = wire.WriteFrame(&frame, data) // a buffer takes every write
 	half := frame.Len() / 2
 	_, first := s.Write(frame.Bytes()[:half])
-	b.notice(MidServe)
+	b.notice(MidServe, s.Remote())
 	_, second := s.Write(frame.Bytes()[half:])
 	if errors.Join(first, second) != nil {
 		_ = s.Reset()
 		return
 	}
-	b.notice(AfterServe)
+	b.notice(AfterServe, s.Remote())
 	_ = s.Close()
 }
 
@@ -93,11 +93,11 @@ func (b *Blobs) Get(ctx context.Context, c cid.Cid, from []peer.ID, limit int64)
 	}
 	var failed error
 	for _, id := range from {
-		b.notice(BeforeFetch)
+		b.notice(BeforeFetch, id)
 		data, err := b.get(ctx, c, id, limit)
 		if err == nil {
 			_, err = b.Put(ctx, data)
-			b.notice(AfterFetch)
+			b.notice(AfterFetch, id)
 			return data, err
 		}
 		failed = errors.Join(failed, err)

@@ -4,9 +4,12 @@ import (
 	"context"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/capacloud/capanode/p2p/memnet"
 	"github.com/capacloud/capanode/trainer/engine"
@@ -32,10 +35,14 @@ type body struct {
 	mu       sync.Mutex
 	next     string // the disk that the next life finds, once dead
 	died     time.Time
-	working  uint64    // round that it works on
-	began    time.Time // of that round's local steps
+	working  uint64        // round that it works on
+	began    time.Time     // of that round's local steps
+	training time.Duration // spent on local steps
+	pending  time.Duration // of that, since the last commit
 	commits  []Commit
 	warnings int
+	spoke    time.Time // last
+	words    int       // said at that instant
 }
 
 // Commit is a round that a peer committed.
@@ -48,11 +55,17 @@ type Commit struct {
 // Life is what is known of one life of a peer.
 type Life struct {
 	Peer     string
+	ID       peer.ID
 	Born     time.Time
-	Died     time.Time // zero when it was not killed
-	Commits  []Commit  // in the order of time
+	Died     time.Time     // zero when it was not killed
+	Training time.Duration // spent on local steps
+	Pending  time.Duration // of that, since the last commit
+	Commits  []Commit      // in the order of time
 	Warnings int
 }
+
+// Contributed reports whether an update of this peer entered the round.
+func (l Life) Contributed(c Commit) bool { return c.Work[l.ID] > 0 }
 
 // Lives returns the lives of all peers, those begun first first.
 func (l *Lab) Lives() []Life {
@@ -61,7 +74,7 @@ func (l *Lab) Lives() []Life {
 	var lives []Life
 	for _, b := range l.lives {
 		b.mu.Lock()
-		lives = append(lives, Life{b.name, b.born, b.died, b.commits[:len(b.commits):len(b.commits)], b.warnings})
+		lives = append(lives, Life{b.name, b.node.ID(), b.born, b.died, b.training, b.pending, slices.Clone(b.commits), b.warnings})
 		b.mu.Unlock()
 	}
 	return lives
@@ -125,14 +138,31 @@ func (b *body) round() uint64 {
 }
 
 // at tells the script that the peer has reached a point.
-func (b *body) at(p Point, number uint64) {
+func (b *body) at(p Point, number uint64, mate string) {
 	if b.lab.script == nil {
 		return
 	}
 	b.lab.scripting.Lock()
 	defer b.lab.scripting.Unlock()
 	if !b.dead() {
-		b.lab.script(Event{b.name, p, number})
+		b.lab.script(Event{b.name, p, number, mate})
+	}
+}
+
+// speaks counts what the peer says at one instant. A worker that goes round in circles without waiting would stop the clock
+// for ever: it fails the test and dies.
+func (b *body) speaks() {
+	const storm = 2000
+	b.mu.Lock()
+	if now := time.Now(); !now.Equal(b.spoke) {
+		b.spoke, b.words = now, 0
+	}
+	b.words++
+	words := b.words
+	b.mu.Unlock()
+	if words == storm {
+		b.lab.t.Errorf("%s says %d messages at one instant, in round %d", b.name, words, b.round())
+		b.lab.Kill(b.name)
 	}
 }
 
@@ -157,11 +187,19 @@ func (b *body) committed(r worker.Report) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.pending = 0
 	c := Commit{Report: r, At: time.Now()}
 	if r.Compute > 0 {
 		c.Began = b.began
 	}
 	b.commits = append(b.commits, c)
+}
+
+func (b *body) worked(since time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.training += time.Since(since)
+	b.pending += time.Since(since)
 }
 
 func (b *body) warned(error) {
@@ -178,10 +216,12 @@ type paced struct {
 
 func (e paced) Train(ctx context.Context, batches []engine.Batch, step engine.Step) (float64, error) {
 	b := e.body
-	b.at(Training, b.round())
+	b.at(Training, b.round(), "")
 	b.lab.mu.Lock()
 	pace := b.pace
 	b.lab.mu.Unlock()
+	began := time.Now()
+	defer b.worked(began)
 	timer := time.NewTimer(pace)
 	defer timer.Stop()
 	select {

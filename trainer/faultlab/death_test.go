@@ -24,7 +24,7 @@ func TestDeathAtEveryStep(t *testing.T) {
 			if half && !strings.HasPrefix(string(point), "after its") {
 				continue
 			}
-			for _, peers := range []int{2, 4} {
+			for _, peers := range []int{2, 3} {
 				total++
 				name := fmt.Sprintf("%s/%d peers/half %v", point, peers, half)
 				t.Run(name, func(t *testing.T) {
@@ -38,7 +38,7 @@ func TestDeathAtEveryStep(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("C4: %d deaths at every step among 2 and 4 peers, %d forked, longest delay %v in rounds of 4 s", total, forked, worst)
+	t.Logf("C4: %d deaths at every step among 2 and 3 peers, %d forked, longest delay %v in rounds of 4 s", total, forked, worst)
 }
 
 // deathAt kills the last peer at the point of round 3 and returns the number of forked rounds and the longest delay of the
@@ -49,7 +49,7 @@ func deathAt(t *testing.T, point faultlab.Point, peers int, half bool, seed uint
 		victim, others := names[peers-1], names[:peers-1]
 		link := home
 		link.Seed = seed
-		l := faultlab.New(ctx, t, faultlab.Options{Plan: faultlab.Plan(7), Link: link}, names...)
+		l := faultlab.New(ctx, t, faultlab.Options{Plan: faultlab.Plan(6), Link: link}, names...)
 		defer l.Close()
 		died := false
 		l.Script(func(e faultlab.Event) {
@@ -85,12 +85,12 @@ func deathAt(t *testing.T, point faultlab.Point, peers int, half bool, seed uint
 
 // Round after round a peer dies at a random step and comes back a little later.
 func TestDeathInEveryRound(t *testing.T) {
-	s, rounds := seed(t), uint64(120)
+	s, rounds := seed(t), uint64(60)
 	if long() {
 		rounds = 10_000
 	}
 	faultlab.Virtual(t, time.Duration(rounds)*time.Minute, func(ctx context.Context, t *testing.T) {
-		names := faultlab.Names(5)
+		names := faultlab.Names(4)
 		link := home
 		link.Seed = s
 		l := faultlab.New(ctx, t, faultlab.Options{Plan: faultlab.Plan(rounds + 10), Link: link, Log: logLevel()}, names...)
@@ -103,13 +103,6 @@ func TestDeathInEveryRound(t *testing.T) {
 		lives := l.Lives()
 		all := spans(lives)
 		median, p99, most := quantile(all, 0.5), quantile(all, 0.99), longestGap(lives)
-		for _, l := range lives {
-			for i := 1; i < len(l.Commits); i++ {
-				if a, b := l.Commits[i-1], l.Commits[i]; b.At.Sub(a.At) > 12*time.Second {
-					t.Logf("%s life from %v: round %d committed %v, then %d at %v, began %v, contributors %d, live %d", l.Peer, l.Born.Format("15:04:05.000"), a.Round, a.At.Format("15:04:05.000"), b.Round, b.At.Format("15:04:05.000"), b.Began.Format("15:04:05.000"), len(b.Contributors), len(b.Live))
-				}
-			}
-		}
 		t.Logf("C4: %d rounds injected, 0 hangs, p99 delay %.2f median rounds, longest wait for a commit %.1f, %d rounds forked",
 			len(injected), float64(p99-median)/float64(median), float64(most)/float64(median), forks(lives))
 		if uint64(len(injected)) < rounds/2 {
@@ -118,14 +111,14 @@ func TestDeathInEveryRound(t *testing.T) {
 		if p99 > 3*median {
 			t.Errorf("p99 of a round is %v, the median %v", p99, median)
 		}
-		if most > 20*median {
+		if most > 10*median {
 			t.Errorf("a live peer committed nothing for %v", most)
 		}
 	})
 }
 
 // dieOften has the first peer that reaches a random point of the round die there, round after round until the last, as long as
-// two others live. The dead come back within four seconds. It returns the rounds in which somebody died.
+// two others live. The dead come back within three seconds. It returns the rounds in which somebody died.
 func dieOften(l *faultlab.Lab, rng *rand.Rand, last uint64) map[uint64]bool {
 	points := faultlab.Points()
 	next, point := uint64(3), points[0]
@@ -136,8 +129,7 @@ func dieOften(l *faultlab.Lab, rng *rand.Rand, last uint64) map[uint64]bool {
 		}
 		injected[e.Round] = true
 		next, point = e.Round+1, points[rng.IntN(len(points))]
-		l.Kill(e.Peer)
-		l.Restart(e.Peer, time.Duration(rng.IntN(4000))*time.Millisecond)
+		l.Crash(e.Peer, time.Duration(rng.IntN(3000))*time.Millisecond)
 	})
 	return injected
 }

@@ -99,6 +99,18 @@ func (l *Lab) Script(f func(Event)) { l.script = f }
 // ID returns the ID of the peer or owner of that name.
 func (l *Lab) ID(name string) peer.ID { return l.Net.Node(name).ID() }
 
+// name returns the name of a peer that was started.
+func (l *Lab) name(id peer.ID) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for name, b := range l.bodies {
+		if b.node.ID() == id {
+			return name
+		}
+	}
+	return ""
+}
+
 // StartOwner starts the run's owner, who publishes the roster. New has done it once.
 func (l *Lab) StartOwner() {
 	node := l.Net.Node("owner")
@@ -174,6 +186,9 @@ func (l *Lab) Start(name string, change ...func(*worker.Config)) {
 	}
 	l.mu.Lock()
 	if old := l.bodies[name]; old != nil {
+		if !old.dead() && !old.over() {
+			l.t.Errorf("faultlab: %s is started twice", name)
+		}
 		b.dir, b.pace = old.disk(), old.pace
 	} else if l.options.Snapshots != "" {
 		b.dir = filepath.Join(l.options.Snapshots, name, "0")
@@ -184,7 +199,7 @@ func (l *Lab) Start(name string, change ...func(*worker.Config)) {
 	net := &tapped{b.node, b}
 	cfg := worker.Config{
 		Run: l.run, Owner: l.Net.Node("owner").ID(), Plan: l.options.Plan, Engine: paced{eng, b}, Numerics: "faultlab",
-		Net: net, Blobs: newBlobs(net, func(p Point) { b.at(p, b.round()) }), Data: l.options.Data,
+		Net: net, Blobs: newBlobs(net, func(p Point, mate peer.ID) { b.at(p, b.round(), l.name(mate)) }), Data: l.options.Data,
 		SnapshotDir: b.dir, Hooks: worker.Hooks{OnRound: b.committed, OnStep: b.stepped, OnWarning: b.warned}, Log: b.log,
 	}
 	for _, f := range change {
@@ -224,14 +239,15 @@ func (l *Lab) Kill(name string) {
 	b.cancel()
 }
 
-// Restart starts a killed peer again after some time. Await and Finish then wait for that life.
-func (l *Lab) Restart(name string, after time.Duration, change ...func(*worker.Config)) {
+// Crash kills a peer and starts it again after some time. Await and Finish then wait for that life.
+func (l *Lab) Crash(name string, away time.Duration) {
 	l.mu.Lock()
 	l.coming[name]++
 	l.mu.Unlock()
-	time.AfterFunc(after, func() {
+	l.Kill(name)
+	time.AfterFunc(away, func() {
 		if l.ctx.Err() == nil {
-			l.Start(name, change...)
+			l.Start(name)
 		}
 		l.mu.Lock()
 		l.coming[name]--
@@ -246,6 +262,19 @@ func (l *Lab) Alive() []string {
 	var names []string
 	for _, name := range slices.Sorted(maps.Keys(l.bodies)) {
 		if b := l.bodies[name]; !b.dead() && !b.over() {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// Survivors lists the peers whose newest life was not ended by a kill, in alphabetical order.
+func (l *Lab) Survivors() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var names []string
+	for _, name := range slices.Sorted(maps.Keys(l.bodies)) {
+		if !l.bodies[name].dead() {
 			names = append(names, name)
 		}
 	}
@@ -361,6 +390,20 @@ func (l *Lab) Watched() []worker.Report {
 	return slices.Clone(l.watched)
 }
 
+// Best returns the state with the most tokens that anybody committed, and its number of rounds.
+func (l *Lab) Best() (state round.Hash, rounds uint64) {
+	l.Ledger.mu.Lock()
+	defer l.Ledger.mu.Unlock()
+	var best round.Claim
+	for _, c := range l.Ledger.commits {
+		claim := round.Claim{Round: c.Round + 1, Tokens: c.Total, State: c.Next}
+		if claim.Beats(best) {
+			best = claim
+		}
+	}
+	return best.State, best.Round
+}
+
 // Close ends all peers and the owner.
 func (l *Lab) Close() {
 	l.mu.Lock()
@@ -380,20 +423,14 @@ func (l *Lab) Close() {
 	_ = l.Net.Node("owner").Close()
 }
 
-// Loss evaluates a state on a batch with a fresh engine.
-func (l *Lab) Loss(s *round.State, batch engine.Batch) float64 {
-	l.t.Helper()
-	eng, err := l.options.Engine()
-	if err != nil {
-		l.t.Fatal(err)
+// Alone returns a function that peers may call at the same time and that calls f one at a time.
+func (l *Lab) Alone(f func(*round.State) error) func(*round.State) error {
+	var mu sync.Mutex
+	return func(s *round.State) error {
+		mu.Lock()
+		defer mu.Unlock()
+		return f(s)
 	}
-	defer eng.Close()
-	copy(eng.State().Weights, s.Weights)
-	loss, err := eng.Evaluate(l.ctx, batch)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	return loss
 }
 
 // Names returns a, b, c and so on.

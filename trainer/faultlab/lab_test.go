@@ -67,6 +67,7 @@ func TestQuietRun(t *testing.T) {
 				}
 			}
 		}
+		time.Sleep(time.Second) // virtual: what was said last arrives
 		if n := len(l.Watched()); n != 10 {
 			t.Errorf("the owner saw %d rounds", n)
 		}

@@ -2,7 +2,7 @@ package faultlab
 
 import (
 	"fmt"
-	"slices"
+	"maps"
 	"sync"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -16,6 +16,7 @@ type Ledger struct {
 	mu      sync.Mutex
 	headers map[round.Hash]round.Signed
 	commits map[round.Hash]round.Commit // by the state they lead to
+	order   []round.Hash                // of the headers
 }
 
 // NewLedger returns an empty ledger.
@@ -28,6 +29,9 @@ func (l *Ledger) add(m round.Message) {
 	defer l.mu.Unlock()
 	switch m.Kind {
 	case round.KindHeader:
+		if _, known := l.headers[m.Hash]; !known {
+			l.order = append(l.order, m.Hash)
+		}
 		l.headers[m.Hash] = round.Signed{Header: *m.Header, Author: m.From, ID: m.Hash}
 	case round.KindCommit:
 		l.commits[m.Commit.Next] = *m.Commit
@@ -80,28 +84,45 @@ func follow(links []Link) error {
 		if total += l.Tokens; l.Total != total {
 			return fmt.Errorf("round %d leads to %d tokens, the updates applied until then sum to %d", l.Round, l.Total, total)
 		}
+		next := maps.Clone(cursors)
 		for _, h := range l.Accepted {
 			for _, r := range h.Ranges {
 				if r.From != cursors[r.Shard] {
 					return fmt.Errorf("round %d trains shard %d from window %d, the cursor is at %d", l.Round, r.Shard, r.From, cursors[r.Shard])
 				}
-				cursors[r.Shard] = r.To
+				if h.Merge == nil && next[r.Shard] != r.From {
+					return fmt.Errorf("round %d trains shard %d twice", l.Round, r.Shard)
+				}
+			}
+			if h.Merge == nil {
+				advance(next, h.Ranges)
 			}
 		}
+		for _, h := range l.Accepted {
+			if h.Merge != nil { // of shards that both sides of a fork trained, the further one counts
+				advance(next, h.Ranges)
+			}
+		}
+		cursors = next
 	}
 	return nil
 }
 
-// Headers returns the headers of an author, those of early rounds first.
+func advance(cursors map[uint32]uint64, ranges []round.Range) {
+	for _, r := range ranges {
+		cursors[r.Shard] = max(cursors[r.Shard], r.To)
+	}
+}
+
+// Headers returns the headers of an author in the order in which it said them.
 func (l *Ledger) Headers(author peer.ID) []round.Signed {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var list []round.Signed
-	for _, h := range l.headers {
-		if h.Author == author {
+	for _, id := range l.order {
+		if h := l.headers[id]; h.Author == author {
 			list = append(list, h)
 		}
 	}
-	slices.SortFunc(list, func(a, b round.Signed) int { return int(int64(a.Round) - int64(b.Round)) })
 	return list
 }

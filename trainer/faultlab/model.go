@@ -166,7 +166,7 @@ func (d Text) Batch(_ context.Context, windows []round.Window) (engine.Batch, er
 func successor(token int32, luck float64) int32 {
 	for i, share := range []float64{0.55, 0.8, 0.95, 1} {
 		if luck < share {
-			return (token*token + 7*token*int32(i+1) + 5*int32(i) + 1) % 32
+			return (5*token + 9*int32(i) + 3) % 32
 		}
 	}
 	return 0

@@ -41,6 +41,7 @@ type Event struct {
 	Peer  string
 	Point Point
 	Round uint64 // rounds committed in the state that the peer works on
+	Mate  string // who is served or asked, where the point is about a blob
 }
 
 // tapped is a peer's network: it tells the laboratory what the peer says.
@@ -73,6 +74,7 @@ func (t *tappedTopic) Publish(ctx context.Context, data []byte) error {
 	if err != nil {
 		return err
 	}
+	t.body.speaks()
 	points, ok := said[m.Kind]
 	if !ok {
 		if m.Kind == round.KindHeartbeat {
@@ -80,7 +82,7 @@ func (t *tappedTopic) Publish(ctx context.Context, data []byte) error {
 		}
 		return t.Topic.Publish(ctx, data)
 	}
-	t.body.at(points[0], number(m))
+	t.body.at(points[0], number(m), "")
 	if log := t.body.log; log != nil && !t.body.dead() {
 		log.Debug("says", "what", m.Kind, "round", number(m), "content", brief(m))
 	}
@@ -88,7 +90,7 @@ func (t *tappedTopic) Publish(ctx context.Context, data []byte) error {
 	if err == nil && t.body.lab.Ledger != nil {
 		t.body.lab.Ledger.add(m)
 	}
-	t.body.at(points[1], number(m))
+	t.body.at(points[1], number(m), "")
 	return err
 }
 

@@ -50,8 +50,14 @@ func (f *File) check() error {
 	if f.Train.Rounds != 0 && f.Train.Tokens != 0 {
 		return f.wrong("train.tokens", "give rounds or tokens, not both")
 	}
-	if _, err := codec.Parse(f.Rounds.Codec); err != nil {
-		return f.wrong("rounds.codec", "%q is no codec; write %s", f.Rounds.Codec, codec.Names)
+	if _, err := codec.Parse(f.Rounds.Codec); err != nil && f.Rounds.Codec != CodecAuto {
+		return f.wrong("rounds.codec", "%q is no codec; write auto or %s", f.Rounds.Codec, codec.Names)
+	}
+	if p := f.Rounds.Pace; p != PaceAuto && p != PaceFixed {
+		return f.wrong("rounds.pace", "%q is no pace; write auto or fixed", p)
+	}
+	if o := f.Rounds.Overlap; o != OverlapAuto && o != OverlapNever && o != OverlapAlways {
+		return f.wrong("rounds.overlap", "%q is no choice; write auto, never or always", o)
 	}
 	return f.checkRanges()
 }
@@ -77,6 +83,8 @@ func (f *File) checkRanges() error {
 		{"train.weight_decay", f.Train.WeightDecay, 0, 10},
 		{"train.clip", f.Train.Clip, 0, 1e6},
 		{"train.seed", float64(f.Train.Seed), 0, 1 << 62},
+		{"rounds.bits", f.Rounds.Bits, 0, 1e6},
+		{"rounds.fragments", float64(f.Rounds.Fragments), 1, MaxFragments},
 		{"rounds.local_steps", float64(f.Rounds.LocalSteps), 1, 1e5},
 		{"rounds.outer_learning_rate", f.Rounds.OuterRate, 1e-6, 10},
 		{"rounds.outer_momentum", f.Rounds.Momentum, 0, 0.999},

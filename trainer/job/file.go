@@ -77,8 +77,12 @@ type TrainPart struct {
 
 // RoundsPart is the averaging: how long peers train alone, and how they combine.
 type RoundsPart struct {
-	LocalSteps int     `yaml:"local_steps"`
+	Pace       string  `yaml:"pace"`        // auto or fixed
+	Bits       float64 `yaml:"bits"`        // budget of the auto pace
+	LocalSteps int     `yaml:"local_steps"` // of every round; with the auto pace only a unit of the run's length
 	Codec      string  `yaml:"codec"`
+	Fragments  int     `yaml:"fragments"`
+	Overlap    string  `yaml:"overlap"` // auto, never or always
 	OuterRate  float64 `yaml:"outer_learning_rate"`
 	Momentum   float64 `yaml:"outer_momentum"`
 }
@@ -103,6 +107,19 @@ type EvalPart struct {
 	Windows int `yaml:"windows"` // held-out sequences per measurement
 }
 
+// Words of the rounds part.
+const (
+	PaceAuto      = "auto"  // steps, codec and outer step of every round follow from the budget, the links and the progress
+	PaceFixed     = "fixed" // they are what the job says
+	CodecAuto     = "auto"  // the pace chooses; int8 where it is fixed
+	OverlapAuto   = "auto"  // the next round's steps run beside the exchange when that saves time
+	OverlapNever  = "never" // equal runs end with equal bits
+	OverlapAlways = "always"
+)
+
+// DefaultBits is the budget of a job that names none, in bits per parameter and optimiser step that a peer downloads.
+const DefaultBits = 1.0
+
 // Defaults returns the file that an empty job file means.
 func Defaults() File {
 	return File{
@@ -110,7 +127,7 @@ func Defaults() File {
 		Model:  ModelPart{},
 		Data:   DataPart{Tokenizer: "bytes", Validation: 0.02},
 		Train:  TrainPart{Batch: 8, Context: 128, LearningRate: 1e-3, MinRate: 1e-4, Warmup: 20, WeightDecay: 0.1, Clip: 1, Seed: 1},
-		Rounds: RoundsPart{LocalSteps: 20, Codec: "int8", OuterRate: 0.7, Momentum: 0.6},
+		Rounds: RoundsPart{Pace: PaceAuto, Bits: DefaultBits, LocalSteps: 20, Codec: CodecAuto, Fragments: 1, Overlap: OverlapAuto, OuterRate: 0.7, Momentum: 0.6},
 		Market: MarketPart{Peers: 3}, Checkpoint: CheckpointPart{Every: 10, Keep: 2}, Eval: EvalPart{Windows: 64},
 	}
 }

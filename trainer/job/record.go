@@ -21,6 +21,7 @@ const (
 	MaxStepTokens     = 1 << 24 // tokens of one optimiser step of one member: 128 MiB of inputs and targets
 	MaxRoundSequences = 1 << 22 // sequences of one round of one member: 64 MiB of sample positions
 	MaxTokens         = 1 << 62 // tokens of a run, all members together
+	MaxFragments      = 256     // parts in which the weights travel
 )
 
 // RecordVersion is the version of the canonical job record.
@@ -52,7 +53,11 @@ type Record struct {
 	WeightDecay     float64    `cbor:"weight_decay"`
 	Clip            float64    `cbor:"clip"`
 	Seed            uint64     `cbor:"seed"`
+	Pace            string     `cbor:"pace"` // auto or fixed
+	Bits            float64    `cbor:"bits"` // budget of the auto pace, per parameter and step
 	Codec           string     `cbor:"codec"`
+	Fragments       uint64     `cbor:"fragments"`
+	Overlap         string     `cbor:"overlap"` // auto, never or always
 	OuterRate       float64    `cbor:"outer_learning_rate"`
 	OuterMomentum   float64    `cbor:"outer_momentum"`
 	CheckpointEvery uint64     `cbor:"checkpoint_every"` // rounds
@@ -76,7 +81,8 @@ func (f *File) Bind(owner peer.ID, dataset cid.Cid, attempt uint64) (Record, err
 		Context: uint64(f.Train.Context), Peers: uint64(f.Market.Peers),
 		LearningRate: f.Train.LearningRate, MinRate: f.Train.MinRate, Warmup: uint64(f.Train.Warmup),
 		WeightDecay: f.Train.WeightDecay, Clip: f.Train.Clip, Seed: f.Train.Seed,
-		Codec: f.Rounds.Codec, OuterRate: f.Rounds.OuterRate, OuterMomentum: f.Rounds.Momentum,
+		Pace: f.Rounds.Pace, Bits: f.Rounds.Bits, Codec: f.Rounds.Codec, Fragments: uint64(f.Rounds.Fragments), Overlap: f.Rounds.Overlap,
+		OuterRate: f.Rounds.OuterRate, OuterMomentum: f.Rounds.Momentum,
 		CheckpointEvery: uint64(f.Checkpoint.Every),
 	}
 	r.Rounds = f.rounds(r.tokensPerRound())
@@ -212,8 +218,19 @@ func (r Record) Check() error {
 			return fmt.Errorf("%w: a rate is %v, allowed: 0 to 1e6", ErrRecord, x)
 		}
 	}
-	if _, err := codec.Parse(r.Codec); err != nil {
+	return r.checkRounds()
+}
+
+// checkRounds bounds what says how the rounds go.
+func (r Record) checkRounds() error {
+	if _, err := codec.Parse(r.Codec); err != nil && r.Codec != CodecAuto {
 		return fmt.Errorf("%w: %w", ErrRecord, err)
+	}
+	if r.Pace != PaceAuto && r.Pace != PaceFixed || r.Overlap != OverlapAuto && r.Overlap != OverlapNever && r.Overlap != OverlapAlways {
+		return fmt.Errorf("%w: pace %.20q, overlap %.20q, allowed: auto, fixed; auto, never, always", ErrRecord, r.Pace, r.Overlap)
+	}
+	if !(r.Bits >= 0 && r.Bits <= 1e6) || r.Fragments < 1 || r.Fragments > MaxFragments {
+		return fmt.Errorf("%w: %v bits, %d fragments, allowed: 0 to 1e6, 1 to %d", ErrRecord, r.Bits, r.Fragments, uint64(MaxFragments))
 	}
 	return nil
 }

@@ -1,5 +1,6 @@
-// Package outer owns the outer step of a round: the weighted mean of the peers' updates and what it does to the weights that
-// all peers share. It refuses to know how updates travel and who chose them.
+// Package outer owns the outer step of a round: the weighted mean of the peers' updates, what it does to the weights that all
+// peers share, and what each peer keeps of its own updates because the codec lost it. It refuses to know how updates travel
+// and who chose them.
 //
 // Everything here gives the same bits on every machine: sums run in the caller's (canonical) order, element by element, and
 // every product is rounded to float32 or float64 by an explicit conversion before it is added, so that no compiler may fuse
@@ -11,6 +12,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"sync"
 
 	"github.com/capacloud/capanode/trainer/codec"
 )
@@ -30,29 +32,36 @@ type Update struct {
 	Tokens uint64       // weight of the update; callers cap it by what the plan allows
 }
 
-// span is how many blocks one piece of parallel work covers: one scratch buffer serves them all.
-const span = 64
-
-// forSpans calls f for every block of a vector of n elements, with a scratch buffer of one block.
-func forSpans(n int, f func(block int, buf []float32)) {
+// forBlocks calls f for every block of a vector of n elements, on all cores.
+func forBlocks(n int, f func(block int)) {
+	const span = 64 // blocks that one piece of parallel work covers
 	blocks := codec.Blocks(n)
 	codec.ForEach((blocks+span-1)/span, func(s int) {
-		buf := make([]float32, codec.Block)
 		for b := s * span; b < min((s+1)*span, blocks); b++ {
-			f(b, buf)
+			f(b)
 		}
 	})
 }
 
-// Norm returns the Euclidean norm of a source: float64 sums of blocks, added in order.
+// sparse is a source that knows the sum of a block's squares without decoding what is zero: [codec.SumSquares] to the bit.
+type sparse interface {
+	Squares(block int) float64
+}
+
+var buffers = sync.Pool{New: func() any { return new([codec.Block]float32) }}
+
+// Norm returns the Euclidean norm of a source: sums of squares of blocks, added in order.
 func Norm(src codec.Source) float64 {
 	sums := make([]float64, codec.Blocks(src.Len()))
-	forSpans(src.Len(), func(i int, buf []float32) {
-		var sum float64
-		for _, v := range buf[:src.Block(buf, i)] {
-			sum += float64(float64(v) * float64(v))
+	few, ok := src.(sparse)
+	forBlocks(src.Len(), func(i int) {
+		if ok {
+			sums[i] = few.Squares(i)
+			return
 		}
-		sums[i] = sum
+		buf := buffers.Get().(*[codec.Block]float32)
+		defer buffers.Put(buf)
+		sums[i] = codec.SumSquares(buf[:src.Block(buf[:], i)])
 	})
 	var total float64
 	for _, s := range sums {
@@ -110,7 +119,7 @@ func Mean(dst []float32, updates []Update) error {
 		}
 	}
 	factors := Factors(updates)
-	forSpans(len(dst), func(i int, _ []float32) {
+	forBlocks(len(dst), func(i int) {
 		acc := dst[i*codec.Block : min((i+1)*codec.Block, len(dst))]
 		clear(acc)
 		for k, u := range updates {
@@ -130,7 +139,7 @@ func (s Settings) Step(weights, momentum, mean []float32) error {
 		return fmt.Errorf("outer: %d weights, %d momenta, %d means: %w", len(weights), len(momentum), len(mean), ErrShape)
 	}
 	eta, mu := s.LearningRate, s.Momentum
-	forSpans(len(mean), func(i int, _ []float32) {
+	forBlocks(len(mean), func(i int) {
 		lo, hi := i*codec.Block, min((i+1)*codec.Block, len(mean))
 		w, b, m := weights[lo:hi], momentum[lo:hi], mean[lo:hi]
 		for j := range m {
@@ -147,7 +156,7 @@ func Move(weights []float32, delta codec.Source, share float32) error {
 	if delta.Len() != len(weights) {
 		return fmt.Errorf("outer: move %d weights by %d elements: %w", len(weights), delta.Len(), ErrShape)
 	}
-	forSpans(len(weights), func(i int, _ []float32) {
+	forBlocks(len(weights), func(i int) {
 		delta.Add(weights[i*codec.Block:min((i+1)*codec.Block, len(weights))], i, share)
 	})
 	return nil

@@ -85,6 +85,16 @@ func TestClipToMedian(t *testing.T) {
 	}
 }
 
+// A sparse update's norm is that of what it decodes to, to the bit.
+func TestNormOfSparse(t *testing.T) {
+	x := normal(1, 9000, 1)
+	src := through(t, codec.Top{K: 64}, x)
+	codec.Decode(x, src)
+	if got, want := outer.Norm(src), outer.Norm(x); got != want {
+		t.Errorf("norm %g, decoded %g", got, want)
+	}
+}
+
 func TestZeroUpdates(t *testing.T) {
 	zero := make(vector, 10)
 	mean := normal(1, 10, 1)
@@ -164,21 +174,19 @@ func TestThreadsDoNotMatter(t *testing.T) {
 	}
 }
 
+// Two peers' updates on all cores.
 func BenchmarkMean(b *testing.B) {
 	n := 1 << 22
-	blob := make([]byte, codec.Int8{}.Bound(n))
-	if _, err := (codec.Int8{}).Encode(blob, normal(1, n, 0.01)); err != nil {
-		b.Fatal(err)
-	}
-	src, err := codec.Int8{}.Open(blob, n)
-	if err != nil {
-		b.Fatal(err)
-	}
-	mean := make([]float32, n)
-	b.SetBytes(int64(4 * n))
-	for b.Loop() {
-		if err := outer.Mean(mean, []outer.Update{{src, 1}, {src, 1}}); err != nil {
-			b.Fatal(err)
-		}
+	mean, x := make([]float32, n), normal(1, n, 0.01)
+	for _, c := range []codec.Codec{codec.FP32{}, codec.Int8{}, codec.Int4{}, codec.Top{K: 64}, codec.Top{K: 512}} {
+		b.Run(c.ID(), func(b *testing.B) {
+			src := through(b, c, x)
+			b.SetBytes(int64(4 * n))
+			for b.Loop() {
+				if err := outer.Mean(mean, []outer.Update{{src, 1}, {src, 1}}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

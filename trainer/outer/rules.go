@@ -26,7 +26,7 @@ func (g Gossip) Step(weights, velocity, mean []float32) error {
 	if len(weights) != len(mean) || len(velocity) != len(mean) {
 		return fmt.Errorf("outer: %d weights, %d velocities, %d means: %w", len(weights), len(velocity), len(mean), ErrShape)
 	}
-	forSpans(len(mean), func(i int, _ []float32) {
+	forBlocks(len(mean), func(i int) {
 		lo, hi := i*codec.Block, min((i+1)*codec.Block, len(mean))
 		w, d, m := weights[lo:hi], velocity[lo:hi], mean[lo:hi]
 		for j := range m {
@@ -47,7 +47,7 @@ func Merge(fast, shared []float32, alpha float32) error {
 		return fmt.Errorf("outer: merge %d shared weights into %d: %w", len(shared), len(fast), ErrShape)
 	}
 	rest := 1 - alpha
-	forSpans(len(fast), func(i int, _ []float32) {
+	forBlocks(len(fast), func(i int) {
 		lo, hi := i*codec.Block, min((i+1)*codec.Block, len(fast))
 		f, s := fast[lo:hi], shared[lo:hi]
 		for j := range s {
@@ -68,7 +68,7 @@ func Heal(weights, mean, own []float32, rate float32) error {
 	if len(weights) != len(mean) || len(own) != len(mean) {
 		return fmt.Errorf("outer: heal %d weights with %d means and %d of its own: %w", len(weights), len(mean), len(own), ErrShape)
 	}
-	forSpans(len(mean), func(i int, _ []float32) {
+	forBlocks(len(mean), func(i int) {
 		lo, hi := i*codec.Block, min((i+1)*codec.Block, len(mean))
 		w, m, o := weights[lo:hi], mean[lo:hi], own[lo:hi]
 		for j := range m {

@@ -238,10 +238,14 @@ func (a Attempt) outcome() Action {
 	if set := a.unanimous(); set != nil {
 		return a.build(set)
 	}
-	if !a.votesDue && !a.passed() {
+	set := a.heaviest(a.quorum())
+	if !a.votesDue {
+		// An end other than a decision would only begin the next attempt, which would end at once as well.
+		if end, ok := a.build(set).(Decide); ok && len(set) > 0 && a.passed() {
+			return end
+		}
 		return nil
 	}
-	set := a.heaviest(a.quorum())
 	if len(set) == 0 {
 		return Abort{ErrNoQuorum}
 	}

@@ -290,6 +290,15 @@ func TestAttemptMatesDisagree(t *testing.T) {
 	tb.wantDecide("a", "b", "c")
 
 	tb = newTable(t, true, "b", "c", "d")
+	tb.header("b")
+	tb.commit("b", "b")
+	tb.past("b", "c", "d")
+	tb.failed("b")
+	tb.wantWaiting() // or attempt would follow attempt without a pause
+	tb.votesDue()
+	tb.wantAbort(ErrNoQuorum)
+
+	tb = newTable(t, true, "b", "c", "d")
 	tb.blob("b")
 	tb.commit("b", "b")
 	tb.header("c")

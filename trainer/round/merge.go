@@ -1,6 +1,9 @@
 package round
 
-import "slices"
+import (
+	"math"
+	"slices"
+)
 
 // Merge marks an update that brings back what the losing side of a fork has trained: the round that applies it has two
 // parents. Its blob holds φ of the losing state minus φ of the header's parent; its tokens are those that the losing side
@@ -25,11 +28,14 @@ func (m Merge) Share(parent, lost uint64) float32 {
 // MaxLineage is how many of its last states a peer remembers: forks older than that are not merged but lost.
 const MaxLineage = 128
 
-// Ancestor is one state on the way to the present one.
+// Ancestor is one state on the way to the present one, or one that was merged into it.
 type Ancestor struct {
 	State  Hash   `cbor:"state"`
-	Tokens uint64 `cbor:"tokens"` // committed in it
+	Tokens uint64 `cbor:"tokens"` // committed in it; [Merged] for one that was merged
 }
+
+// Merged stands for the tokens of a lost state on the lineage of the winner: it is no point where sides can part.
+const Merged = math.MaxUint64
 
 // Lineage is the way to the present state, newest last: what a fork is measured by.
 type Lineage []Ancestor
@@ -45,11 +51,17 @@ func (l Lineage) Add(a Ancestor) Lineage {
 // Has reports whether the state lies on the lineage with these tokens.
 func (l Lineage) Has(a Ancestor) bool { return slices.Contains(l, a) }
 
-// Meet returns the newest state that both lineages hold.
+// Knows reports whether the state lies on the lineage or was merged into it.
+func (l Lineage) Knows(state Hash) bool {
+	return slices.ContainsFunc(l, func(a Ancestor) bool { return a.State == state })
+}
+
+// Meet returns the newest state that both lineages passed through; false when there is none, or when both have merged the
+// same lost state since, which must not be counted twice.
 func (l Lineage) Meet(o Lineage) (Ancestor, bool) {
 	for _, a := range slices.Backward(l) {
 		if o.Has(a) {
-			return a, true
+			return a, a.Tokens != Merged
 		}
 	}
 	return Ancestor{}, false

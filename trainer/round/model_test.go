@@ -18,6 +18,7 @@ type model struct {
 	queue []modelEvent
 	loss  int // per cent of messages and fetches that fail
 	early bool
+	due   bool // the deadlines fire
 }
 
 type modelPeer struct {
@@ -94,7 +95,9 @@ func (m *model) round(kills int) int {
 		m.queue = append(m.queue, modelEvent{p, func(a Attempt) (Attempt, []Action) { return a.Publish(h) }})
 		m.tell(p, func(a Attempt) (Attempt, []Action) { return a.Header(h) })
 	}
+	m.due = false
 	m.drain(kills)
+	m.due = true
 	for _, deadline := range []func(Attempt) (Attempt, []Action){Attempt.HeadersDue, Attempt.VotesDue} {
 		for _, p := range m.alive() {
 			m.queue = append(m.queue, modelEvent{p, deadline})
@@ -159,6 +162,9 @@ func (m *model) apply(p *modelPeer, do func(Attempt) (Attempt, []Action)) {
 			m.tell(p, func(x Attempt) (Attempt, []Action) { return x.Commit(p.id, c) })
 		default:
 			p.end = a
+			if abort, ok := a.(Abort); !m.due && (!ok || abort.Why != ErrAlone) {
+				m.t.Fatalf("%s ends with %v before its deadline: the next attempt would end so at once", p.id, a)
+			}
 		}
 	}
 }

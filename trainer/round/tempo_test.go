@@ -103,6 +103,13 @@ func TestLineageMeets(t *testing.T) {
 	if got, ok := a.Meet(b); !ok || got != fork {
 		t.Errorf("met at %+v, %v, want %+v", got, ok, fork)
 	}
+	twice := Ancestor{testHash("merged by both"), Merged}
+	if _, ok := a.Add(twice).Meet(b.Add(twice)); ok {
+		t.Error("what both sides merged is to be merged again")
+	}
+	if !a.Add(twice).Knows(twice.State) || a.Knows(twice.State) {
+		t.Error("the merged state is not known")
+	}
 	if _, ok := a.Meet(Lineage{{testHash("else"), 1}}); ok {
 		t.Error("met a stranger")
 	}

@@ -15,26 +15,21 @@ import (
 
 	"github.com/capacloud/capanode/trainer/engine"
 	"github.com/capacloud/capanode/trainer/engine/native"
-	"github.com/capacloud/capanode/trainer/model"
+	"github.com/capacloud/capanode/trainer/faultlab"
 	"github.com/capacloud/capanode/trainer/round"
 	"github.com/capacloud/capanode/trainer/worker"
 )
 
 var update = flag.Bool("update", false, "rewrite golden files")
 
-var tinyLlama = model.Spec{
-	Family: model.FamilyLlama, Vocab: 32, Width: 32, Layers: 2, Heads: 2, KVHeads: 1, FeedForward: 64, Context: 16,
-	RopeTheta: 10000, NormEps: 1e-5, TieEmbeddings: true,
-}
-
 // counting is a language that a tiny model learns in seconds: every window counts up from its start in its own step width.
-type counting struct{ testData }
+type counting struct{ faultlab.Numbers }
 
 func (c counting) Batch(_ context.Context, windows []round.Window) (engine.Batch, error) {
-	b := engine.Batch{Rows: len(windows), Context: c.context}
+	b := engine.Batch{Rows: len(windows), Context: c.Context}
 	for _, w := range windows {
 		at, step := int32(w.Index%32), int32(1+w.Shard%3)
-		for i := range int32(c.context) {
+		for i := range int32(c.Context) {
 			b.Inputs = append(b.Inputs, (at+i*step)%32)
 			b.Targets = append(b.Targets, (at+(i+1)*step)%32)
 		}
@@ -53,15 +48,11 @@ func llamaRun(t *testing.T) string {
 		plan.Schedule = worker.Schedule{Peak: 1e-2, Floor: 1e-3, Warmup: 5, Total: 30}
 		names := []string{"a", "b", "c"}
 		s := newSwarm(t, plan, names...)
-		s.data = counting{testData{shards: 6, windows: 64, context: 16}}
+		s.data = counting{faultlab.Numbers{Count: 6, Length: 64, Context: 16}}
 		defer s.end(names...)
 		var all []<-chan outcome
 		for _, name := range names {
-			program, err := tinyLlama.Program()
-			if err != nil {
-				t.Fatal(err)
-			}
-			eng, err := native.New(program, native.Options{Seed: 11, Parallelism: 1})
+			eng, err := faultlab.Llama(11)
 			if err != nil {
 				t.Fatal(err)
 			}

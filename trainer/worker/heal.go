@@ -47,7 +47,7 @@ func (w *worker) heal(ctx context.Context, donors []peer.ID) error {
 		w.mu.Lock()
 		w.state, w.hash, w.lineage = got.state, got.state.Hash(), got.lineage
 		w.mu.Unlock()
-		clear(w.residual) // what it corrected is not in this state
+		w.feedback.Reset() // what it corrected is not in this state
 		w.rewind()
 		w.result.Healed++
 		w.result.Down += got.size
@@ -142,14 +142,14 @@ var mergeCodec = codec.Int8{}
 func (w *worker) offerMerge(ctx context.Context) error {
 	side := w.lost
 	side.tries++
-	known := slices.ContainsFunc(w.lineage, func(a round.Ancestor) bool { return a.State == side.merge.State })
-	if known || side.tries > mergeTries {
+	if w.lineage.Knows(side.merge.State) || side.tries > mergeTries {
 		w.lost = nil
 		return nil
 	}
 	w.enter(round.PhaseTraining)
+	update := w.mean
 	for i, v := range side.weights {
-		w.pending[i] = v - w.state.Weights[i]
+		update[i] = v - w.state.Weights[i]
 	}
 	var ranges []round.Range
 	for shard, to := range side.cursors {
@@ -160,7 +160,8 @@ func (w *worker) offerMerge(ctx context.Context) error {
 	merge := side.merge
 	header := w.fill(round.Header{Ranges: ranges, Tokens: side.tokens, Loss: w.state.Pulse.Loss, Merge: &merge}, w.pace())
 	header.Codec = mergeCodec.ID()
-	return w.encode(ctx, header, w.pending, 0)
+	// Nobody has to wait for this update, but it has to wait for those of the others.
+	return w.encode(ctx, header, update, max(w.compute, w.roundTime()))
 }
 
 // mergeable checks a header that brings back the losing side of a fork.
@@ -168,13 +169,12 @@ func (w *worker) mergeable(h round.Signed) error {
 	m := *h.Merge
 	_, fits := h.Fits(w.state.Cursors, w.windows)
 	at := round.Ancestor{State: m.Base, Tokens: m.Tokens}
-	known := slices.ContainsFunc(w.lineage, func(a round.Ancestor) bool { return a.State == m.State })
 	switch {
 	case h.Codec != mergeCodec.ID() || h.Size != uint64(mergeCodec.Bound(len(w.state.Weights))):
 		return fmt.Errorf("merge of %d bytes in %s", h.Size, h.Codec)
-	case !w.lineage.Has(at):
+	case m.Tokens == round.Merged || !w.lineage.Has(at):
 		return fmt.Errorf("merge from state %s, which this peer never held", m.Base.Short())
-	case known:
+	case w.lineage.Knows(m.State):
 		return fmt.Errorf("merge of state %s, which was merged before", m.State.Short())
 	case h.Tokens > w.state.Tokens-m.Tokens || !fits:
 		return fmt.Errorf("merge of %d tokens from %v", h.Tokens, h.Ranges)

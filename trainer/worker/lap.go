@@ -23,13 +23,13 @@ var errData = errors.New("samples are out of reach")
 
 // lap is one round's local steps. While it runs it alone touches the engine.
 //
-// A lap usually starts at the committed state. When the network is slow against the computer, the next lap starts while the
-// round before is still being exchanged, at the peer's own fast weights θ; the committed weights φ reach it on base, between
-// two steps, and the steps taken since carry over:
+// A lap starts at φ + e: the committed weights, and what the codec has left of this peer's updates. That is not lost to the
+// peer while it is not said: gradients are taken where its knowledge is, and its update θ − φ brings the rest along.
 //
-//	θ ← φ + (θ − θ at the start of the lap)
+// When the network is slow against the computer, the next lap starts while the round before is still being exchanged, at the
+// peer's fast weights θ as they are; φ + e reaches it on base, between two steps, and the steps taken since carry over:
 //
-// so that the lap's update θ − φ holds exactly the lap's own steps.
+//	θ ← φ + e + (θ − θ at the start of the lap)
 type lap struct {
 	number  uint64 // of the round that the update is for
 	members []peer.ID
@@ -50,9 +50,9 @@ type lap struct {
 	err           error
 }
 
-// base is the part of the weights that a commit moved.
+// base is where fast weights start after a commit, φ + e, in the part of the weights that it moved.
 type base struct {
-	weights  []float32
+	start    []float32
 	from, to int
 }
 
@@ -101,12 +101,12 @@ func (l *lap) run(ctx context.Context, w *worker) {
 	l.compute = time.Since(began)
 }
 
-// carry moves the fast weights to what was committed, and keeps the steps taken since the lap began.
+// carry moves the fast weights to the base, and keeps the steps taken since the lap began.
 func (w *worker) carry(b base) {
 	theta := w.cfg.Engine.State().Weights[b.from:b.to]
 	sent := w.sent[b.from:b.to]
-	for i, phi := range b.weights[b.from:b.to] {
-		theta[i] = phi + float32(theta[i]-sent[i])
+	for i, start := range b.start {
+		theta[i] = start + float32(theta[i]-sent[i])
 	}
 }
 
@@ -169,24 +169,30 @@ func (w *worker) train(ctx context.Context) error {
 	if l.err != nil {
 		return l.err
 	}
+	w.compute = l.compute
 	w.setSpeed(uint64(len(l.windows)*w.cfg.Plan.Context), l.compute)
 	return w.publishLap(ctx, l)
 }
 
-// publishLap makes the update of a finished lap: θ − φ of this round's fragment, and what earlier rounds lost to the codec.
+// publishLap makes the update of a finished lap: θ − φ of this round's fragment.
 func (w *worker) publishLap(ctx context.Context, l *lap) error {
 	p := w.pace()
 	from, to := w.fragment(p)
 	theta, phi := w.cfg.Engine.State().Weights, w.state.Weights
-	for i := from; i < to; i++ {
-		w.pending[i] = float32(theta[i]-phi[i]) + w.residual[i]
+	update := w.mean[:to-from]
+	for i := range update {
+		update[i] = theta[from+i] - phi[from+i]
+	}
+	pending, err := w.feedback.PendingPart(from, update)
+	if err != nil {
+		return fmt.Errorf("worker: round %d: %w", w.state.Round, err)
 	}
 	header := round.Header{
 		Ranges: l.ranges, Steps: uint32(l.steps), Tokens: uint64(len(l.windows) * w.cfg.Plan.Context),
 		Loss: int64(math.Round(l.loss * 1e6)), View: round.HashView(l.members), Before: l.before, After: l.after,
 		Lag: uint32(l.lag), Budget: w.affords(l.compute / time.Duration(l.steps)),
 	}
-	return w.encode(ctx, w.fill(header, p), w.pending[from:to], l.compute)
+	return w.encode(ctx, w.fill(header, p), pending, l.compute)
 }
 
 // fill adds what all headers of a round have in common.
@@ -269,7 +275,7 @@ func (w *worker) runAhead(ctx context.Context) {
 // goes on from them, else it was for nothing.
 func (w *worker) settleLap(from, to int, accepted bool) {
 	if w.lap == nil {
-		copy(w.cfg.Engine.State().Weights[from:to], w.state.Weights[from:to])
+		w.start(w.cfg.Engine.State().Weights[from:to], from)
 		return
 	}
 	_, fits := round.Header{Ranges: w.lap.ranges}.Fits(w.state.Cursors, w.windows)
@@ -278,7 +284,17 @@ func (w *worker) settleLap(from, to int, accepted bool) {
 		w.rewind()
 		return
 	}
-	w.lap.base <- base{w.state.Weights, from, to} // buffered; a lap gets one base
+	b := base{make([]float32, to-from), from, to}
+	w.start(b.start, from)
+	w.lap.base <- b // buffered; a lap gets one base
+}
+
+// start fills dst with where fast weights start, φ + e, from that element on.
+func (w *worker) start(dst []float32, from int) {
+	phi, e := w.state.Weights[from:], w.feedback.Residual()[from:]
+	for i := range dst {
+		dst[i] = phi[i] + e[i]
+	}
 }
 
 // dropLap stops a lap that runs ahead.
@@ -290,8 +306,8 @@ func (w *worker) dropLap() {
 	}
 }
 
-// rewind takes the committed weights for the fast ones.
-func (w *worker) rewind() { copy(w.cfg.Engine.State().Weights, w.state.Weights) }
+// rewind drops what local steps did since the last commit.
+func (w *worker) rewind() { w.start(w.cfg.Engine.State().Weights, 0) }
 
 // overlaps reports whether the next lap should run beside the exchange.
 func (w *worker) overlaps() bool {

@@ -112,7 +112,9 @@ func (w *worker) commit(ctx context.Context, d round.Decide, blobs exchanged) er
 		return fmt.Errorf("worker: round %d: %w", report.Round, err)
 	}
 	own := w.own != nil && slices.ContainsFunc(accepted, func(h round.Signed) bool { return h.ID == w.own.ID })
-	w.credit(own, from)
+	if err := w.credit(own); err != nil {
+		return err
+	}
 	if moved { // a merge moves all of the weights
 		w.dropLap()
 		w.rewind()
@@ -137,20 +139,20 @@ func (w *worker) commit(ctx context.Context, d round.Decide, blobs exchanged) er
 
 // credit closes the books of the own update. Error feedback is transactional: only what entered the state leaves the
 // residual; otherwise the update is dropped whole, its samples are free again, and the residual stays what it was.
-func (w *worker) credit(accepted bool, from int) {
+func (w *worker) credit(accepted bool) error {
 	switch {
 	case !accepted:
+		w.feedback.Abort()
 	case w.own.Merge != nil:
 		w.lost = nil
 	default:
-		decoded := w.mean[:w.own.decoded.Len()]
-		codec.Decode(decoded, w.own.decoded)
-		for i, v := range decoded {
-			w.residual[from+i] = w.pending[from+i] - v
+		if err := w.feedback.Commit(w.own.decoded); err != nil {
+			return fmt.Errorf("worker: round %d: %w", w.own.Round, err)
 		}
 		w.result.Contributed++
 		w.result.Tokens += w.own.Tokens
 	}
+	return nil
 }
 
 // advance moves the replicated state; its readers are locked out meanwhile. What the losing side of a fork brings back comes
@@ -181,7 +183,7 @@ func (w *worker) advance(set []round.Hash, accepted []round.Signed, blobs exchan
 		if err := outer.Move(w.state.Weights, blobs.sources[h.ID], h.Merge.Share(won, h.Tokens)); err != nil {
 			return false, err
 		}
-		w.lineage = w.lineage.Add(round.Ancestor{State: h.Merge.State, Tokens: h.Merge.Tokens + h.Tokens})
+		w.lineage = w.lineage.Add(round.Ancestor{State: h.Merge.State, Tokens: round.Merged})
 		merged = true
 	}
 	if len(updates) > 0 {

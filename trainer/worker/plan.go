@@ -26,6 +26,7 @@ type Plan struct {
 	Codec     string         // of the updates, such as "int8" or "top64"
 	Outer     outer.Settings // outer optimiser
 	Tempo     *tempo.Plan    // when set, chooses steps, codec and outer step of every round anew
+	Params    int            // of the model: what turns bytes into the tempo's bits; needed with a Tempo
 	Fragments int            // parts in which the weights travel, one each round; 0 means 1
 	Overlap   Overlap        // whether the next round's steps run beside the exchange
 
@@ -54,6 +55,24 @@ func (p Plan) MostTokens() uint64 { return p.mostSteps() * uint64(p.BatchRows) *
 
 // TotalSteps returns the nominal steps after which the run is over.
 func (p Plan) TotalSteps() uint64 { return p.Rounds * uint64(p.LocalSteps) }
+
+// RoundsAfter returns how many rounds follow after so many committed steps, as long as links are no limit. For very long
+// runs with a tempo it is an estimate.
+func (p Plan) RoundsAfter(done uint64) uint64 {
+	total := p.TotalSteps()
+	if p.Tempo == nil {
+		return (total - min(done, total) + uint64(p.LocalSteps) - 1) / uint64(p.LocalSteps)
+	}
+	const exact = 100_000
+	var rounds uint64
+	for first := done; done < total; rounds++ {
+		if rounds == exact {
+			return uint64(float64(rounds) * float64(total-first) / float64(done-first))
+		}
+		done += max(p.pace(done, round.Pulse{}).steps, 1)
+	}
+	return rounds
+}
 
 // maxSequences bounds the sequences of one round of one peer: 64 MiB of sample positions.
 const maxSequences = 1 << 22
@@ -85,11 +104,18 @@ type pace struct {
 }
 
 // pace returns how the round goes that starts after so many nominal steps. The plan has been checked.
-func (p Plan) pace(done uint64, _ round.Pulse) pace {
+func (p Plan) pace(done uint64, pulse round.Pulse) pace {
 	b := pace{steps: uint64(p.LocalSteps), outer: p.Outer, fragments: uint64(max(p.Fragments, 1))}
 	name := p.Codec
 	if p.Tempo != nil {
-		next := p.Tempo.Next(done)
+		t := *p.Tempo
+		if pulse.Peers > 0 {
+			t.Mates = int(min(pulse.Peers, round.MaxMembers))
+		}
+		if bits := 8 * float64(pulse.Budget) / float64(p.Params); bits > 0 && (t.Bits == 0 || bits < t.Bits) {
+			t.Bits = bits
+		}
+		next := t.Next(done)
 		b.steps, b.outer, name = uint64(next.LocalSteps), next.Outer, next.Codec
 	}
 	if total := p.TotalSteps(); done < total {
@@ -114,8 +140,8 @@ func (p Plan) check() error {
 		}
 		return nil
 	}
-	if p.Tempo.Steps != p.TotalSteps() {
-		return fmt.Errorf("worker: tempo for %d steps, the run has %d: %w", p.Tempo.Steps, p.TotalSteps(), ErrConfig)
+	if p.Tempo.Steps != p.TotalSteps() || p.Params < 1 {
+		return fmt.Errorf("worker: tempo for %d steps, the run has %d of a model of %d parameters: %w", p.Tempo.Steps, p.TotalSteps(), p.Params, ErrConfig)
 	}
 	if _, err := codec.Parse(p.Tempo.Next(0).Codec); err != nil {
 		return fmt.Errorf("worker: %w: %w", err, ErrConfig)

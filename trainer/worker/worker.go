@@ -16,6 +16,7 @@ import (
 
 	"github.com/capacloud/capanode/p2p"
 	"github.com/capacloud/capanode/p2p/wire"
+	"github.com/capacloud/capanode/trainer/outer"
 	"github.com/capacloud/capanode/trainer/round"
 )
 
@@ -56,20 +57,20 @@ type worker struct {
 	shared  shared
 
 	// The training goroutine's own.
-	listen   bool      // sit the next round out
-	retry    int       // aborted attempts at this round
-	own      *own      // the update of this round
-	limit    float64   // largest norm of a mate's update
-	blob     []byte    // the own update, encoded, at the beginning of the codec's bound
-	pending  []float32 // update and residual, before encoding
-	residual []float32 // error feedback: what the codec has lost so far
-	mean     []float32
-	lap      *lap      // local steps that run ahead of the exchange
-	sent     []float32 // fast weights when they began
-	restart  moments   // inner optimiser when they began: what a snapshot holds
-	lost     *lostSide // to be offered to the winners of a fork
-	link     uint64    // bytes per second at which updates arrive; 0 is unknown
-	waiting  float64   // share of the time that goes to the network
+	listen   bool            // sit the next round out
+	retry    int             // aborted attempts at this round
+	own      *own            // the update of this round
+	limit    float64         // largest norm of a mate's update
+	blob     []byte          // the own update, encoded, at the beginning of the codec's bound
+	feedback *outer.Feedback // what the codec has lost so far
+	mean     []float32       // of a round's updates; scratch between commits
+	lap      *lap            // local steps that run ahead of the exchange
+	sent     []float32       // fast weights when they began
+	restart  moments         // inner optimiser when they began: what a snapshot holds
+	lost     *lostSide       // to be offered to the winners of a fork
+	compute  time.Duration   // of the last lap
+	link     uint64          // bytes per second at which updates arrive; 0 is unknown
+	waiting  float64         // share of the time that goes to the network
 	kept     []keptBlob
 	result   Result
 
@@ -103,8 +104,9 @@ func open(cfg Config) (*worker, error) {
 	n := len(inner.Weights)
 	w := &worker{
 		cfg: cfg, self: cfg.Net.ID(), log: cfg.Log, counted: map[round.Hash]uint64{}, doubted: map[peer.ID]time.Time{},
-		state:   round.NewState(cfg.Run, cfg.Data.Shards(), slices.Clone(inner.Weights)),
-		pending: make([]float32, n), residual: make([]float32, n), mean: make([]float32, n),
+		state:    round.NewState(cfg.Run, cfg.Data.Shards(), slices.Clone(inner.Weights)),
+		feedback: outer.NewFeedback(n, 0), // the fast weights carry the residual
+		mean:     make([]float32, n),
 	}
 	if w.log == nil {
 		w.log = slog.New(slog.DiscardHandler)
@@ -159,11 +161,12 @@ func (w *worker) restore() error {
 	w.state, inner.Steps = s.state, s.steps
 	copy(inner.M, s.m)
 	copy(inner.V, s.v)
-	copy(w.residual, s.residual)
+	copy(w.feedback.Residual(), s.residual)
 	if s.fast == nil {
-		s.fast = s.state.Weights
+		w.rewind()
+	} else {
+		copy(inner.Weights, s.fast)
 	}
-	copy(inner.Weights, s.fast)
 	w.log.Info("resumed from snapshot", "round", s.state.Round, "tokens", s.state.Tokens)
 	return nil
 }
@@ -302,7 +305,7 @@ func (w *worker) report(accepted []round.Signed, blobs exchanged) Report {
 		r.Live = append(r.Live, m.id)
 	}
 	slices.Sort(r.Live)
-	if w.own != nil {
+	if w.own != nil && w.own.Merge == nil {
 		r.Up, r.Compute = w.own.Size, w.own.compute
 	}
 	return r
@@ -314,7 +317,7 @@ func (w *worker) snapshot(from, to int) {
 	if w.cfg.SnapshotDir == "" || w.state.Round%every != 0 && !w.over() {
 		return
 	}
-	s := snapshot{state: w.state, residual: w.residual}
+	s := snapshot{state: w.state, residual: w.feedback.Residual()}
 	var fast []float32
 	if w.lap == nil {
 		inner := w.cfg.Engine.State()
@@ -324,7 +327,7 @@ func (w *worker) snapshot(from, to int) {
 	}
 	if w.pace().fragments > 1 { // outside of the round's fragment the fast weights are this peer's own
 		s.fast = slices.Clone(fast)
-		copy(s.fast[from:to], w.state.Weights[from:to])
+		w.start(s.fast[from:to], from)
 	}
 	if err := s.save(w.cfg.SnapshotDir); err != nil {
 		w.warn(err)

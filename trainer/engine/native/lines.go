@@ -34,8 +34,14 @@ func (b *builder) Embedding(table engine.Value) engine.Value {
 	return b.value()
 }
 
-// columnsEach is how many columns of a gradient one task sums over all lines.
-const columnsEach = 64
+// columnsEach returns how many columns of a gradient one task sums over all lines. Few keep many cores busy; many read
+// memory in longer pieces.
+func (o Options) columnsEach() int {
+	if o.Parallelism > 8 {
+		return 64
+	}
+	return 384
+}
 
 // columns emits the sum of the gradients of parameters, cut into ranges of columns.
 func (c *compiler) columns(params []*node, width int, run func(w *worker, low, high int), reads ...*tensor) {
@@ -43,8 +49,9 @@ func (c *compiler) columns(params []*node, width int, run func(w *worker, low, h
 	for _, p := range params {
 		of = append(of, p.param)
 	}
-	c.later(deferred{params: of, reads: reads, tasks: (width + columnsEach - 1) / columnsEach, run: func(w *worker, task int) {
-		run(w, task*columnsEach, min((task+1)*columnsEach, width))
+	each := c.options.columnsEach()
+	c.later(deferred{params: of, reads: reads, tasks: (width + each - 1) / each, run: func(w *worker, task int) {
+		run(w, task*each, min((task+1)*each, width))
 	}})
 }
 

@@ -144,6 +144,15 @@ func (e *executor) train(ctx context.Context, batches []engine.Batch, step engin
 	return sum / float64(targets), nil
 }
 
+// Gradient implements [engine.Differentiating].
+func (e *executor) Gradient(ctx context.Context, batches []engine.Batch) (engine.Gradient, error) {
+	sum, targets, err := e.pass(ctx, batches, training)
+	if err != nil {
+		return engine.Gradient{}, fmt.Errorf("native: gradient: %w", err)
+	}
+	return engine.Gradient{Sum: e.grads, Targets: targets, Loss: sum / float64(targets)}, nil
+}
+
 // Evaluate implements [engine.Engine].
 func (e *executor) Evaluate(ctx context.Context, batch engine.Batch) (float64, error) {
 	one := [1]engine.Batch{batch}

@@ -168,6 +168,41 @@ func TestMicroBatchesChangeNoBit(t *testing.T) {
 	}
 }
 
+// A gradient leaves the state alone, and stepping with it by hand gives the bits of Train.
+func TestGradientIsWhatTrainStepsWith(t *testing.T) {
+	p := llama(t, nil)
+	rng := rand.New(rand.NewPCG(3, 4))
+	a, b := make1(t, p, Options{Seed: 1}), make1(t, p, Options{Seed: 1})
+	var _ engine.Differentiating = a
+	for range 3 {
+		batch := []engine.Batch{enginetest.RandomBatch(rng, 4, p.Context, p.Vocab)}
+		loss, err := a.Train(t.Context(), batch, step)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := enginetest.Hash(b.state)
+		g, err := b.Gradient(t.Context(), batch)
+		if err != nil || g.Loss != loss {
+			t.Fatalf("gradient with loss %g (%v), trained with loss %g", g.Loss, err, loss)
+		}
+		if enginetest.Hash(b.state) != before {
+			t.Fatal("the gradient changed the state")
+		}
+		if _, err := b.state.Update(g.Sum, g.Targets, step, 2); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if x, y := enginetest.Hash(a.state), enginetest.Hash(b.state); x != y {
+		t.Errorf("trained to %s, stepped to %s", x, y)
+	}
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Gradient(t.Context(), []engine.Batch{enginetest.RandomBatch(rng, 1, 4, p.Vocab)}); err == nil {
+		t.Error("a closed engine gave a gradient")
+	}
+}
+
 func TestStepsAllocateNothing(t *testing.T) {
 	p := llama(t, nil)
 	e := make1(t, p, Options{Parallelism: 2})

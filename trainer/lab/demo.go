@@ -1,0 +1,174 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/capacloud/capanode/trainer/engine"
+)
+
+// DeMo exchanges, every step, the largest components of each peer's momentum after a discrete cosine transform of 64×64 tiles;
+// what was sent leaves the momentum, and everybody steps by the sign of the mean (arXiv 2411.19870). A component costs 12 bits
+// of position and 16 of value in an all-gather.
+type DeMo struct {
+	Keep  int     // components of each tile
+	Decay float32 // of the momentum; 0.999 published
+}
+
+// Name implements [Method].
+func (d DeMo) Name() string { return fmt.Sprintf("DeMo, %d of 4096, decay %g", d.Keep, d.Decay) }
+
+// Begin implements [Method].
+func (d DeMo) Begin(s *Swarm) (Trial, error) {
+	m := &demo{Swarm: s, DeMo: d, tiles: tilesOf(s.peers[0].state.Params), mean: make([]float32, s.Parameters())}
+	for range s.Peers {
+		m.momentum = append(m.momentum, make([]float32, s.Parameters()))
+		m.sent = append(m.sent, make([]float32, s.Parameters()))
+	}
+	for _, t := range m.tiles {
+		m.payload += math.Ceil(28 * float64(m.keep(t)) / 8)
+	}
+	return m, nil
+}
+
+type demo struct {
+	*Swarm
+	DeMo
+	tiles          []tile
+	momentum, sent [][]float32
+	mean           []float32
+	payload        float64 // bytes of one peer's components
+}
+
+// keep returns how many components of a tile travel: its share of the elements, at least one.
+func (m *demo) keep(t tile) int { return max(1, (m.Keep*t.rows*t.columns+2048)/4096) }
+
+func (m *demo) Step(ctx context.Context, t int) error {
+	err := m.Each(func(p int) error {
+		g, err := m.peers[p].Gradient(ctx, []engine.Batch{m.batch(p, t)})
+		if err != nil {
+			return err
+		}
+		m.extract(p, g)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	h := m.at(t)
+	clear(m.mean)
+	for p := range m.Peers {
+		for i, v := range m.sent[p] {
+			m.mean[i] += v
+		}
+	}
+	for _, t := range m.tiles {
+		t.transform(m.mean, true)
+	}
+	for _, q := range m.peers[0].state.Params {
+		keep := float32(1)
+		if q.Decay {
+			keep = float32(1 - h.LearningRate*h.WeightDecay)
+		}
+		w := m.Fast(0)[q.Offset : q.Offset+q.Size()]
+		for i, v := range m.mean[q.Offset : q.Offset+q.Size()] {
+			w[i] = float32(w[i] * keep)
+			if v > 0 {
+				w[i] -= float32(h.LearningRate)
+			} else if v < 0 {
+				w[i] += float32(h.LearningRate)
+			}
+		}
+	}
+	for p := range m.Peers {
+		copy(m.Fast(p), m.Fast(0))
+	}
+	m.Bytes += float64(m.Peers-1) * m.payload
+	m.Rounds++
+	return nil
+}
+
+// extract adds a gradient to a peer's momentum and moves the largest components out of it.
+func (m *demo) extract(p int, g engine.Gradient) {
+	momentum, sent := m.momentum[p], m.sent[p]
+	scale := 1 / float32(g.Targets)
+	for i, v := range g.Sum {
+		momentum[i] = float32(m.Decay*momentum[i]) + float32(scale*v)
+	}
+	clear(sent)
+	moved := append([]float32(nil), momentum...)
+	for _, t := range m.tiles {
+		t.transform(moved, false)
+		t.largest(moved, sent, m.keep(t))
+	}
+	copy(moved, sent)
+	for _, t := range m.tiles {
+		t.transform(moved, true)
+	}
+	for i, v := range moved {
+		momentum[i] -= v
+	}
+}
+
+func (m *demo) Shared(int) []float32 { return m.Fast(0) }
+
+// tile is a part of a matrix, at most 64×64, in the flat view.
+type tile struct{ offset, stride, rows, columns int }
+
+func tilesOf(params []engine.Param) (tiles []tile) {
+	const side = 64
+	for _, p := range params {
+		rows, columns := 1, p.Shape[len(p.Shape)-1]
+		if len(p.Shape) > 1 {
+			rows = p.Size() / columns
+		}
+		for r := 0; r < rows; r += side {
+			for c := 0; c < columns; c += side {
+				tiles = append(tiles, tile{p.Offset + r*columns + c, columns, min(side, rows-r), min(side, columns-c)})
+			}
+		}
+	}
+	return tiles
+}
+
+// transform replaces a tile by its orthonormal DCT-II, or by the inverse.
+func (t tile) transform(x []float32, inverse bool) {
+	var line, room [64]float32
+	along := func(offset, stride, n int) {
+		for i := range n {
+			line[i] = x[offset+i*stride]
+		}
+		if inverse {
+			cosineInverse(line[:n], room[:n])
+		} else {
+			cosine(line[:n], room[:n])
+		}
+		for i := range n {
+			x[offset+i*stride] = line[i]
+		}
+	}
+	for r := range t.rows {
+		along(t.offset+r*t.stride, 1, t.columns)
+	}
+	for c := range t.columns {
+		along(t.offset+c, t.stride, t.rows)
+	}
+}
+
+// largest copies the k components of largest magnitude from x to the same places of dst; ties go to the first.
+func (t tile) largest(x, dst []float32, k int) {
+	keys := make([]uint64, 0, t.rows*t.columns) // magnitude, then the place from the end
+	for r := range t.rows {
+		for c := range t.columns {
+			i := t.offset + r*t.stride + c
+			keys = append(keys, uint64(math.Float32bits(x[i])&^(1<<31))<<32|uint64(^uint32(i)))
+		}
+	}
+	slices.Sort(keys)
+	for _, key := range keys[max(0, len(keys)-k):] {
+		i := ^uint32(key)
+		dst[i] = x[i]
+	}
+}
