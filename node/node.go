@@ -212,6 +212,12 @@ func bestAddress(all []string) string {
 	return best
 }
 
+// alone refuses to go on when another process runs under this home's identity, as it does when a home was copied: peers
+// would take the two for one. It must be called before join.
+func (n *Node) alone(ctx context.Context) error {
+	return p2p.Alone(ctx, p2p.Config{Identity: n.key, Network: n.cfg.Network, Bootstrap: n.cfg.Bootstrap})
+}
+
 // reach waits until a bootstrap node answers. Without bootstrap nodes it returns at once: peers come by mDNS or dial in.
 func (n *Node) reach(ctx context.Context) error {
 	if n.host == nil || len(n.cfg.Bootstrap) == 0 {
@@ -220,7 +226,7 @@ func (n *Node) reach(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	_, err := n.host.Bootstrap(ctx)
-	if err != nil && !errors.Is(err, p2p.ErrNoBootstrap) {
+	if err != nil && !errors.Is(err, p2p.ErrNoBootstrap) && !errors.Is(err, p2p.ErrOtherNetwork) {
 		return fmt.Errorf("%w: %w", ErrTryLater, err)
 	}
 	return err

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"time"
 
+	"github.com/capacloud/capanode/market/book"
 	"github.com/capacloud/capanode/market/offer"
 	"github.com/capacloud/capanode/market/query"
 	"github.com/capacloud/capanode/p2p"
@@ -40,6 +41,21 @@ type Book struct {
 	Matched  int            `json:"matched"`  // before the limit
 	Rejected map[string]int `json:"rejected"` // by reason; with matched they add up to known
 	Query    string         `json:"query"`
+	Clock    string         `json:"clock,omitempty"` // what is wrong with this clock, or with those of others
+}
+
+// clockHint says that offers are refused for their times, and what to do; it is empty when none is.
+func clockHint(b *book.Book) string {
+	peers, ahead := b.Skewed()
+	if peers == 0 {
+		return ""
+	}
+	way := "ahead of"
+	if ahead < 0 {
+		ahead, way = -ahead, "behind"
+	}
+	return fmt.Sprintf("%d offers were refused because their clocks are about %s %s this one: set the clock (NTP), here when it is all of them",
+		peers, ahead.Round(time.Second), way)
 }
 
 // offers answers a query: q, sort, limit and explain (which lists rejected offers with their reason).
@@ -49,9 +65,9 @@ func (n *Node) offers(v url.Values) (Book, error) {
 	if err != nil || n.exchange == nil {
 		return b, err
 	}
-	book := n.exchange.Book()
-	found := book.Query(q)
-	b.Known, b.Matched = book.Len(), found.Matched
+	known := n.exchange.Book()
+	found := known.Query(q)
+	b.Known, b.Matched, b.Clock = known.Len(), found.Matched, clockHint(known)
 	for _, o := range found.Offers {
 		b.Offers = append(b.Offers, offerLine(o.Peer.String(), o.Beacon, ""))
 	}
@@ -59,7 +75,7 @@ func (n *Node) offers(v url.Values) (Book, error) {
 		b.Rejected[c.Reason.String()] += c.Offers
 	}
 	if v.Get("explain") != "" {
-		for _, r := range book.Explain(q) {
+		for _, r := range known.Explain(q) {
 			b.Offers = append(b.Offers, offerLine(r.Offer.Peer.String(), r.Offer.Beacon, r.Reason.String()))
 		}
 	}
@@ -129,7 +145,7 @@ func Offers(ctx context.Context, o OffersOptions) (Book, error) {
 		}
 		if !time.Now().Before(deadline) {
 			if b.Matched < o.Wait {
-				err = fmt.Errorf("%w: %d of %d offers match, waited for %d", ErrNoOffers, b.Matched, b.Known, o.Wait)
+				err = fmt.Errorf("%w: %d of %d offers match, waited for %d%s", ErrNoOffers, b.Matched, b.Known, o.Wait, and(b.Clock))
 			}
 			return b, err
 		}
@@ -139,6 +155,14 @@ func Offers(ctx context.Context, o OffersOptions) (Book, error) {
 		case <-ticker.C:
 		}
 	}
+}
+
+// and adds a clause to a sentence, if there is one.
+func and(clause string) string {
+	if clause == "" {
+		return ""
+	}
+	return "; " + clause
 }
 
 func offerLine(id string, b offer.Beacon, rejected string) Offer {

@@ -109,7 +109,7 @@ func (r *requester) tooFew(ctx context.Context, e PlanEvent) error {
 		why = ", rejected " + strings.Join(rejected, ", ")
 	}
 	return fmt.Errorf("%w: %d of %d match, the job needs %d%s: widen market.query or market.max_price, lower market.peers, or wait; "+
-		"`capanode offers --explain` lists each", ErrNoOffers, e.Matching, e.Offers, r.rec.Peers, why)
+		"`capanode offers --explain` lists each%s", ErrNoOffers, e.Matching, e.Offers, r.rec.Peers, why, and(clockHint(r.exchange.Book())))
 }
 
 // query is the job's filter with what its model and its price ceiling add.

@@ -94,7 +94,10 @@ func Provide(ctx context.Context, o ProvideOptions) (err error) {
 	defer cancel()
 	o.Stop = n.stopWith(ctx, o.Stop)
 	p := &provider{Node: n, o: o, quit: make(chan struct{})}
-	if err := p.prepare(ctx); err != nil {
+	twin := make(chan error, 1) // both look outside and take their time
+	go func() { twin <- n.alone(ctx) }()
+	err = p.prepare(ctx)
+	if err = errors.Join(err, <-twin); err != nil {
 		return err
 	}
 	if err := n.join(ctx, p2p.Provider); err != nil {

@@ -318,6 +318,9 @@ func (r *requester) connect(ctx context.Context) error {
 	if r.o.Local > 0 {
 		role = p2p.Bootstrap // the children meet here
 	}
+	if err := r.alone(ctx); err != nil {
+		return err
+	}
 	if err := r.join(ctx, role); err != nil {
 		return err
 	}

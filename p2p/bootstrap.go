@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -35,7 +37,7 @@ const (
 
 // Bootstrap joins the network: it dials all bootstrap nodes, and after a moment the peers remembered from the last run, in
 // parallel. One answer is success. The error is [ErrNoBootstrap], with each cause, when nobody answers within
-// [Config.DialTimeout]; a host without bootstrap nodes and remembered peers is the first of its network and succeeds. From
+// [Config.DialTimeout], and [ErrOtherNetwork] when who answers belongs to another network; a host without bootstrap nodes and remembered peers is the first of its network and succeeds. From
 // then on the host redials in the background, even after an error.
 func (h *Host) Bootstrap(ctx context.Context) (Reach, error) {
 	if err := h.usable(ctx); err != nil {
@@ -59,7 +61,7 @@ func (h *Host) Bootstrap(ctx context.Context) (Reach, error) {
 
 // answer is the outcome of one dial.
 type answer struct {
-	who    peer.ID
+	who    peer.AddrInfo
 	cached bool
 	err    error
 }
@@ -73,19 +75,22 @@ func (h *Host) join(ctx context.Context, boot, cache []peer.AddrInfo) (Reach, er
 	}
 	answers := make(chan answer, wait) // dials that outlive this call leave their answers behind
 	for _, b := range boot {
-		h.dial(b, 0, func(err error) { answers <- answer{b.ID, false, err} })
+		h.dial(b, 0, func(err error) { answers <- answer{b, false, err} })
 	}
 	for _, c := range cache {
-		h.dial(c, cacheDelay, func(err error) { answers <- answer{c.ID, true, err} })
+		h.dial(c, cacheDelay, func(err error) { answers <- answer{c, true, err} })
 	}
-	var causes []error
+	var causes []string
+	var foreign error
 	var grace <-chan time.Time
 	for ; wait > 0; wait-- {
 		select {
 		case a := <-answers:
 			switch {
+			case errors.Is(a.err, ErrOtherNetwork) && !a.cached:
+				foreign = a.err
 			case a.err != nil && !a.cached:
-				causes = append(causes, fmt.Errorf("%s: %w", a.who, a.err))
+				causes = append(causes, cause(a.who, a.err))
 			case a.err != nil:
 			case a.cached:
 				reach.Cached++
@@ -101,11 +106,15 @@ func (h *Host) join(ctx context.Context, boot, cache []peer.AddrInfo) (Reach, er
 			return reach, fmt.Errorf("p2p: bootstrap: %w", ctx.Err())
 		}
 	}
-	if reach.Reachable+reach.Cached == 0 {
-		return reach, fmt.Errorf("p2p: %d bootstrap nodes and %d remembered peers tried: %w: %w",
-			len(boot), len(cache), ErrNoBootstrap, errors.Join(causes...))
+	switch {
+	case reach.Reachable+reach.Cached > 0:
+		return reach, nil
+	case foreign != nil:
+		return reach, fmt.Errorf("p2p: bootstrap: %w", foreign)
 	}
-	return reach, nil
+	slices.Sort(causes)
+	return reach, fmt.Errorf("p2p: %d bootstrap nodes and %d remembered peers tried: %w: %s",
+		len(boot), len(cache), ErrNoBootstrap, strings.Join(causes, "; "))
 }
 
 // dial connects in the background and reports, whatever happens.
@@ -122,7 +131,11 @@ func (h *Host) dial(to peer.AddrInfo, after time.Duration, report func(error)) {
 		}
 		ctx, cancel := context.WithTimeout(h.ctx, h.cfg.DialTimeout)
 		defer cancel()
-		report(h.host.Connect(ctx, to))
+		err := h.host.Connect(ctx, to)
+		if err == nil {
+			err = h.foreign(to)
+		}
+		report(err)
 	}()
 }
 

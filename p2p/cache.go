@@ -16,9 +16,10 @@ import (
 )
 
 const (
-	cachePeers    = 64        // remembered peers
-	cacheAddrs    = 8         // addresses of each
-	cacheMaxBytes = 256 << 10 // of the file
+	cachePeers    = 64          // remembered peers
+	cacheAddrs    = 8           // addresses of each
+	cacheMaxBytes = 256 << 10   // of the file
+	cacheFirst    = time.Second // after the start; a node that is killed early should find its peers again, too
 	cacheEvery    = time.Minute
 )
 
@@ -71,7 +72,7 @@ func parseCache(text []byte, self peer.ID) []peer.AddrInfo {
 }
 
 func (h *Host) keepCache() {
-	for sleep(h.ctx, cacheEvery) {
+	for pause := cacheFirst; sleep(h.ctx, pause); pause = min(2*pause, cacheEvery) {
 		h.writeCache()
 	}
 }

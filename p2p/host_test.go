@@ -277,10 +277,11 @@ func TestNetworksDoNotMeet(t *testing.T) {
 	boot := start(t, p2p.Config{Role: p2p.Bootstrap, Network: "one"})
 	a := start(t, p2p.Config{Network: "one", Bootstrap: boot.Addrs()})
 	b := start(t, p2p.Config{Network: "two", Bootstrap: boot.Addrs()})
-	for _, h := range []*p2p.Host{a, b} {
-		if _, err := h.Bootstrap(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+	if _, err := a.Bootstrap(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Bootstrap(t.Context()); !errors.Is(err, p2p.ErrOtherNetwork) || !strings.Contains(err.Error(), "--network one") {
+		t.Errorf("a node of network two joins by a bootstrap node of network one: %v", err)
 	}
 	c := start(t, p2p.Config{Network: "one", Bootstrap: append(boot.Addrs(), b.Addrs()...)}) // connected with both networks
 	if _, err := c.Bootstrap(t.Context()); err != nil {

@@ -97,11 +97,13 @@ var exitRules = []exitRule{
 	is(storage.ErrExists, exitUsage),
 	is(storage.ErrWrongKind, exitUsage),
 	is(p2p.ErrConfig, exitUsage),
+	is(p2p.ErrOtherNetwork, exitUsage),
 
 	is(node.ErrLocked, exitLocked),
 	is(storage.ErrLocked, exitLocked),
 	is(journal.ErrLocked, exitLocked),
 	is(gpu.ErrBusy, exitLocked),
+	is(p2p.ErrTwin, exitLocked),
 	is(node.ErrNotAllowed, exitNotAllowed),
 	is(p2p.ErrIdentityMode, exitNotAllowed),
 	is(fs.ErrPermission, exitNotAllowed),

@@ -30,6 +30,9 @@ func (a *app) offersCommand() *cobra.Command {
 					return err
 				}
 				a.say("%d offers, %d match%s", b.Known, b.Matched, rejections(b.Rejected))
+				if b.Clock != "" {
+					a.say("warning %s", b.Clock)
+				}
 				if !watch {
 					return nil
 				}

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -41,6 +42,7 @@ type Book struct {
 	entries  map[peer.ID]*entry
 	known    map[[sha256.Size]byte]struct{} // digests of the envelopes held, to skip verifying them again
 	evidence []*offer.Equivocation
+	skewed   map[peer.ID]time.Duration // whose beacons were refused for their times, and how far ahead their clocks are
 	swept    time.Time
 }
 
@@ -49,7 +51,8 @@ func New(now func() time.Time) *Book {
 	if now == nil {
 		now = time.Now
 	}
-	return &Book{now: now, entries: make(map[peer.ID]*entry), known: make(map[[sha256.Size]byte]struct{})}
+	return &Book{now: now, entries: make(map[peer.ID]*entry), known: make(map[[sha256.Size]byte]struct{}),
+		skewed: make(map[peer.ID]time.Duration)}
 }
 
 // Apply verifies a beacon envelope and puts it in the book. The errors are those of package offer, [ErrFull], and a
@@ -76,6 +79,7 @@ func (b *Book) Apply(env []byte) (offer.Offer, error) {
 	e := b.entries[o.Peer]
 	if e == nil {
 		if err := offer.Check(nil, o, now); err != nil {
+			b.doubt(o, now)
 			return o, err
 		}
 		if len(b.entries) >= MaxOffers {
@@ -86,6 +90,7 @@ func (b *Book) Apply(env []byte) (offer.Offer, error) {
 		b.remember(err)
 		return o, err
 	}
+	delete(b.skewed, o.Peer)
 	bucket, ok := e.bucket.Take(now, offer.RateEvery, offer.RateBurst)
 	if !ok {
 		return o, fmt.Errorf("book: from %s: %w", o.Peer, offer.ErrRate)
@@ -107,6 +112,32 @@ func (b *Book) remember(err error) {
 	if !slices.ContainsFunc(b.evidence, same) {
 		b.evidence = append(b.evidence, proof)
 	}
+}
+
+// maxSkewed is the largest number of peers whose clocks a book remembers.
+const maxSkewed = 256
+
+// doubt notes a beacon that was refused for its time. One that has just died says nothing about a clock: who passes it on
+// may have swept its book a moment later.
+func (b *Book) doubt(o offer.Offer, now time.Time) {
+	ahead := o.Beacon.Issued().Sub(now)
+	if now.Sub(o.Beacon.Expires()) > 2*offer.Skew || ahead > offer.Skew {
+		if _, known := b.skewed[o.Peer]; known || len(b.skewed) < maxSkewed {
+			b.skewed[o.Peer] = ahead
+		}
+	}
+}
+
+// Skewed tells of how many peers no beacon is accepted because its time is too far from the local clock, and how far ahead
+// the one in the middle is; that is negative when the local clock is ahead.
+func (b *Book) Skewed() (peers int, ahead time.Duration) {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	if len(b.skewed) == 0 {
+		return 0, 0
+	}
+	all := slices.Sorted(maps.Values(b.skewed))
+	return len(all), all[len(all)/2]
 }
 
 // sweep forgets dead offers, at most once per second.
