@@ -31,7 +31,7 @@ test: ## run the tests
 
 # The short form of these tests is part of `make test`. CAPANODE_FAULT_SEED=n draws other faults.
 test-faults: ## break training runs on purpose, for an hour: deaths at every step, of every process, churn, partitions
-	CAPANODE_FAULT_LONG=1 go test -timeout 4h -count=1 -v ./trainer/faultlab | grep -v '^=== '
+	CAPANODE_FAULT_LONG=1 go test -timeout 4h -count=1 -v ./trainer/faultlab
 	CAPANODE_FAULT_LONG=1 go test -timeout 1h -count=1 -v -run 'NoProcessIsSpecial|C16' ./cmd/capanode ./p2p ./market/book
 
 # GoMLX kernels step outside their slices by uintptr arithmetic, which checkptr takes for a bug.

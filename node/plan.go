@@ -51,7 +51,7 @@ func workerPlan(r job.Record) (worker.Plan, error) {
 
 // leastSteps is the shortest round in steps. Shorter ones cost more in signatures, hashes and synced snapshots than their
 // averages bring: at equal bytes the loss hardly depends on how they are cut into rounds.
-const leastSteps = 5
+const leastSteps = 10
 
 // memoryNeeded returns the bytes that one member needs: what the executor holds while it trains a micro-batch, the outer
 // state, and the buffers of the averaging.

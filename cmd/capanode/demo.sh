@@ -56,7 +56,7 @@ data:
   max_bytes: 8000000
 model: {preset: llama-1m}
 train: {rounds: $rounds, batch: 8, context: 128, learning_rate: 0.002, min_learning_rate: 0.0002, warmup: 15}
-rounds: {local_steps: 15}
+rounds: {local_steps: 15} # 30 · 15 steps; how they are cut into rounds is left to the pace
 market: {peers: 3, max_price: 0.1, budget: 1}
 YAML
 say capanode train job.yaml --out model

@@ -50,8 +50,8 @@ func NewState(run cid.Cid, shards int, weights []float32) *State {
 // Shape returns the shape of the state.
 func (s *State) Shape() Shape { return Shape{s.Run, len(s.Cursors), len(s.Weights)} }
 
-// countersSize is the bytes between the shape header and the cursors: seven counters and the history.
-const countersSize = 7*8 + 32
+// countersSize is the bytes between the shape header and the cursors: six counters and the history.
+const countersSize = 6*8 + 32
 
 // Size returns the number of bytes of a state of the shape.
 func (s Shape) Size() int64 {
@@ -72,7 +72,7 @@ func (s Shape) header() []byte {
 func (s *State) head() []byte {
 	b := s.Shape().header()
 	p := s.Pulse
-	for _, x := range [...]uint64{s.Round, s.Tokens, s.Steps, uint64(p.Loss), p.Budget, p.Least, p.Peers} {
+	for _, x := range [...]uint64{s.Round, s.Tokens, s.Steps, uint64(p.Loss), p.Budget, p.Least} {
 		b = binary.LittleEndian.AppendUint64(b, x)
 	}
 	b = append(b, s.History[:]...)
@@ -154,7 +154,7 @@ func DecodeState(b []byte, shape Shape) (*State, error) {
 	b = b[len(head):]
 	s := &State{Run: shape.Run}
 	loss := uint64(0)
-	for _, x := range [...]*uint64{&s.Round, &s.Tokens, &s.Steps, &loss, &s.Pulse.Budget, &s.Pulse.Least, &s.Pulse.Peers} {
+	for _, x := range [...]*uint64{&s.Round, &s.Tokens, &s.Steps, &loss, &s.Pulse.Budget, &s.Pulse.Least} {
 		*x = binary.LittleEndian.Uint64(b)
 		b = b[8:]
 	}

@@ -17,7 +17,7 @@ import (
 
 func testState(t testing.TB) *State {
 	return &State{
-		Run: testRun(t), Round: 5, Tokens: 1234, Steps: 100, Pulse: Pulse{Loss: -7, Budget: 9500, Least: 12, Peers: 3}, History: testHash("history"), Cursors: []uint64{7, 0, 99},
+		Run: testRun(t), Round: 5, Tokens: 1234, Steps: 100, Pulse: Pulse{Loss: -7, Budget: 9500, Least: 12}, History: testHash("history"), Cursors: []uint64{7, 0, 99},
 		Weights: []float32{1, -2.5, 0, 1e-30}, Momentum: []float32{0, 0.125, -1, 3},
 	}
 }

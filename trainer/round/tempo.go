@@ -8,7 +8,6 @@ type Pulse struct {
 	Loss   int64  // training loss in micronats per token
 	Budget uint64 // bytes that a peer's link affords to fetch for each optimiser step; 0 where links are no limit
 	Least  uint64 // steps that take as long as an exchange, so that it can hide behind them; 0 where exchanges are short
-	Peers  uint64 // contributors of the last round
 }
 
 // unlimited is the budget above which a link is no limit any more.
@@ -34,7 +33,6 @@ func (p Pulse) After(accepted []Header) Pulse {
 	if tokens == 0 {
 		return p
 	}
-	p.Peers = uint64(len(budgets))
 	slices.Sort(budgets)
 	slices.Sort(leasts)
 	if mid := leasts[(len(leasts)-1)/2]; mid == 0 {

@@ -110,9 +110,6 @@ func (p Plan) pace(done uint64, pulse round.Pulse) pace {
 	name := p.Codec
 	if p.Tempo != nil {
 		t := *p.Tempo
-		if pulse.Peers > 0 {
-			t.Mates = int(min(pulse.Peers, round.MaxMembers))
-		}
 		if bits := 8 * float64(pulse.Budget) / float64(p.Params); bits > 0 && (t.Bits == 0 || bits < t.Bits) {
 			t.Bits = bits
 		}
