@@ -83,8 +83,8 @@ type Config struct {
 	Log    *slog.Logger // nil discards
 }
 
-// Hooks get told what happens. Fields may be nil. The functions are called from the worker's own goroutine: the run waits
-// for them.
+// Hooks get told what happens. Fields may be nil. The run waits for the functions, which are called one after the other; only
+// OnStep may be called beside the others, when local steps run beside an exchange.
 type Hooks struct {
 	OnStep       func(Step)
 	OnRound      func(Report)

@@ -96,12 +96,17 @@ func (w *worker) fetchState(ctx context.Context, donor peer.ID, donors []peer.ID
 	if !same || state.Steps > w.cfg.Plan.TotalSteps() {
 		return handed{}, fmt.Errorf("worker: state of %s is not the one it announced: %w", donor, round.ErrState)
 	}
-	tip := round.Ancestor{State: res.State, Tokens: res.Tokens}
-	lineage := round.Lineage(res.Lineage)
-	if len(lineage) > round.MaxLineage || !lineage.Has(tip) {
-		lineage = round.Lineage{tip}
+	return handed{state, lineageOf(res), uint64(len(raw))}, nil
+}
+
+// lineageOf returns the lineage that a donor tells, or only the state itself where what it tells cannot be.
+func lineageOf(res stateResponse) round.Lineage {
+	tip, lineage := round.Ancestor{State: res.State, Tokens: res.Tokens}, round.Lineage(res.Lineage)
+	impossible := func(a round.Ancestor) bool { return a.Tokens > tip.Tokens && a.Tokens != round.Merged }
+	if len(lineage) > round.MaxLineage || !lineage.Has(tip) || slices.ContainsFunc(lineage, impossible) {
+		return round.Lineage{tip}
 	}
-	return handed{state, lineage, uint64(len(raw))}, nil
+	return lineage
 }
 
 // lostSide is what this peer's side of a fork had when the other side won.
@@ -172,7 +177,7 @@ func (w *worker) mergeable(h round.Signed) error {
 	switch {
 	case h.Codec != mergeCodec.ID() || h.Size != uint64(mergeCodec.Bound(len(w.state.Weights))):
 		return fmt.Errorf("merge of %d bytes in %s", h.Size, h.Codec)
-	case m.Tokens == round.Merged || !w.lineage.Has(at):
+	case m.Tokens > w.state.Tokens || !w.lineage.Has(at):
 		return fmt.Errorf("merge from state %s, which this peer never held", m.Base.Short())
 	case w.lineage.Knows(m.State):
 		return fmt.Errorf("merge of state %s, which was merged before", m.State.Short())
