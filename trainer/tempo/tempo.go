@@ -45,7 +45,7 @@ const (
 	middle  = 5   // rung below which a round is rather made longer than the codec coarser
 	brisk   = 5   // steps that a round grows to first
 	patient = 16  // steps that a round grows to before the codec goes below middle
-	longest = 100 // steps of a round, whatever the budget
+	Longest = 100 // steps of a round, whatever the budget
 )
 
 // Next returns the beat of the round that begins after done steps. The round never goes past the end of the run.
@@ -63,7 +63,7 @@ func (p Plan) Next(done uint64) Beat {
 		return Beat{LocalSteps: 1, Codec: p.last(p.each()).codec, Outer: outer.Settings{LearningRate: 1}}
 	}
 	each := p.each()
-	left := int(min(p.Steps-done, longest))
+	left := int(min(p.Steps-done, Longest))
 	r, h := p.choose(max(p.Least, 1), each)
 	if h >= left {
 		if end := p.last(each); end.codec != "" {
@@ -114,21 +114,20 @@ func steps(r rung, each float64) int {
 	if each <= 0 {
 		return 1
 	}
-	return int(max(1, min(math.Ceil(r.bits/float64(1.02*each)), longest)))
+	return int(max(1, min(math.Ceil(r.bits/float64(1.02*each)), Longest)))
 }
 
 // rate returns the outer learning rate η; momentum gains nothing over it. Above 1 it makes up for what local AdamW loses to
-// the noise of a peer's own small batch, which the mean does not have, a tenth for each mate; and, where a sparse codec sends
-// the parts of an update late, for that. Dense updates of longer rounds want none of it.
+// the noise of a peer's own small batch, which the mean does not have, a twentieth for each mate, and for what a sparse codec
+// sends late when rounds are long. Twice as much is better with some seeds and much worse with others. Dense updates of
+// longer rounds want none of it.
 func (p Plan) rate(r rung, h int) float32 {
-	tenths := max(p.Mates-1, 0)
+	twentieths := max(p.Mates-1, 0)
 	switch {
 	case h > 1 && r.bits > 2:
-		tenths = 0
+		twentieths = 0
 	case h >= 12:
-		tenths += 2
-	case h >= 4:
-		tenths++
+		twentieths += 6
 	}
-	return float32(10+min(tenths, 7)) / 10
+	return float32(20+min(twentieths, 10)) / 20
 }
