@@ -49,7 +49,8 @@ func benchMethods(ctx context.Context, r *BenchReport, o AveragingBenchOptions) 
 	r.Figures["loss_over_data_parallel_n4"], r.Figures["loss_over_data_parallel_n8"] = c.Parity[0].OverParallel, c.Parity[1].OverParallel
 	r.Figures["loss_over_diloco_n4"], r.Figures["loss_over_diloco_n8"] = c.Parity[0].OverDiLoCo, c.Parity[1].OverDiLoCo
 	r.Figures["bytes_over_data_parallel"] = c.Parity[0].Share
-	r.Figures["front_budgets_won"] = float64(c.Won)
+	r.Figures["front_budgets_won"], r.Figures["front_budgets_won_with_gradients"] = float64(c.Won), float64(c.WonWith)
+	r.Figures["gradients_loss_over_data_parallel_n4"], r.Figures["gradients_loss_over_data_parallel_n8"] = c.Parity[0].Gradients, c.Parity[1].Gradients
 	r.Baseline["validation_loss_data_parallel_n4"], r.Baseline["validation_loss_data_parallel_n8"] = c.Parity[0].Parallel, c.Parity[1].Parallel
 	r.Tables = append(r.Tables, parityTable(c), frontTable(c))
 	r.Plots = append(r.Plots, BenchPlot{"averaging-loss-bytes", frontPlot(c)}, BenchPlot{"averaging-loss-tokens", tokensPlot(c)})
@@ -128,7 +129,7 @@ func frontPlot(c trainerbench.Comparison) chart.Chart {
 	p := chart.Chart{Title: "Validation loss under a budget of bytes, four peers", X: chart.Axis{Label: "bytes, of data-parallel training's", Log: true},
 		Y: chart.Axis{Label: "validation loss (nats per byte)"}}
 	for _, family := range c.Families() {
-		line := chart.Line{Name: family, Dots: true, Strong: family == lab.Ours}
+		line := chart.Line{Name: family, Dots: true, Strong: family == lab.Ours, Dashed: family == lab.Gradients}
 		for _, b := range lab.Budgets {
 			if o, ok := c.At(family, b); ok {
 				line.Points = append(line.Points, [2]float64{o.Share, o.Loss})

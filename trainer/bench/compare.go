@@ -13,7 +13,8 @@ type Comparison struct {
 	Conditions string
 	Front      []lab.Outcome // four peers under budgets of bytes
 	Parity     []Parity      // at four and at eight peers
-	Won        int           // budgets at which the program's loss is the lowest
+	Won        int           // budgets at which the loss of the program's rounds is the lowest
+	WonWith    int           // the same where its codec on gradients counts as the program's too
 }
 
 // Parity is the comparison with data-parallel training, whatever the bytes, at one number of peers.
@@ -21,6 +22,7 @@ type Parity struct {
 	Peers                    int
 	Parallel                 float64 // loss of data-parallel training
 	OverParallel, OverDiLoCo float64 // the program's loss over data-parallel's, and over exact DiLoCo's with as many rounds
+	Gradients                float64 // loss of the program's codec on gradients over data-parallel's
 	Share                    float64 // the program's bytes, of data-parallel's
 	Outcomes                 []lab.Outcome
 }
@@ -49,9 +51,10 @@ func Compare(ctx context.Context, text lab.Text, full bool) (c Comparison, err e
 		}
 		parallel, own, diloco := outcomes[0], outcomes[1], outcomes[2]
 		c.Parity = append(c.Parity, Parity{Peers: peers, Parallel: parallel.Loss, OverParallel: own.Loss / parallel.Loss, OverDiLoCo: own.Loss / diloco.Loss,
-			Share: own.Share, Outcomes: outcomes})
+			Gradients: outcomes[3].Loss / parallel.Loss, Share: own.Share, Outcomes: outcomes})
 	}
 	c.Won, _ = lab.Won(c.Front, lab.Ours)
+	c.WonWith, _ = lab.Won(c.Front, lab.Ours, lab.Gradients)
 	return c, nil
 }
 

@@ -50,7 +50,7 @@ func methods() []Method {
 	o := outer.Settings{LearningRate: 0.7, Momentum: 0.3}
 	return []Method{
 		Parallel{}, Alone{}, Apart{}, Apart{Average: true}, DiLoCo{5, o}, Streaming{Every: 6, Overlap: 2, Alpha: 0.5, Outer: o},
-		NoLoCo{5, 0.5, 0.7, 0.7}, DeMo{Keep: 256, Decay: 0.95},
+		NoLoCo{5, 0.5, 0.7, 0.7}, DeMo{Keep: 256, Decay: 0.95}, Relay{Codec: "top512", Decay: 0.95},
 		Gather{Label: "gather", Pace: steady(5, "int8", 0.7, 0.3)},
 		Gossip{Label: "gossip", Pace: steady(5, "int8", 0.7, 0.3), Size: 2, Heal: 2, Rate: 1, Codec: "int8", Finale: "int8"},
 		Gossip{Label: "weights", Pace: steady(5, "int8", 0.7, 0.5), Size: 2, Weights: true},
@@ -59,16 +59,20 @@ func methods() []Method {
 
 // Every method learns, and gives the same digits on any number of cores.
 func TestMethodsLearnAndRepeat(t *testing.T) {
+	steps, most := 24, 4.2
+	if testing.Short() {
+		steps, most = 4, 6
+	}
 	for _, m := range methods() {
 		results := map[string]bool{}
 		for _, cores := range []int{1, 3} {
 			old := runtime.GOMAXPROCS(cores)
-			r, err := Run(t.Context(), setup(4, 30), m)
+			r, err := Run(t.Context(), setup(4, steps), m)
 			runtime.GOMAXPROCS(old)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if r.Loss > 3.9 {
+			if r.Loss > most {
 				t.Errorf("%s: loss %g; guessing gives 5.5", m.Name(), r.Loss)
 			}
 			results[fmt.Sprintf("%v %v", math.Float64bits(r.Loss), r.Bytes)] = true

@@ -8,28 +8,24 @@ import (
 	"github.com/capacloud/capanode/trainer/outer"
 )
 
-// Relay is the program's own method for budgets that pay for an exchange in every step: peers exchange compressed gradients
-// instead of updates, and all take the same AdamW step with their mean. What a codec drops stays with its peer and fades.
+// Relay is DeMo's step with the program's codec, for budgets that pay for an exchange in every step: the largest components of
+// each peer's momentum after a cosine transform travel as two bits and a Rice-coded gap instead of 28 bits, and what the
+// codec's rounding leaves stays in the momentum. All take the same step by the sign of the mean, so peers share all
+// their state but the momentum. The worker has no such rounds yet.
 type Relay struct {
 	Codec string
-	Decay float32 // of what a peer has not yet said, each step
-	Sign  bool    // step by the sign of the mean instead of AdamW, as DeMo does
+	Decay float32 // of the momentum, each step; what was sent leaves it
 }
 
 // Name implements [Method].
-func (d Relay) Name() string {
-	rule := "AdamW"
-	if d.Sign {
-		rule = "sign"
-	}
-	return fmt.Sprintf("gradients in %s, decay %g, %s", d.Codec, d.Decay, rule)
-}
+func (d Relay) Name() string { return fmt.Sprintf("%s, decay %g", d.Codec, d.Decay) }
 
 // Begin implements [Method].
 func (d Relay) Begin(s *Swarm) (Trial, error) {
-	m := &relay{Swarm: s, Relay: d, mean: make([]float32, s.Parameters()), blobs: make([][]byte, s.Peers), sizes: make([]float64, s.Peers)}
+	n := s.Parameters()
+	m := &relay{Swarm: s, Relay: d, tiles: tilesOf(s.peers[0].state.Params), mean: make([]float32, n), blobs: make([][]byte, s.Peers), sizes: make([]float64, s.Peers)}
 	for range s.Peers {
-		m.feedback = append(m.feedback, outer.NewFeedback(s.Parameters(), d.Decay))
+		m.feedback = append(m.feedback, outer.NewFeedback(n, d.Decay))
 	}
 	return m, nil
 }
@@ -37,28 +33,17 @@ func (d Relay) Begin(s *Swarm) (Trial, error) {
 type relay struct {
 	*Swarm
 	Relay
+	tiles    []tile
 	mean     []float32
 	feedback []*outer.Feedback
 	blobs    [][]byte
-	sizes    []float64
+	sizes    []float64 // of the blobs, bytes
 }
 
 func (m *relay) Step(ctx context.Context, t int) error {
 	updates := make([]outer.Update, m.Peers)
-	err := m.Each(func(p int) error {
-		g, err := m.peers[p].Gradient(ctx, []engine.Batch{m.batch(p, t)})
-		if err != nil {
-			return err
-		}
-		for i := range g.Sum {
-			g.Sum[i] /= float32(g.Targets)
-		}
-		pending, err := m.feedback[p].Pending(g.Sum)
-		if err != nil {
-			return err
-		}
-		src, bytes, err := pack(m.Codec, pending, &m.blobs[p])
-		updates[p], m.sizes[p] = outer.Update{Delta: src, Tokens: 1}, bytes
+	err := m.Each(func(p int) (err error) {
+		updates[p], err = m.encode(ctx, p, t)
 		return err
 	})
 	if err != nil {
@@ -67,22 +52,40 @@ func (m *relay) Step(ctx context.Context, t int) error {
 	if err := plainMean(m.mean, updates); err != nil {
 		return err
 	}
-	if err := m.Each(func(p int) error { return m.feedback[p].Commit(updates[p].Delta) }); err != nil {
-		return err
+	for _, part := range m.tiles {
+		part.transform(m.mean, true)
 	}
-	if m.Sign {
-		signStep(m.peers[0].state, m.mean, m.at(t))
-	} else if _, err := m.peers[0].state.Update(m.mean, 1, m.at(t), 1); err != nil {
-		return err
-	}
+	signStep(m.peers[0].state, m.mean, m.at(t))
 	for p := range m.Peers {
+		if err := m.feedback[p].Commit(updates[p].Delta); err != nil {
+			return err
+		}
 		copy(m.Fast(p), m.Fast(0))
-	}
-	for _, b := range m.sizes {
-		m.Bytes += b * float64(m.Peers-1) / float64(m.Peers)
+		m.Bytes += m.sizes[p] * float64(m.Peers-1) / float64(m.Peers)
 	}
 	m.Rounds++
 	return nil
+}
+
+// encode adds a peer's gradient to its momentum, both transformed, and compresses it.
+func (m *relay) encode(ctx context.Context, p, t int) (u outer.Update, err error) {
+	g, err := m.peers[p].Gradient(ctx, []engine.Batch{m.batch(p, t)})
+	if err != nil {
+		return u, err
+	}
+	for i := range g.Sum {
+		g.Sum[i] /= float32(g.Targets)
+	}
+	for _, part := range m.tiles {
+		part.transform(g.Sum, false)
+	}
+	pending, err := m.feedback[p].Pending(g.Sum)
+	if err != nil {
+		return u, err
+	}
+	src, bytes, err := pack(m.Codec, pending, &m.blobs[p])
+	m.sizes[p] = bytes
+	return outer.Update{Delta: src, Tokens: 1}, err
 }
 
 func (m *relay) Shared(int) []float32 { return m.Fast(0) }
@@ -92,7 +95,7 @@ func signStep(s *engine.State, gradient []float32, h engine.Step) {
 	for _, q := range s.Params {
 		keep := float32(1)
 		if q.Decay {
-			keep = float32(1 - h.LearningRate*h.WeightDecay)
+			keep = float32(1 - float64(h.LearningRate*h.WeightDecay))
 		}
 		w := s.Weights[q.Offset : q.Offset+q.Size()]
 		for i, v := range gradient[q.Offset : q.Offset+q.Size()] {

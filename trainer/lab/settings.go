@@ -11,6 +11,7 @@ import (
 // Names of the methods in tables and plots.
 const (
 	Ours         = "Capanode"
+	Gradients    = "Capanode's codec on gradients"
 	DataParallel = "data-parallel"
 	exact        = "exact DiLoCo"
 	stream       = "Streaming DiLoCo, 4 bits"
@@ -54,12 +55,8 @@ func (s Setup) every(budget, bits float64) int {
 func (s Setup) mine(budget float64) Case {
 	plan := tempo.Plan{Steps: uint64(s.Steps), Mates: s.Peers, Bits: budget * s.unit()}
 	b := plan.Next(0)
-	c := Case{Family: Ours, Budget: budget}
-	if b.LocalSteps == 1 && budget > 1.0/25 {
-		c.Rate = 8e-3
-	}
-	c.Method = Gather{Label: fmt.Sprintf("%s, H %d, η %.2g", b.Codec, b.LocalSteps, b.Outer.LearningRate), Pace: plan.Next, Own: budget < 1.0/500}
-	return c
+	label := fmt.Sprintf("%s, H %d, η %.3g", b.Codec, b.LocalSteps, b.Outer.LearningRate)
+	return Case{Family: Ours, Budget: budget, Method: Gather{Label: label, Pace: plan.Next, Own: budget < 1.0/500}}
 }
 
 // Front returns the cases of the front of loss against bytes: every method at the best settings that were found for it by
@@ -69,6 +66,10 @@ func Front(s Setup) []Case {
 	cases := []Case{{Family: DataParallel, Method: Parallel{}}, {Family: lone, Method: Alone{}}}
 	for _, b := range Budgets {
 		cases = append(cases, s.mine(b))
+	}
+	for i, b := range Budgets[:3] {
+		relay := []Relay{{"top512", 0.96}, {"top256", 0.9}, {"top64", 0.9}}[i]
+		cases = append(cases, Case{Family: Gradients, Budget: b, Method: relay})
 	}
 	for _, b := range Budgets {
 		// The last step sends the fragments that were not due once more, at worst all.
@@ -90,7 +91,7 @@ func Front(s Setup) []Case {
 		}
 	}
 	for i, b := range Budgets {
-		cases = append(cases, Case{Family: transformed, Budget: b, Rate: 2e-3, Method: DeMo{Keep: []int{234, 78, 23, 7, 2}[i], Decay: 0.95}})
+		cases = append(cases, Case{Family: transformed, Budget: b, Method: DeMo{Keep: []int{234, 78, 23, 7, 2}[i], Decay: 0.9}})
 	}
 	return cases
 }
@@ -111,14 +112,14 @@ func (s Setup) published(budget float64, top, h int) Case {
 	}}
 }
 
-// Parity returns the cases of the comparison with data-parallel training whatever the bytes: that, the program with the
-// bytes of a twentieth of it, and exact DiLoCo with as many rounds as the program.
+// Parity returns the cases of the comparison with data-parallel training: that, the program with a twentieth of its bytes,
+// exact DiLoCo with as many rounds as the program, and the program's codec on gradients.
 func Parity(s Setup) []Case {
 	own := s.mine(1.0 / 20)
 	own.Budget = 0
-	pace := own.Method.(Gather).Pace(0)
+	beat := own.Method.(Gather).Pace(0)
 	return []Case{
-		{Family: DataParallel, Method: Parallel{}, Rate: 6e-3}, own,
-		{Family: exact, Method: DiLoCo{pace.LocalSteps, outer.Settings{LearningRate: 1.3}}, Rate: own.Rate},
+		{Family: DataParallel, Method: Parallel{}}, own, {Family: exact, Method: DiLoCo{beat.LocalSteps, beat.Outer}},
+		{Family: Gradients, Method: Relay{"top256", 0.9}},
 	}
 }

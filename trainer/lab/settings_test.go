@@ -8,6 +8,9 @@ import (
 
 // Every case of the published comparison runs, keeps to its budget but for a little, and the budgets are what is compared.
 func TestFrontKeepsToItsBudgets(t *testing.T) {
+	if testing.Short() {
+		t.Skip("trains with every case")
+	}
 	s := setup(4, 60)
 	s.Windows, s.Rows = 8, 1
 	s.Model = model.Spec{Family: model.FamilyLlama, Vocab: 128, Width: 16, Layers: 1, Heads: 2, KVHeads: 1, FeedForward: 16, Context: 8,
@@ -20,11 +23,11 @@ func TestFrontKeepsToItsBudgets(t *testing.T) {
 	for _, o := range outcomes {
 		families[o.Family]++
 		// Headers and the last partial block weigh more on 3,000 parameters than on models; sparse rounds take at least a step.
-		if o.Budget > 1.0/200 && o.Share > 1.3*o.Budget {
+		if o.Budget > 1.0/200 && o.Share > 1.7*o.Budget {
 			t.Errorf("%s, %s: 1/%.0f of data-parallel's bytes for a budget of 1/%.0f", o.Family, o.Method.Name(), 1/o.Share, 1/o.Budget)
 		}
 	}
-	if families[Ours] != len(Budgets) || len(families) != 8 {
+	if families[Ours] != len(Budgets) || len(families) != 9 {
 		t.Errorf("cases by family: %v", families)
 	}
 	if won, of := Won(outcomes, Ours); of != len(Budgets) || won > of {
@@ -36,14 +39,18 @@ func TestWon(t *testing.T) {
 	case1 := func(family string, budget, share, loss float64) Outcome {
 		return Outcome{Case: Case{Family: family, Budget: budget}, Share: share, Loss: loss}
 	}
-	won, of := Won([]Outcome{
-		case1(Ours, 0.1, 0.1, 2.0), case1("b", 0.1, 0.1, 2.1), // won
-		case1(Ours, 0.01, 0.01, 2.2), case1("b", 0.1, 0.005, 2.15), // a case of a larger budget that needs fewer bytes is better
-		case1(Ours, 0.001, 0.002, 2.3), // over its budget
-		case1("c", 0, 0, 2.5),          // loses to all
-	}, Ours)
-	if won != 1 || of != 3 {
+	tenth, hundredth, last := Budgets[0], Budgets[2], Budgets[4]
+	outcomes := []Outcome{
+		case1(Ours, tenth, tenth, 2.0), case1("b", tenth, tenth, 2.1), // won
+		case1(Ours, hundredth, hundredth, 2.2), case1("b", Budgets[1], hundredth/2, 2.15), // what needs fewer bytes is better
+		case1(Ours, last, 2*last, 2.3), // over its budget
+		case1("c", 0, 0, 2.5),
+	}
+	if won, of := Won(outcomes, Ours); won != 1 || of != 3 {
 		t.Errorf("won %d of %d, want 1 of 3", won, of)
+	}
+	if won, of := Won(outcomes, Ours, "b"); won != 3 || of != 4 {
+		t.Errorf("together won %d of %d, want 3 of 4", won, of)
 	}
 }
 

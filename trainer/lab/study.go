@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 )
 
 // Case is one line of a comparison: a method under a budget.
@@ -80,21 +81,25 @@ func (s Study) Run(ctx context.Context, cases []Case) ([]Outcome, error) {
 	return outcomes, nil
 }
 
-// Won counts the budgets at which no other family has a lower loss than the named one, of those at which it has a case.
-func Won(outcomes []Outcome, family string) (won, of int) {
-	for _, mine := range outcomes {
-		if mine.Family != family || mine.Budget == 0 {
-			continue
-		}
-		of++
-		best := true
+// Won counts the budgets at which no method but the named families has a lower loss than their best, of those at which they
+// have a case. A method that needs fewer bytes than a budget allows competes for it too.
+func Won(outcomes []Outcome, families ...string) (won, of int) {
+	for _, budget := range Budgets {
+		own, other, has := math.Inf(1), math.Inf(1), false
 		for _, o := range outcomes {
-			// A method that needs fewer bytes than the budget allows competes too.
-			if o.Family != family && o.Share <= 1.02*mine.Budget && o.Loss < mine.Loss {
-				best = false
+			fits, mine := o.Share <= 1.02*budget, slices.Contains(families, o.Family)
+			has = has || mine && o.Budget == budget
+			switch {
+			case fits && mine:
+				own = min(own, o.Loss)
+			case fits:
+				other = min(other, o.Loss)
 			}
 		}
-		if best && mine.Share <= 1.02*mine.Budget {
+		if has {
+			of++
+		}
+		if has && own < other {
 			won++
 		}
 	}

@@ -118,17 +118,16 @@ func steps(r rung, each float64) int {
 }
 
 // rate returns the outer learning rate η; momentum gains nothing over it. Above 1 it makes up for what local AdamW loses to
-// the noise of a peer's own small batch, which the mean does not have, a tenth for each mate; and, where a sparse codec sends
-// the parts of an update late, for that. Dense updates of longer rounds want none of it.
+// the noise of a peer's own small batch, which the mean does not have, a twentieth for each mate, and for what a sparse codec
+// sends late when rounds are long. Twice as much is better with some seeds and much worse with others. Dense updates of
+// longer rounds want none of it.
 func (p Plan) rate(r rung, h int) float32 {
-	tenths := max(p.Mates-1, 0)
+	twentieths := max(p.Mates-1, 0)
 	switch {
 	case h > 1 && r.bits > 2:
-		tenths = 0
+		twentieths = 0
 	case h >= 12:
-		tenths += 2
-	case h >= 4:
-		tenths++
+		twentieths += 6
 	}
-	return float32(10+min(tenths, 7)) / 10
+	return float32(20+min(twentieths, 10)) / 20
 }

@@ -55,17 +55,17 @@ func TestBeatsAtFourPeers(t *testing.T) {
 		least int
 		want  Beat
 	}{
-		{1, 1, Beat{1, "int8", sgd(1.3)}}, {10, 1, Beat{1, "top1024", sgd(1.3)}}, {20, 1, Beat{1, "top512", sgd(1.3)}},
-		{30, 1, Beat{1, "top256", sgd(1.3)}}, {100, 1, Beat{5, "top512", sgd(1.4)}}, {300, 1, Beat{15, "top512", sgd(1.5)}},
-		{1000, 1, Beat{14, "top96", sgd(1.5)}}, {10, 5, Beat{5, "int8", sgd(1)}}, {100, 20, Beat{20, "top1024", sgd(1.5)}},
-		{1e6, 1, Beat{100, "top64", sgd(1.5)}},
+		{1, 1, Beat{1, "int8", sgd(1.15)}}, {10, 1, Beat{1, "top1024", sgd(1.15)}}, {20, 1, Beat{1, "top512", sgd(1.15)}},
+		{30, 1, Beat{1, "top256", sgd(1.15)}}, {100, 1, Beat{5, "top512", sgd(1.15)}}, {300, 1, Beat{15, "top512", sgd(1.45)}},
+		{1000, 1, Beat{14, "top96", sgd(1.45)}}, {10, 5, Beat{5, "int8", sgd(1)}}, {100, 20, Beat{20, "top1024", sgd(1.45)}},
+		{1e6, 1, Beat{100, "top64", sgd(1.45)}},
 	} {
 		p := Plan{Steps: 10_000, Mates: 4, Bits: 48 / c.share, Least: c.least}
 		if got := p.Next(0); got != c.want {
 			t.Errorf("1/%g, rounds of %d steps at least: %+v, want %+v", c.share, c.least, got, c.want)
 		}
 	}
-	if got, want := (Plan{Steps: 100, Mates: 4}).Next(0), (Beat{1, "int8", sgd(1.3)}); got != want {
+	if got, want := (Plan{Steps: 100, Mates: 4}).Next(0), (Beat{1, "int8", sgd(1.15)}); got != want {
 		t.Errorf("without a budget: %+v, want %+v", got, want)
 	}
 	if got, want := (Plan{Steps: 100, Mates: 1, Bits: 1, Codec: "fp32"}).Next(98), (Beat{1, "fp32", sgd(1)}); got != want {
