@@ -17,7 +17,7 @@ import (
 
 // AveragingBenchOptions say how much of the comparison of averaging methods is measured.
 type AveragingBenchOptions struct {
-	Full bool   // three seeds and 300 steps instead of one seed and 150
+	Full bool   // three seeds, 300 steps and all cases instead of one seed and 200 steps
 	Text string // file to train on; "" means Go's own sources
 }
 
@@ -91,12 +91,20 @@ func share(v float64) string {
 	return fmt.Sprintf("1/%.0f", 1/v)
 }
 
+// settingsOf writes a method with its settings.
+func settingsOf(o lab.Outcome) string {
+	if o.Method.Name() == o.Family {
+		return o.Family
+	}
+	return o.Family + ": " + o.Method.Name()
+}
+
 func parityTable(c trainerbench.Comparison) BenchTable {
 	t := BenchTable{Title: fmt.Sprintf("Loss at equal tokens (%s):", c.Conditions),
 		Head: []string{"peers", "method", "validation loss", "over data-parallel", "bytes", "rounds"}}
 	for _, p := range c.Parity {
 		for _, o := range p.Outcomes {
-			t.Rows = append(t.Rows, []string{fmt.Sprint(p.Peers), o.Family + ": " + o.Method.Name(), fmt.Sprintf("%.4f", o.Loss), percent(o.Loss / p.Parallel),
+			t.Rows = append(t.Rows, []string{fmt.Sprint(p.Peers), settingsOf(o), fmt.Sprintf("%.4f", o.Loss), percent(o.Loss / p.Parallel),
 				share(o.Share), FormatFigure(o.Rounds)})
 		}
 	}
@@ -104,7 +112,12 @@ func parityTable(c trainerbench.Comparison) BenchTable {
 }
 
 func frontTable(c trainerbench.Comparison) BenchTable {
-	t := BenchTable{Title: "Loss under a budget of bytes, four peers; the lowest of a budget is bold:", Head: []string{"method"}}
+	t := BenchTable{Head: []string{"method"}, Title: "Loss under a budget of bytes, four peers; the lowest of a budget is bold."}
+	for _, o := range c.Front {
+		if o.Budget == 0 {
+			t.Title += fmt.Sprintf(" %s: %.4f.", o.Family, o.Loss)
+		}
+	}
 	for _, b := range lab.Budgets {
 		t.Head = append(t.Head, share(b))
 	}
@@ -128,6 +141,11 @@ func frontTable(c trainerbench.Comparison) BenchTable {
 func frontPlot(c trainerbench.Comparison) chart.Chart {
 	p := chart.Chart{Title: "Validation loss under a budget of bytes, four peers", X: chart.Axis{Label: "bytes, of data-parallel training's", Log: true},
 		Y: chart.Axis{Label: "validation loss (nats per byte)"}}
+	for _, o := range c.Front {
+		if o.Budget == 0 && o.Share > 0 {
+			p.Lines = append(p.Lines, chart.Line{Name: o.Family, Dots: true, Strong: true, Points: [][2]float64{{o.Share, o.Loss}}})
+		}
+	}
 	for _, family := range c.Families() {
 		line := chart.Line{Name: family, Dots: true, Strong: family == lab.Ours, Dashed: family == lab.Gradients}
 		for _, b := range lab.Budgets {

@@ -29,7 +29,7 @@ type Parity struct {
 
 // Compare runs the comparison; full takes longer runs and three seeds.
 func Compare(ctx context.Context, text lab.Text, full bool) (c Comparison, err error) {
-	seeds, steps := []uint64{1}, 150
+	seeds, steps := []uint64{1}, 200
 	if full {
 		seeds, steps = []uint64{1, 2, 3}, 300
 	}
@@ -41,7 +41,7 @@ func Compare(ctx context.Context, text lab.Text, full bool) (c Comparison, err e
 		}
 		return lab.Study{Setup: setup, Seeds: seeds}.Run(ctx, cases(setup))
 	}
-	if c.Front, err = study(4, lab.Front); err != nil {
+	if c.Front, err = study(4, func(s lab.Setup) []lab.Case { return lab.Front(s, full) }); err != nil {
 		return c, fmt.Errorf("bench: %w", err)
 	}
 	for _, peers := range []int{4, 8} {
@@ -53,15 +53,15 @@ func Compare(ctx context.Context, text lab.Text, full bool) (c Comparison, err e
 		c.Parity = append(c.Parity, Parity{Peers: peers, Parallel: parallel.Loss, OverParallel: own.Loss / parallel.Loss, OverDiLoCo: own.Loss / diloco.Loss,
 			Gradients: outcomes[3].Loss / parallel.Loss, Share: own.Share, Outcomes: outcomes})
 	}
-	c.Won, _ = lab.Won(c.Front, lab.Ours)
-	c.WonWith, _ = lab.Won(c.Front, lab.Ours, lab.Gradients)
+	c.Won, _ = lab.Won(c.Front, []string{lab.Ours}, lab.Others)
+	c.WonWith, _ = lab.Won(c.Front, []string{lab.Ours, lab.Gradients}, lab.Others)
 	return c, nil
 }
 
-// Families lists the methods of the front, in its order.
+// Families lists the methods of the front that have budgets, in its order.
 func (c Comparison) Families() (names []string) {
 	for _, o := range c.Front {
-		if !slices.Contains(names, o.Family) {
+		if o.Budget > 0 && !slices.Contains(names, o.Family) {
 			names = append(names, o.Family)
 		}
 	}

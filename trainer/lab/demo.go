@@ -17,7 +17,7 @@ type DeMo struct {
 }
 
 // Name implements [Method].
-func (d DeMo) Name() string { return fmt.Sprintf("DeMo, %d of 4096, decay %g", d.Keep, d.Decay) }
+func (d DeMo) Name() string { return fmt.Sprintf("%d of 4096, decay %g", d.Keep, d.Decay) }
 
 // Begin implements [Method].
 func (d DeMo) Begin(s *Swarm) (Trial, error) {

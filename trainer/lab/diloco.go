@@ -16,7 +16,15 @@ type DiLoCo struct {
 
 // Name implements [Method].
 func (d DiLoCo) Name() string {
-	return fmt.Sprintf("DiLoCo H %d, rate %g, momentum %g", d.Every, d.Outer.LearningRate, d.Outer.Momentum)
+	return fmt.Sprintf("H %d, %s", d.Every, rates(d.Outer))
+}
+
+// rates writes an outer optimiser's settings.
+func rates(o outer.Settings) string {
+	if o.Momentum == 0 {
+		return fmt.Sprintf("η %.3g", o.LearningRate)
+	}
+	return fmt.Sprintf("η %.3g, μ %.3g", o.LearningRate, o.Momentum)
 }
 
 // Begin implements [Method].

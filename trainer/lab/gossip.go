@@ -12,7 +12,7 @@ import (
 
 // Gossip is the program's method in groups smaller than the run: every peer has shared weights φ of its own. It takes the mean
 // update of its group, and heals one slice of φ a round towards the group's mean. The last step is a finale: everybody meets
-// everybody in rounds over the grid's axes, and all end with equal weights.
+// everybody in as many rounds as that takes, and all end with equal weights.
 type Gossip struct {
 	Label   string
 	Pace    func(done uint64) tempo.Beat
@@ -196,11 +196,11 @@ func (m *gossip) meet(groups [][]int, id string, from, to int, f func(e *member,
 
 // finale takes everybody to the mean of all: the mean replaces the weights, so equal blobs leave equal bits.
 func (m *gossip) finale() error {
-	axes, grouping := round.Grid(m.Peers, m.Size), m.grouping
-	if axes == nil {
-		axes, grouping.Size = []int{m.Peers}, 0
+	grouping := m.grouping
+	if grouping.Rounds(m.Peers) == 0 {
+		grouping.Size = 0
 	}
-	for range axes {
+	for range grouping.Rounds(m.Peers) {
 		err := m.meet(grouping.Groups(uint64(m.Rounds), m.Peers), m.Finale, 0, len(m.first), func(e *member, _ []float32) error {
 			for i, v := range m.first {
 				e.slow[i] = v + e.mean[i]

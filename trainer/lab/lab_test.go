@@ -108,6 +108,25 @@ func TestBytes(t *testing.T) {
 	}
 }
 
+// In groups, what a peer downloads does not grow with the run.
+func TestDownloadsStayFlat(t *testing.T) {
+	var first float64
+	for _, peers := range []int{8, 16, 32} {
+		s := setup(peers, 4)
+		s.Rows, s.Windows = 1, 1
+		r, err := Run(t.Context(), s, Gossip{Pace: steady(1, "top512", 1, 0), Size: 4, Heal: 4, Rate: 1, Codec: "int4"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if first == 0 {
+			first = r.Bytes
+		}
+		if r.Bytes < 0.98*first || r.Bytes > 1.02*first {
+			t.Errorf("%d peers download %.0f bytes each, eight %.0f", peers, r.Bytes, first)
+		}
+	}
+}
+
 // With nothing lost and nothing added, the methods fall together: one peer's averages change nothing, and the program's own
 // method over float32 is exact DiLoCo.
 func TestMethodsAgreeWhereTheyMust(t *testing.T) {

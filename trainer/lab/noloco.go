@@ -16,7 +16,7 @@ type NoLoCo struct {
 
 // Name implements [Method].
 func (d NoLoCo) Name() string {
-	return fmt.Sprintf("NoLoCo H %d, α %g, β %g, γ %g", d.Every, d.Alpha, d.Beta, d.Gamma)
+	return fmt.Sprintf("H %d", d.Every)
 }
 
 // Begin implements [Method].

@@ -21,6 +21,9 @@ const (
 	lone         = "one peer alone"
 )
 
+// Others are the methods that are not the program's.
+var Others = []string{DataParallel, lone, stream, exact, pairs, sparse, transformed}
+
 // Budgets are the shares of data-parallel bytes at which methods are compared.
 var Budgets = []float64{1.0 / 10, 1.0 / 30, 1.0 / 100, 1.0 / 300, 1.0 / 1000}
 
@@ -55,23 +58,21 @@ func (s Setup) every(budget, bits float64) int {
 func (s Setup) mine(budget float64) Case {
 	plan := tempo.Plan{Steps: uint64(s.Steps), Mates: s.Peers, Bits: budget * s.unit()}
 	b := plan.Next(0)
-	label := fmt.Sprintf("%s, H %d, η %.3g", b.Codec, b.LocalSteps, b.Outer.LearningRate)
+	label := fmt.Sprintf("%s, H %d, %s", b.Codec, b.LocalSteps, rates(b.Outer))
 	return Case{Family: Ours, Budget: budget, Method: Gather{Label: label, Pace: plan.Next, Own: budget < 1.0/500}}
 }
 
 // Front returns the cases of the front of loss against bytes: every method at the best settings that were found for it by
 // sweeps of inner and outer rates and momenta at four peers (docs/decisions/0003-averaging-defaults.md). A method has no case
-// where nothing of it fits the budget.
-func Front(s Setup) []Case {
+// where nothing of it fits the budget, and, unless all is set, where it is out of the running.
+func Front(s Setup, all bool) []Case {
 	cases := []Case{{Family: DataParallel, Method: Parallel{}}, {Family: lone, Method: Alone{}}}
-	for _, b := range Budgets {
+	for i, b := range Budgets {
 		cases = append(cases, s.mine(b))
-	}
-	for i, b := range Budgets[:3] {
-		relay := []Relay{{"top512", 0.96}, {"top256", 0.9}, {"top64", 0.9}}[i]
-		cases = append(cases, Case{Family: Gradients, Budget: b, Method: relay})
-	}
-	for _, b := range Budgets {
+		if i < 3 {
+			relay := []Relay{{"top1024", 0.98}, {"top256", 0.9}, {"top64", 0.9}}[i]
+			cases = append(cases, Case{Family: Gradients, Budget: b, Method: relay})
+		}
 		// The last step sends the fragments that were not due once more, at worst all.
 		const bits = 1.5 * e3m0Bits
 		if h := s.every(b-bits/s.unit()/float64(s.Steps), bits); h > 0 {
@@ -80,18 +81,16 @@ func Front(s Setup) []Case {
 		if h := s.every(b, s.unit()); h > 0 {
 			cases = append(cases, Case{Family: exact, Budget: b, Method: DiLoCo{h, outer.Settings{LearningRate: 1}}})
 		}
-		if h := s.every(b, 64); h > 0 {
+		if h := s.every(b, 64); h > 0 && (all || i < 2) {
 			cases = append(cases, Case{Family: pairs, Budget: b, Method: NoLoCo{h, 0.5, 0.7, 0.7}})
 		}
-	}
-	for i, b := range Budgets {
 		top := []int{256, 256, 64, 64, 64}[i]
-		if h := s.every(b, float64(s.Peers-1)*(14*float64(top)+64)/4096); h > 0 {
+		if h := s.every(b, float64(s.Peers-1)*(14*float64(top)+64)/4096); h > 0 && (all || i == 2 || i == 3) {
 			cases = append(cases, s.published(b, top, h))
 		}
-	}
-	for i, b := range Budgets {
-		cases = append(cases, Case{Family: transformed, Budget: b, Method: DeMo{Keep: []int{234, 78, 23, 7, 2}[i], Decay: 0.9}})
+		if all || i < 2 {
+			cases = append(cases, Case{Family: transformed, Budget: b, Method: DeMo{Keep: []int{234, 78, 23, 7, 2}[i], Decay: 0.9}})
+		}
 	}
 	return cases
 }
@@ -112,10 +111,10 @@ func (s Setup) published(budget float64, top, h int) Case {
 	}}
 }
 
-// Parity returns the cases of the comparison with data-parallel training: that, the program with a twentieth of its bytes,
+// Parity returns the cases of the comparison with data-parallel training: that, the program with a tenth of its bytes,
 // exact DiLoCo with as many rounds as the program, and the program's codec on gradients.
 func Parity(s Setup) []Case {
-	own := s.mine(1.0 / 20)
+	own := s.mine(1.0 / 10)
 	own.Budget = 0
 	beat := own.Method.(Gather).Pace(0)
 	return []Case{

@@ -15,7 +15,7 @@ func TestFrontKeepsToItsBudgets(t *testing.T) {
 	s.Windows, s.Rows = 8, 1
 	s.Model = model.Spec{Family: model.FamilyLlama, Vocab: 128, Width: 16, Layers: 1, Heads: 2, KVHeads: 1, FeedForward: 16, Context: 8,
 		RopeTheta: 10000, NormEps: 1e-5, TieEmbeddings: true}
-	outcomes, err := Study{Setup: s, Seeds: []uint64{1}}.Run(t.Context(), Front(s))
+	outcomes, err := Study{Setup: s, Seeds: []uint64{1}}.Run(t.Context(), Front(s, true))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -30,7 +30,7 @@ func TestFrontKeepsToItsBudgets(t *testing.T) {
 	if families[Ours] != len(Budgets) || len(families) != 9 {
 		t.Errorf("cases by family: %v", families)
 	}
-	if won, of := Won(outcomes, Ours); of != len(Budgets) || won > of {
+	if won, of := Won(outcomes, []string{Ours}, Others); of != len(Budgets) || won > of {
 		t.Errorf("%d of %d budgets won", won, of)
 	}
 }
@@ -46,10 +46,10 @@ func TestWon(t *testing.T) {
 		case1(Ours, last, 2*last, 2.3), // over its budget
 		case1("c", 0, 0, 2.5),
 	}
-	if won, of := Won(outcomes, Ours); won != 1 || of != 3 {
+	if won, of := Won(outcomes, []string{Ours}, []string{"b", "c"}); won != 1 || of != 3 {
 		t.Errorf("won %d of %d, want 1 of 3", won, of)
 	}
-	if won, of := Won(outcomes, Ours, "b"); won != 3 || of != 4 {
+	if won, of := Won(outcomes, []string{Ours, "b"}, []string{"c"}); won != 3 || of != 4 {
 		t.Errorf("together won %d of %d, want 3 of 4", won, of)
 	}
 }

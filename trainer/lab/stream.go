@@ -21,8 +21,7 @@ type Streaming struct {
 
 // Name implements [Method].
 func (d Streaming) Name() string {
-	return fmt.Sprintf("Streaming DiLoCo H %d, overlap %d, mixing %g, rate %g, momentum %g", d.Every, d.Overlap, d.Alpha,
-		d.Outer.LearningRate, d.Outer.Momentum)
+	return fmt.Sprintf("H %d, %s, τ %d", d.Every, rates(d.Outer), d.Overlap)
 }
 
 // Begin implements [Method].

@@ -81,25 +81,26 @@ func (s Study) Run(ctx context.Context, cases []Case) ([]Outcome, error) {
 	return outcomes, nil
 }
 
-// Won counts the budgets at which no method but the named families has a lower loss than their best, of those at which they
-// have a case. A method that needs fewer bytes than a budget allows competes for it too.
-func Won(outcomes []Outcome, families ...string) (won, of int) {
+// Won counts the budgets at which the best of the own families has a lower loss than the best of the others, of those at which
+// it has a case. A method that needs fewer bytes than a budget allows competes for it too.
+func Won(outcomes []Outcome, own, others []string) (won, of int) {
 	for _, budget := range Budgets {
-		own, other, has := math.Inf(1), math.Inf(1), false
+		mine, best, has := math.Inf(1), math.Inf(1), false
 		for _, o := range outcomes {
-			fits, mine := o.Share <= 1.02*budget, slices.Contains(families, o.Family)
-			has = has || mine && o.Budget == budget
-			switch {
-			case fits && mine:
-				own = min(own, o.Loss)
-			case fits:
-				other = min(other, o.Loss)
+			fits := o.Share <= 1.02*budget
+			if slices.Contains(own, o.Family) {
+				has = has || o.Budget == budget
+				if fits {
+					mine = min(mine, o.Loss)
+				}
+			} else if slices.Contains(others, o.Family) && fits {
+				best = min(best, o.Loss)
 			}
 		}
 		if has {
 			of++
 		}
-		if has && own < other {
+		if has && mine < best {
 			won++
 		}
 	}

@@ -9,11 +9,13 @@ import (
 // Grouping says who averages with whom. It is a pure function of the run's seed, the round and the sorted membership view:
 // peers with the same view compute the same groups, peers with different views fall into different groups, and nobody asks.
 //
-// All members form one group where they fit into one. Where they fill a grid whose sides are at most Size, the groups are
-// the lines of the grid along axis round mod dimensions: with Size 2 that is a hypercube, where the partner is the member
-// whose position differs in one bit. Any run of that many rounds with exact means gives everybody the mean of all, for a
-// quarter to a half of the bytes of random pairs (Moshpit SGD, arXiv 2103.03239, and a comparison of our own). Other
-// numbers of members are dealt into random groups, anew each round.
+// All members form one group where they fit into one. Where their number and Size are powers of two, the members are the
+// corners of a hypercube and a group is those that differ in a window of the position's bits, which moves on by its width each
+// round: with Size 2 the partner is the member whose position differs in one bit. Any [Grouping.Rounds] rounds in a row with
+// exact means give everybody the mean of all, for a quarter to a half of the bytes of random pairs, and all groups are
+// equally large, so what a peer downloads does not grow with the run (after Moshpit SGD, arXiv 2103.03239, which averages
+// along the axes of a grid). The same goes for the lines of a full square or cube of other sides. Other numbers of members
+// are dealt into random groups, anew each round.
 type Grouping struct {
 	Seed uint64 // of the run
 	Size int    // G, the members of a group; less than 1 means all of them
@@ -32,8 +34,8 @@ func (g Grouping) Groups(round uint64, members int) [][]int {
 	if g.Size < 1 || members <= g.Size || g.Size == 1 {
 		return alike(members, g.Size == 1)
 	}
-	if sides := Grid(members, g.Size); sides != nil {
-		return g.lines(round, members, sides)
+	if c, ok := newCube(members, g.Size); ok {
+		return g.faces(round, c)
 	}
 	count := (members + g.Size - 1) / g.Size
 	if members/count < 2 {
@@ -62,65 +64,81 @@ func alike(members int, alone bool) [][]int {
 	return groups
 }
 
-// lines returns the grid's lines along the round's axis. Who sits where is drawn once for the run, so that any sequence of
-// len(sides) rounds goes through all axes.
-func (g Grouping) lines(round uint64, members int, sides []int) [][]int {
-	axis := int(round % uint64(len(sides)))
-	step := 1 // between neighbours on the axis
-	for _, side := range sides[:axis] {
-		step *= side
+// cube is members at the points of a cube: a position is so many digits to a base, and a group spans a window of digits.
+type cube struct{ base, digits, window int }
+
+// newCube returns the cube that the members fill with groups of exactly size: pairs of neighbours on each axis to the base of
+// two where both numbers are powers of two, otherwise lines of size points.
+func newCube(members, size int) (cube, bool) {
+	for _, base := range []int{2, size} {
+		c := cube{base, logarithm(members, base), logarithm(size, base)}
+		if c.digits > 0 && c.window > 0 {
+			return c, true
+		}
+	}
+	return cube{}, false
+}
+
+// logarithm returns the exponent of n as a power of base; 0 where it is none.
+func logarithm(n, base int) int {
+	exponent := 0
+	for base > 1 && n > 1 && n%base == 0 {
+		n /= base
+		exponent++
+	}
+	if n != 1 {
+		return 0
+	}
+	return exponent
+}
+
+// Rounds returns how many rounds in a row with exact means bring all members to the mean of all of them: 1 where one group
+// holds all, 0 where groups are random and no number does.
+func (g Grouping) Rounds(members int) int {
+	if g.Size < 1 || members <= g.Size {
+		return 1
+	}
+	c, ok := newCube(members, g.Size)
+	if !ok {
+		return 0
+	}
+	return (c.digits + c.window - 1) / c.window
+}
+
+// faces returns the groups of a round: the points that differ in its window of digits. Who sits where is drawn once for the
+// run, so that windows of different rounds fit together.
+func (g Grouping) faces(round uint64, c cube) [][]int {
+	start := int(round % uint64(c.digits) * uint64(c.window) % uint64(c.digits))
+	weights := make([]int, c.digits)
+	members := 1
+	for d := range weights {
+		weights[d] = members
+		members *= c.base
+	}
+	inside := make([]int, c.window) // weights of the window's digits
+	for i := range inside {
+		inside[i] = weights[(start+i)%c.digits]
 	}
 	var groups [][]int
 	for first := range members {
-		if first/step%sides[axis] != 0 {
+		if slices.ContainsFunc(inside, func(w int) bool { return first/w%c.base != 0 }) {
 			continue
 		}
-		group := make([]int, sides[axis])
-		for c := range group {
-			group[c] = int(Permute(mix(g.Seed), uint64(members), uint64(first+c*step)))
+		group := []int{first}
+		for _, w := range inside {
+			line := group
+			for step := 1; step < c.base; step++ {
+				for _, p := range line {
+					group = append(group, p+step*w)
+				}
+			}
+		}
+		for i, p := range group {
+			group[i] = int(Permute(mix(g.Seed), uint64(members), uint64(p)))
 		}
 		groups = append(groups, group)
 	}
 	return groups
-}
-
-// Grid returns the sides of a full grid of that many members: as few sides as groups of at most size allow, as equal as
-// they get, the longest first. It is nil where the members fill no such grid, and has one side where one group holds all.
-func Grid(members, size int) []int {
-	if members < 2 || size < 2 {
-		return nil
-	}
-	axes, room := 0, 1
-	for room < members {
-		room *= size
-		axes++
-	}
-	sides := divide(members, axes, size)
-	slices.SortFunc(sides, func(a, b int) int { return b - a })
-	return sides
-}
-
-// divide writes n as a product of so many factors from 2 to limit, the largest factor as small as possible; nil if it cannot.
-func divide(n, factors, limit int) []int {
-	if factors == 1 {
-		if n >= 2 && n <= limit {
-			return []int{n}
-		}
-		return nil
-	}
-	var best []int
-	for f := 2; f <= min(limit, n/2); f++ {
-		if n%f != 0 {
-			continue
-		}
-		if rest := divide(n/f, factors-1, limit); rest != nil {
-			sides := append(rest, f)
-			if best == nil || slices.Max(sides) < slices.Max(best) {
-				best = sides
-			}
-		}
-	}
-	return best
 }
 
 // Mates returns the members of self's group in the round, self included, in the order in which their updates are summed.

@@ -10,21 +10,21 @@ import (
 
 func TestGroupsTable(t *testing.T) {
 	for _, c := range []struct {
-		members, size int
-		sides         []int
-		groups        string // sizes
+		members, size, rounds int
+		groups                string // sizes
 	}{
-		{1, 4, nil, "[1]"}, {4, 4, []int{4}, "[4]"}, {5, 0, nil, "[5]"}, {3, 1, nil, "[1 1 1]"},
-		{8, 2, []int{2, 2, 2}, "[2 2 2 2]"}, {8, 4, []int{4, 2}, "[4 4]"}, {16, 4, []int{4, 4}, "[4 4 4 4]"},
-		{32, 8, []int{8, 4}, "[8 8 8 8]"}, {12, 4, []int{4, 3}, "[4 4 4]"}, {5, 2, nil, "[3 2]"}, {7, 4, nil, "[4 3]"},
-		{13, 4, nil, "[4 3 3 3]"}, {3, 2, nil, "[3]"},
+		{1, 4, 1, "[1]"}, {4, 4, 1, "[4]"}, {5, 0, 1, "[5]"}, {3, 1, 0, "[1 1 1]"}, {0, 4, 1, "[]"},
+		{8, 2, 3, "[2 2 2 2]"}, {8, 4, 2, "[4 4]"}, {16, 4, 2, "[4 4 4 4]"}, {32, 4, 3, "[4 4 4 4 4 4 4 4]"}, {32, 8, 2, "[8 8 8 8]"},
+		{9, 3, 2, "[3 3 3]"}, {36, 6, 2, "[6 6 6 6 6 6]"}, {12, 4, 0, "[4 4 4]"}, {5, 2, 0, "[3 2]"}, {7, 4, 0, "[4 3]"},
+		{13, 4, 0, "[4 3 3 3]"}, {3, 2, 0, "[3]"},
 	} {
-		if got := Grid(c.members, c.size); !slices.Equal(got, c.sides) && c.size > 1 {
-			t.Errorf("grid of %d in groups of %d: %v, want %v", c.members, c.size, got, c.sides)
+		g := Grouping{Seed: 1, Size: c.size}
+		if got := g.Rounds(c.members); got != c.rounds {
+			t.Errorf("%d members in groups of %d meet in %d rounds, want %d", c.members, c.size, got, c.rounds)
 		}
-		var sizes []int
-		for _, g := range (Grouping{Seed: 1, Size: c.size}).Groups(0, c.members) {
-			sizes = append(sizes, len(g))
+		sizes := []int{}
+		for _, group := range g.Groups(0, c.members) {
+			sizes = append(sizes, len(group))
 		}
 		if got := fmt.Sprint(sizes); got != c.groups {
 			t.Errorf("%d members in groups of %d: sizes %s, want %s", c.members, c.size, got, c.groups)
@@ -60,15 +60,15 @@ func TestGroupsPartition(t *testing.T) {
 // All axes of a grid give the mean of all with equal bits, whichever round is the first.
 func TestGridMeansAreExact(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		shape := rapid.SampledFrom([][2]int{{8, 2}, {16, 4}, {32, 8}, {12, 4}, {27, 3}, {24, 6}}).Draw(t, "shape")
-		n, sides := shape[0], Grid(shape[0], shape[1])
+		shape := rapid.SampledFrom([][2]int{{8, 2}, {8, 4}, {16, 4}, {32, 4}, {32, 8}, {128, 8}, {27, 3}, {36, 6}}).Draw(t, "shape")
+		n := shape[0]
 		g := Grouping{Seed: rapid.Uint64().Draw(t, "seed"), Size: shape[1]}
 		first := rapid.Uint64Range(0, 1<<40).Draw(t, "first round")
 		x := make([]float32, n)
 		for i := range x {
 			x[i] = rapid.Float32Range(-1, 1).Draw(t, "value")
 		}
-		for r := range sides {
+		for r := range g.Rounds(n) {
 			for _, group := range g.Groups(first+uint64(r), n) {
 				var sum float32
 				for _, p := range group {
