@@ -50,7 +50,6 @@ func TestLatency(t *testing.T) {
 func TestBandwidthIsTheSenders(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net, nodes, topics := crowd(t, memnet.Link{Bandwidth: 1000}, 4)
-		began := time.Now()
 		topics[0].Publish(t.Context(), make([]byte, 500))
 		time.Sleep(1100 * time.Millisecond)
 		net.Kill(nodes[0].ID())
@@ -68,7 +67,7 @@ func TestBandwidthIsTheSenders(t *testing.T) {
 		again := net.Node("node 0")
 		defer again.Close()
 		topic, _ := again.Join("/capanode/x", nil)
-		began = time.Now()
+		began := time.Now()
 		topic.Publish(t.Context(), make([]byte, 100))
 		for _, other := range topics[1:] {
 			if _, err := other.Next(t.Context()); err != nil {
