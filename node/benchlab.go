@@ -38,9 +38,12 @@ func BenchAveraging(o AveragingBenchOptions) Bench {
 // benchMethods compares the methods of package lab.
 func benchMethods(ctx context.Context, r *BenchReport, o AveragingBenchOptions) error {
 	text, err := benchText(ctx, o.Text)
-	if err != nil {
+	if err != nil && o.Text == "" {
 		r.Missing = append(r.Missing, fmt.Sprintf("comparison of methods (%v)", err))
 		return nil
+	}
+	if err != nil {
+		return err
 	}
 	c, err := trainerbench.Compare(ctx, lab.Split(text), o.Full)
 	if err != nil {
@@ -139,7 +142,7 @@ func frontTable(c trainerbench.Comparison) BenchTable {
 }
 
 func frontPlot(c trainerbench.Comparison) chart.Chart {
-	p := chart.Chart{Title: "Validation loss under a budget of bytes, four peers", X: chart.Axis{Label: "bytes, of data-parallel training's", Log: true},
+	p := chart.Chart{Title: "Validation loss under a budget of bytes, four peers", X: chart.Axis{Label: "bytes that a peer downloads, as a share of data-parallel training's", Log: true},
 		Y: chart.Axis{Label: "validation loss (nats per byte)"}}
 	for _, o := range c.Front {
 		if o.Budget == 0 && o.Share > 0 {
@@ -162,7 +165,7 @@ func tokensPlot(c trainerbench.Comparison) chart.Chart {
 	p := chart.Chart{Title: "Validation loss against tokens, four peers", X: chart.Axis{Label: "tokens of all peers together"},
 		Y: chart.Axis{Label: "validation loss (nats per byte)"}}
 	for _, o := range c.Curves() {
-		line := chart.Line{Name: o.Label, Strong: o.Family == lab.Ours, Dashed: o.Family == lab.DataParallel}
+		line := chart.Line{Name: o.Label, Strong: o.Family == lab.Ours, Dashed: o.Family == lab.DataParallel || o.Family == lab.Gradients}
 		for _, q := range o.Curve {
 			line.Points = append(line.Points, [2]float64{q.Tokens, q.Loss})
 		}

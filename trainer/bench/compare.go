@@ -93,13 +93,14 @@ type Curve struct {
 	Label string
 }
 
-// Curves picks the outcomes whose course is worth a line: data-parallel training, a peer alone, and the best at some budgets.
+// Curves picks the outcomes whose course is worth a line: those without a budget, and the best under some.
 func (c Comparison) Curves() (curves []Curve) {
 	for _, o := range c.Front {
 		switch {
 		case o.Budget == 0:
 			curves = append(curves, Curve{o, o.Family})
-		case o.Family == lab.Ours, o.Budget == 1.0/100 && o.Family != lab.Ours:
+		case o.Family == lab.Ours && (o.Budget == lab.Budgets[0] || o.Budget == lab.Budgets[2] || o.Budget == lab.Budgets[4]),
+			o.Family == lab.Gradients && o.Budget == lab.Budgets[1], o.Family == lab.Streaming4 && o.Budget == lab.Budgets[2]:
 			curves = append(curves, Curve{o, fmt.Sprintf("%s, 1/%.0f", o.Family, 1/o.Budget)})
 		}
 	}

@@ -11,10 +11,10 @@ import (
 // Names of the methods in tables and plots.
 const (
 	Ours         = "Capanode"
-	Gradients    = "Capanode's codec on gradients"
+	Gradients    = "Capanode, gradients"
 	DataParallel = "data-parallel"
 	exact        = "exact DiLoCo"
-	stream       = "Streaming DiLoCo, 4 bits"
+	Streaming4   = "Streaming DiLoCo, 4 bits"
 	pairs        = "NoLoCo"
 	sparse       = "SparseLoCo"
 	transformed  = "DeMo"
@@ -22,7 +22,7 @@ const (
 )
 
 // Others are the methods that are not the program's.
-var Others = []string{DataParallel, lone, stream, exact, pairs, sparse, transformed}
+var Others = []string{DataParallel, lone, Streaming4, exact, pairs, sparse, transformed}
 
 // Budgets are the shares of data-parallel bytes at which methods are compared.
 var Budgets = []float64{1.0 / 10, 1.0 / 30, 1.0 / 100, 1.0 / 300, 1.0 / 1000}
@@ -76,7 +76,7 @@ func Front(s Setup, all bool) []Case {
 		// The last step sends the fragments that were not due once more, at worst all.
 		const bits = 1.5 * e3m0Bits
 		if h := s.every(b-bits/s.unit()/float64(s.Steps), bits); h > 0 {
-			cases = append(cases, Case{Family: stream, Budget: b, Method: Streaming{Every: h, Outer: outer.Settings{LearningRate: streamRate(h)}}})
+			cases = append(cases, Case{Family: Streaming4, Budget: b, Method: Streaming{Every: h, Outer: outer.Settings{LearningRate: streamRate(h)}}})
 		}
 		if h := s.every(b, s.unit()); h > 0 {
 			cases = append(cases, Case{Family: exact, Budget: b, Method: DiLoCo{h, outer.Settings{LearningRate: 1}}})

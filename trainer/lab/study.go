@@ -29,7 +29,6 @@ type Outcome struct {
 type Study struct {
 	Setup Setup // its seed is replaced
 	Seeds []uint64
-	Done  func(Outcome) // called after each case; may be nil
 }
 
 // Unit returns the bytes that one peer downloads in data-parallel training with a float32 ring.
@@ -74,9 +73,6 @@ func (s Study) Run(ctx context.Context, cases []Case) ([]Outcome, error) {
 		}
 		o.Spread = most - least
 		outcomes = append(outcomes, o)
-		if s.Done != nil {
-			s.Done(o)
-		}
 	}
 	return outcomes, nil
 }

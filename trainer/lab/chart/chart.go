@@ -35,8 +35,8 @@ type Line struct {
 }
 
 const (
-	width, height            = 760, 440
-	left, right, top, bottom = 66, 214, 44, 52 // margins; the legend stands on the right
+	width, height            = 800, 440
+	left, right, top, bottom = 66, 230, 44, 52 // margins; the legend stands on the right
 	plotWidth, plotHeight    = width - left - right, height - top - bottom
 )
 
