@@ -17,7 +17,7 @@ import (
 
 // AveragingBenchOptions say how much of the comparison of averaging methods is measured.
 type AveragingBenchOptions struct {
-	Full bool   // three seeds, 300 steps and all cases instead of one seed and 200 steps
+	Full bool   // three seeds, 300 steps and all cases instead of one seed and 150 steps
 	Text string // file to train on; "" means Go's own sources
 }
 

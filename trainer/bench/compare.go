@@ -29,7 +29,7 @@ type Parity struct {
 
 // Compare runs the comparison; full takes longer runs and three seeds.
 func Compare(ctx context.Context, text lab.Text, full bool) (c Comparison, err error) {
-	seeds, steps := []uint64{1}, 200
+	seeds, steps := []uint64{1}, 150
 	if full {
 		seeds, steps = []uint64{1, 2, 3}, 300
 	}

@@ -59,7 +59,7 @@ func methods() []Method {
 
 // Every method learns, and gives the same digits on any number of cores.
 func TestMethodsLearnAndRepeat(t *testing.T) {
-	steps, most := 24, 4.2
+	steps, most := 16, 4.6
 	if testing.Short() {
 		steps, most = 4, 6
 	}
