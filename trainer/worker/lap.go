@@ -279,8 +279,10 @@ func (w *worker) settleLap(from, to int, accepted bool) {
 		w.start(w.cfg.Engine.State().Weights[from:to], from)
 		return
 	}
+	// Dealt among other members, the lap's shards may be somebody else's now; so far it has run only as long as the exchange.
 	_, fits := round.Header{Ranges: w.lap.ranges}.Fits(w.state.Cursors, w.windows)
-	if !accepted || !fits || w.lap.number != w.state.Round {
+	members, _ := w.trainers()
+	if !accepted || !fits || w.lap.number != w.state.Round || !slices.Equal(members, w.lap.members) {
 		w.dropLap()
 		w.rewind()
 		return
