@@ -108,6 +108,9 @@ func compare(disturbed, quiet curve) float64 {
 
 // Half of the peers die at the same instant.
 func TestKillHalf(t *testing.T) {
+	if testing.Short() {
+		t.Skip("trains transformers; the long form runs without -short")
+	}
 	base, peers, rounds, runs := seed(t), 4, uint64(14), 1
 	if long() {
 		peers, rounds, runs = 16, 60, 3
@@ -151,6 +154,9 @@ func TestKillHalf(t *testing.T) {
 
 // The network falls into two halves for ten rounds.
 func TestPartitionOfTenRounds(t *testing.T) {
+	if testing.Short() {
+		t.Skip("trains transformers; the long form runs without -short")
+	}
 	base, peers, rounds, runs := seed(t), 4, uint64(26), 1
 	if long() {
 		peers, rounds, runs = 8, 60, 3

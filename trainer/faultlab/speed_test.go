@@ -101,6 +101,9 @@ func overWide(t *testing.T, plan worker.Plan) (used, loss float64) {
 
 // Steps beside the exchange hide the network, and cost next to nothing.
 func TestOverlapHidesTheNetwork(t *testing.T) {
+	if testing.Short() {
+		t.Skip("trains transformers; the long form runs without -short")
+	}
 	plan := faultlab.LlamaPlan(16)
 	plan.LocalSteps = 20
 	plan.Schedule = worker.Schedule{Peak: 5e-3, Floor: 5e-4, Warmup: 20, Total: plan.TotalSteps()}
@@ -161,6 +164,9 @@ func timeTo(t *testing.T, plan worker.Plan, paces []time.Duration, target float6
 // Peers of unequal speed choose their own steps: the run reaches a loss sooner than one that waits for the slowest. Such a
 // run is one where all are as slow.
 func TestUnequalPeersBeatABarrier(t *testing.T) {
+	if testing.Short() {
+		t.Skip("trains transformers; the long form runs without -short")
+	}
 	plan := faultlab.LlamaPlan(14)
 	plan.LocalSteps, plan.Overlap = 20, worker.OverlapNever
 	const target = 1.35
@@ -178,6 +184,9 @@ func TestUnequalPeersBeatABarrier(t *testing.T) {
 // Weights that travel in fragments, one each round, train as well as whole ones at equal tokens, and a peer that is killed
 // goes on with the fast weights it had.
 func TestFragments(t *testing.T) {
+	if testing.Short() {
+		t.Skip("trains transformers; the long form runs without -short")
+	}
 	run := func(fragments int, die bool) (loss float64) {
 		faultlab.Virtual(t, 100*time.Hour, func(ctx context.Context, t *testing.T) {
 			plan := faultlab.LlamaPlan(30)
