@@ -227,6 +227,9 @@ func TestFragments(t *testing.T) {
 // A run whose pace is left to itself finds out that its link is narrow: updates become smaller and rounds longer, in mid-run,
 // on all peers at once; and it stays as it was where the link is wide.
 func TestPaceFollowsTheLink(t *testing.T) {
+	if testing.Short() {
+		t.Skip("trains many parameters; the long form runs without -short")
+	}
 	const params = 40_000
 	run := func(link memnet.Link) (pace []string) {
 		faultlab.Virtual(t, 100*time.Hour, func(ctx context.Context, t *testing.T) {
