@@ -86,12 +86,12 @@ func binds(l lease.Lease) bool { return l.Phase == lease.Granted || l.Live() }
 func (s *Seller) Start() {
 	s.cfg.Net.Handle(lease.Protocol, p2p.Limits{}, s.serve)
 	s.reg.mu.Lock()
-	for _, t := range s.reg.leases {
+	for id, t := range s.reg.leases {
 		if !t.lease.Live() {
 			continue
 		}
 		if s.second(t.lease) {
-			s.reg.spawn(func() { s.closeSecond(t.lease.ID) })
+			s.reg.spawn(func() { s.closeSecond(id) })
 			continue
 		}
 		s.activate(t)

@@ -6,6 +6,8 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -108,10 +110,11 @@ func join(ctx context.Context, t *testing.T, peers int, dying bool, seed uint64)
 	l := faultlab.New(ctx, t, faultlab.Options{Plan: slowRounds(13), Link: link, Log: logLevel()}, names...)
 	defer l.Close()
 	var joined, got time.Time
+	var begun atomic.Bool
 	donor := ""
 	l.Script(func(e faultlab.Event) {
 		switch {
-		case joined.IsZero():
+		case !begun.Load():
 		case dying && donor == "" && e.Point == faultlab.MidServe && e.Mate == joiner:
 			donor = e.Peer
 			l.Kill(donor)
@@ -124,6 +127,7 @@ func join(ctx context.Context, t *testing.T, peers int, dying bool, seed uint64)
 	}
 	time.Sleep(130 * time.Second) // virtual: about 6 rounds
 	joined = time.Now()
+	begun.Store(true)
 	l.Start(joiner)
 	l.Await(joiner)
 	l.Finish(l.Survivors()...)
@@ -259,7 +263,12 @@ func churn(ctx context.Context, t *testing.T, peers int, rounds uint64, slow boo
 	l := faultlab.New(ctx, t, faultlab.Options{Plan: plan, Link: link, Log: logLevel()}, names...)
 	defer l.Close()
 	rng := rand.New(rand.NewPCG(seed, 10))
-	exponential := func(mean time.Duration) time.Duration { return time.Duration(rng.ExpFloat64() * float64(mean)) }
+	var drawing sync.Mutex
+	exponential := func(mean time.Duration) time.Duration {
+		drawing.Lock()
+		defer drawing.Unlock()
+		return time.Duration(rng.ExpFloat64() * float64(mean))
+	}
 	end := time.Now().Add(time.Duration(rounds) * period)
 	var lifetimes func(name string)
 	lifetimes = func(name string) {
