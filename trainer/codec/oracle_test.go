@@ -149,6 +149,9 @@ func TestOracles(t *testing.T) {
 		{codec.Top{K: 512}, oracleTop(512)}, {codec.Top{K: 2048}, oracleTop(2048)},
 	} {
 		for _, n := range []int{1, 7, 4096, 4097, 10000, 700_000} {
+			if testing.Short() && n > 10000 {
+				break
+			}
 			x := normal(uint64(n), n, 0.01)
 			if n > 100 {
 				x[3], x[50] = 5, -3 // outliers
@@ -202,6 +205,9 @@ func TestTopTies(t *testing.T) {
 // What the documentation promises: bits for each parameter, headers and scales included.
 func TestBits(t *testing.T) {
 	const n = 1_000_000
+	if testing.Short() {
+		t.Skip("nothing here is concurrent, and it is a lot of data")
+	}
 	for name, x := range map[string][]float32{"normal": normal(1, n, 0.001), "Laplace": laplace(1, n, 0.001)} {
 		for _, c := range []struct {
 			codec codec.Codec
@@ -242,7 +248,7 @@ func e3m0(x []float32) []float32 {
 
 // The choice of int4's code: what it errs on normal and on heavy-tailed data, and that E3M0 errs more on both.
 func TestInt4Error(t *testing.T) {
-	const n = 300_000
+	const n = 100_000
 	for _, c := range []struct {
 		name string
 		x    []float32
@@ -258,6 +264,9 @@ func TestInt4Error(t *testing.T) {
 
 // Encoding and adding reuse their buffers, however long the vector is.
 func TestAllocations(t *testing.T) {
+	if testing.Short() {
+		t.Skip("the race detector, whose runs are short, makes pools forget")
+	}
 	x := normal(1, 1<<20, 1)
 	for _, c := range codecs {
 		blob := make([]byte, c.Bound(len(x)))
