@@ -115,7 +115,7 @@ func parityTable(c trainerbench.Comparison) BenchTable {
 }
 
 func frontTable(c trainerbench.Comparison) BenchTable {
-	t := BenchTable{Head: []string{"method"}, Title: "Loss under a budget of bytes, four peers; the lowest of a budget is bold."}
+	t := BenchTable{Head: []string{"method"}, Title: "Loss under a budget of bytes, four peers; the lowest of a budget is bold, unless one that needs fewer bytes is lower."}
 	for _, o := range c.Front {
 		if o.Budget == 0 {
 			t.Title += fmt.Sprintf(" %s: %.4f.", o.Family, o.Loss)
@@ -130,7 +130,7 @@ func frontTable(c trainerbench.Comparison) BenchTable {
 			cell := ""
 			if o, ok := c.At(family, b); ok {
 				cell = fmt.Sprintf("%.4f (%s)", o.Loss, o.Method.Name())
-				if best, _ := c.Best(b); best.Family == family {
+				if best, _ := c.Best(b); best.Family == family && best.Budget == b {
 					cell = "**" + cell + "**"
 				}
 			}

@@ -77,10 +77,10 @@ func (c Comparison) At(family string, budget float64) (lab.Outcome, bool) {
 	return c.Front[i], true
 }
 
-// Best returns the outcome with the lowest loss under a budget.
+// Best returns the outcome with the lowest loss of all that keep to a budget, a peer alone included.
 func (c Comparison) Best(budget float64) (best lab.Outcome, ok bool) {
 	for _, o := range c.Front {
-		if o.Budget == budget && (!ok || o.Loss < best.Loss) {
+		if o.Share <= 1.02*budget && (!ok || o.Loss < best.Loss) {
 			best, ok = o, true
 		}
 	}

@@ -70,7 +70,7 @@ func Front(s Setup, all bool) []Case {
 	for i, b := range Budgets {
 		cases = append(cases, s.mine(b))
 		if i < 3 {
-			relay := []Relay{{"top1024", 0.98}, {"top256", 0.9}, {"top64", 0.9}}[i]
+			relay := []Relay{{"top512", 0.96}, {"top256", 0.9}, {"top64", 0.9}}[i]
 			cases = append(cases, Case{Family: Gradients, Budget: b, Method: relay})
 		}
 		// The last step sends the fragments that were not due once more, at worst all.

@@ -35,14 +35,14 @@ type Line struct {
 }
 
 const (
-	width, height            = 800, 440
-	left, right, top, bottom = 66, 230, 44, 52 // margins; the legend stands on the right
+	width, height            = 830, 440
+	left, right, top, bottom = 66, 260, 44, 52 // margins; the legend stands on the right
 	plotWidth, plotHeight    = width - left - right, height - top - bottom
 )
 
 // colours are told apart by people who see red and green alike, and stand out on white and on near-black (after Wong, Nature
 // Methods 2011, brightened).
-var colours = []string{"#d55e00", "#0072b2", "#009e73", "#cc79a7", "#b8860b", "#56a4d9", "#8a6fd1", "#7f7f7f", "#a0522d", "#3b8686"}
+var colours = []string{"#d55e00", "#1f83c4", "#009e73", "#cc79a7", "#b8860b", "#56a4d9", "#8a6fd1", "#7f7f7f", "#a0522d", "#3b8686"}
 
 const style = `<style>
 text{font:12px system-ui,sans-serif;fill:#24292f}.title{font-size:14px;font-weight:600}.grid{stroke:#d0d7de;stroke-width:1}
