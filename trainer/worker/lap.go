@@ -320,7 +320,21 @@ func (w *worker) overlaps() bool {
 	case OverlapNever:
 		return false
 	}
-	return w.waiting > worthOverlap
+	return w.waiting > worthOverlap && w.calm >= calmRounds
+}
+
+// calmRounds is for how many rounds the same peers must have trained before steps run ahead: whoever comes or goes changes whose
+// shards they are, and makes them worthless.
+const calmRounds = 4
+
+// noticeMembers counts the rounds in which the same peers trained.
+func (w *worker) noticeMembers() {
+	members, _ := w.trainers()
+	if !slices.Equal(members, w.crew) {
+		w.crew, w.calm = members, 0
+		return
+	}
+	w.calm++
 }
 
 // worthOverlap is the share of a round's time spent on the exchange above which the next round's steps run beside it. Below,

@@ -120,6 +120,7 @@ func (w *worker) commit(ctx context.Context, d round.Decide, blobs exchanged) er
 		w.rewind()
 	}
 	w.settleLap(from, to, own)
+	w.noticeMembers()
 	report.Next, report.Total, report.Steps, report.Comm = w.hash, w.state.Tokens, w.state.Steps, blobs.comm+time.Since(began)
 	w.noticeWait(report.Compute, blobs.wait+time.Since(began))
 	w.result.Rounds++

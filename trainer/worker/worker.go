@@ -67,6 +67,8 @@ type worker struct {
 	lap        *lap            // local steps that run ahead of the exchange
 	sent       []float32       // fast weights when they began
 	restart    moments         // inner optimiser when they began: what a snapshot holds
+	crew       []peer.ID       // who trained in the last round
+	calm       int             // rounds since that changed
 	lost       *lostSide       // to be offered to the winners of a fork
 	compute    time.Duration   // of the last lap
 	link       uint64          // bytes per second at which updates arrive; 0 is unknown
