@@ -172,6 +172,7 @@ func TestOpenRefuses(t *testing.T) {
 		"shard twice":    seal(KindHeader, with(func(h *Header) { h.Ranges = []Range{{1, 0, 5}, {1, 5, 6}} })),
 		"many ranges":    seal(KindHeader, with(func(h *Header) { h.Ranges = many })),
 		"no blob":        seal(KindHeader, with(func(h *Header) { h.Blob = wire.Link{} })),
+		"huge loss":      seal(KindHeader, with(func(h *Header) { h.Loss = 1 << 62 })),
 		"lag":            seal(KindHeader, with(func(h *Header) { h.Lag = h.Steps + 1 })),
 		"fragments":      seal(KindHeader, with(func(h *Header) { h.Fragments = MaxFragments + 1 })),
 		"no fragments":   seal(KindHeader, with(func(h *Header) { h.Fragments = 0 })),

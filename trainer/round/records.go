@@ -25,6 +25,7 @@ const (
 	MaxRounds  = 1 << 32 // rounds of a run
 
 	MaxSteps     = 1 << 33 // nominal steps of a run
+	MaxLoss      = 1e12    // micronats per token: far from where sums that are part of the state would overflow
 	MaxFragments = 256     // parts in which the weights travel
 )
 
@@ -206,6 +207,8 @@ func (h Header) check() error {
 		return bad(KindHeader, "%d ranges, want 1 to %d", len(h.Ranges), MaxRanges)
 	case h.Steps == 0 && h.Merge == nil || h.Tokens == 0:
 		return bad(KindHeader, "%d steps over %d tokens", h.Steps, h.Tokens)
+	case h.Loss > MaxLoss || h.Loss < -MaxLoss:
+		return bad(KindHeader, "a loss of %d micronats", h.Loss)
 	case h.Lag > h.Steps:
 		return bad(KindHeader, "%d of %d steps before the parent", h.Lag, h.Steps)
 	case h.Fragments == 0 || h.Fragments > MaxFragments:

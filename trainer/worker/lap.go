@@ -189,7 +189,7 @@ func (w *worker) publishLap(ctx context.Context, l *lap) error {
 	}
 	header := round.Header{
 		Ranges: l.ranges, Steps: uint32(l.steps), Tokens: uint64(len(l.windows) * w.cfg.Plan.Context),
-		Loss: int64(math.Round(l.loss * 1e6)), View: round.HashView(l.members), Before: l.before, After: l.after,
+		Loss: int64(math.Round(min(l.loss*1e6, round.MaxLoss))), View: round.HashView(l.members), Before: l.before, After: l.after,
 		Lag: uint32(l.lag),
 	}
 	header.Budget, header.Least = w.affords(l.compute / time.Duration(l.steps))
