@@ -16,7 +16,7 @@ import (
 )
 
 // newDHT starts the private DHT. A DHT of clients only finds nobody, so whoever is surely reachable, or might be, serves.
-func newDHT(h host.Host, cfg Config, plan listenPlan) (*dht.IpfsDHT, error) {
+func newDHT(h host.Host, cfg Config, plan listenPlan) (*router, error) {
 	mode := dht.ModeAuto
 	switch {
 	case cfg.Role == Bootstrap || plan.loopback || plan.public:
@@ -32,7 +32,7 @@ func newDHT(h host.Host, cfg Config, plan listenPlan) (*dht.IpfsDHT, error) {
 	if err != nil {
 		return nil, fmt.Errorf("p2p: start DHT: %w", err)
 	}
-	return d, nil
+	return &router{d, h.Network()}, nil
 }
 
 // Provide implements [Router]. Records last 48 hours; owners repeat them. An error that is [ErrUnreachable] says that no
@@ -44,6 +44,7 @@ func (h *Host) Provide(ctx context.Context, c cid.Cid) error {
 	if !c.Defined() {
 		return errors.New("p2p: provide: undefined CID")
 	}
+	h.dht.awaitTable(ctx)
 	if err := h.dht.Provide(ctx, c, true); err != nil {
 		return fmt.Errorf("p2p: provide %s: %w: %w", c, ErrUnreachable, err)
 	}
@@ -63,6 +64,7 @@ func (h *Host) Providers(ctx context.Context, c cid.Cid, limit int) ([]peer.ID, 
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	h.dht.awaitTable(ctx)
 	var ids []peer.ID
 	for info := range h.dht.FindProvidersAsync(ctx, c, limit+1) { // this host may be among them
 		if info.ID != h.ID() {

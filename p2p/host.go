@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 
 	"github.com/libp2p/go-libp2p"
-	dht "github.com/libp2p/go-libp2p-kad-dht"
 	pubsub "github.com/libp2p/go-libp2p-pubsub"
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/event"
@@ -38,7 +37,7 @@ type Host struct {
 	cache []peer.AddrInfo // peers of the last run
 
 	host    host.Host
-	dht     *dht.IpfsDHT
+	dht     *router
 	gossip  *pubsub.PubSub
 	mdns    mdns.Service
 	traffic *metrics.BandwidthCounter

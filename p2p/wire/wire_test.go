@@ -10,6 +10,7 @@ import (
 	"math"
 	"os"
 	"reflect"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -277,10 +278,14 @@ func TestFrames(t *testing.T) {
 			t.Errorf("limit %d: %v", limit, err)
 		}
 	}
-	if n := testing.AllocsPerRun(10, func() {
-		_, _ = wire.ReadFrame(strings.NewReader("\xff\xff\xff\xff"), 1<<20)
-	}); n > 8 {
-		t.Errorf("a frame above the limit costs %v allocations", n)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	if _, err := wire.ReadFrame(strings.NewReader("\xff\xff\xff\xff"), 1<<20); !errors.Is(err, wire.ErrTooLarge) {
+		t.Errorf("frame above the limit: %v", err)
+	}
+	runtime.ReadMemStats(&after)
+	if n := after.TotalAlloc - before.TotalAlloc; n > 64<<10 {
+		t.Errorf("a frame above the limit costs %d bytes", n)
 	}
 	var v sample
 	if err := wire.ReadRecord(strings.NewReader("\x00\x00\x00\x02\xa1\x61"), 100, &v); !errors.Is(err, wire.ErrMalformed) {
