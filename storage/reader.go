@@ -268,6 +268,9 @@ func (s *Store) GetBlock(ctx context.Context, c cid.Cid, buf []byte) ([]byte, er
 	if err != nil {
 		return nil, err
 	}
+	if buf == nil {
+		buf = []byte{} // an empty block is found, too
+	}
 	var found []byte
 	miss := fmt.Errorf("storage: block %s: %w", c, ErrNotFound)
 	err = s.each(ctx, append([]byte{keyBlock}, digest[:]...), func(key, value []byte) error {
