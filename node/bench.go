@@ -80,13 +80,7 @@ func Benches() []Bench {
 				"sparse_add_mb_per_second", "int8_encode_mb_per_second_per_core", "int8_decode_mb_per_second_per_core", "four_bit_encode_mb_per_second_per_core"},
 			benchCodec},
 		BenchAveraging(AveragingBenchOptions{}),
-		{"storage", "Import and fetch over loopback, against a raw stream in the same run",
-			"256 MiB that do not compress are imported into one store and fetched into another through two libp2p hosts on loopback, in one process. " +
-				"Both end hashed, on disk and synced. The raw stream moves as many bytes between the same hosts, unhashed and unstored, once before and once " +
-				"after. cpu_seconds_per_gb is of both ends together, over the fetch.",
-			[]string{"fetch_mb_per_second", "fetch_over_raw_stream", "fetch_over_kubo_get", "fetch_over_kubo_tuned", "fetch4_over_fetch1",
-				"import_mb_per_second", "import_over_kubo_add", "gc_100k_seconds", "checkpoint_delta_share", "cpu_seconds_per_gb"},
-			benchStorage},
+		BenchStorage(StorageBenchOptions{}),
 		{"market", "Time from the planner's start to ACTIVE leases over loopback, the handshake, the book", methodMarket,
 			[]string{"first_lease_ms_p95", "cold_lease_ms_p95", "gang3_ms_p95", "gang8_ms_p95", "handshake_ms_p50", "handshake_ms_p99", "beacons_per_second_per_core",
 				"duplicates_per_second_per_core", "query_10k_ms_p99", "query_100k_ms_p99", "bytes_per_offer"},

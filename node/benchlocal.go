@@ -19,7 +19,6 @@ import (
 	marketbench "github.com/capacloud/capanode/market/bench"
 	"github.com/capacloud/capanode/p2p"
 	"github.com/capacloud/capanode/storage"
-	storagebench "github.com/capacloud/capanode/storage/bench"
 	"github.com/capacloud/capanode/storage/dataset"
 	trainerbench "github.com/capacloud/capanode/trainer/bench"
 	"github.com/capacloud/capanode/trainer/codec"
@@ -80,29 +79,6 @@ func benchMarket(ctx context.Context, r *BenchReport) error {
 		return err
 	}
 	return r.take(f)
-}
-
-func benchStorage(ctx context.Context, r *BenchReport) error {
-	f, err := storagebench.Run(ctx, storagebench.Options{Size: 256 << 20, Pair: func(ctx context.Context) (p storagebench.Pair, err error) {
-		server, err := loopback(ctx, p2p.Bootstrap, nil)
-		if err != nil {
-			return p, err
-		}
-		client, err := loopback(ctx, p2p.Provider, server.Addrs())
-		if err != nil {
-			return p, errors.Join(err, server.Close())
-		}
-		return storagebench.Pair{Server: server, Client: client, Close: func() error { return errors.Join(client.Close(), server.Close()) }}, nil
-	}})
-	if err != nil {
-		return err
-	}
-	r.Figures["import_mb_per_second"], r.Figures["fetch_mb_per_second"], r.Figures["fetch_over_raw_stream"] = f.Import, f.Fetch, f.Ratio
-	if f.CPU > 0 {
-		r.Figures["cpu_seconds_per_gb"] = f.CPU
-	}
-	r.Baseline["raw_stream_mb_per_second"] = f.Raw
-	return nil
 }
 
 // benchCodecs are the codecs that are measured, under the names that their figures begin with.

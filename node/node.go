@@ -18,6 +18,7 @@ import (
 	"github.com/capacloud/capanode/market"
 	"github.com/capacloud/capanode/p2p"
 	"github.com/capacloud/capanode/storage"
+	"github.com/capacloud/capanode/storage/ipfs"
 	"github.com/capacloud/capanode/storage/transfer"
 )
 
@@ -42,10 +43,12 @@ type Node struct {
 	net      network
 	host     *p2p.Host // nil when net is a twin
 	fetch    *transfer.Fetcher
+	ipfs     *ipfs.Exchange // nil unless blocks are exchanged with IPFS nodes
 	exchange *market.Exchange
 	api      *api
 	closers  []func() error // in the order of opening
 
+	from       []string        // addresses that are asked first for what is not here
 	life       context.Context // ends when the node closes
 	die        context.CancelFunc
 	background sync.WaitGroup
@@ -114,6 +117,9 @@ func (n *Node) join(ctx context.Context, role p2p.Role) error {
 	}
 	n.host = host
 	n.closers = append(n.closers, host.Close)
+	if n.cfg.IPFS {
+		n.trade(true)
+	}
 	return n.attach(host)
 }
 

@@ -23,6 +23,7 @@ type Use struct {
 	Home   string
 	Config Config
 	Log    *slog.Logger
+	From   []string // addresses of nodes, of this network or IPFS nodes, that are asked first for what is not here
 }
 
 // with opens the home for one tool.
@@ -32,6 +33,7 @@ func (u Use) with(ctx context.Context, f func(*Node) error) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, n.Close()) }()
+	n.from = u.From
 	return f(n)
 }
 
@@ -44,11 +46,13 @@ func (n *Node) need(ctx context.Context, c cid.Cid) error {
 		if err := n.join(ctx, p2p.Researcher); err != nil {
 			return err
 		}
-		if err := n.reach(ctx); err != nil {
-			return err
+		if len(n.from) == 0 {
+			if err := n.reach(ctx); err != nil {
+				return err
+			}
 		}
 	}
-	err := n.fetch.Fetch(ctx, c, n.net.Connected())
+	err := n.fetchAnyhow(ctx, c)
 	if errors.Is(err, transfer.ErrNoProviders) {
 		if broken, verr := n.broken(ctx, c); broken || verr != nil {
 			err = errors.Join(fmt.Errorf("%s is damaged here: %w: no peer could repair it: %w", c, storage.ErrCorrupt, err), verr)

@@ -12,6 +12,7 @@ import (
 )
 
 func (a *app) storageCommand() *cobra.Command {
+	var from []string
 	add := &cobra.Command{Use: "add PATH…", Short: "Put files and folders into the store and print their CIDs", Args: args(1, -1), RunE: func(cmd *cobra.Command, given []string) error {
 		u, err := a.use()
 		if err != nil {
@@ -31,6 +32,7 @@ func (a *app) storageCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		u.From = from
 		if err := node.Get(cmd.Context(), u, given[0], given[1]); err != nil {
 			return err
 		}
@@ -60,6 +62,7 @@ func (a *app) storageCommand() *cobra.Command {
 		if len(given) > 1 {
 			name = given[1]
 		}
+		u.From = from
 		if err := node.Pin(cmd.Context(), u, name, given[0]); err != nil {
 			return err
 		}
@@ -94,7 +97,10 @@ func (a *app) storageCommand() *cobra.Command {
 		}
 		return errors.Join(a.print(r, verifyTable(r)), err)
 	}}
-	return group("storage", "The content-addressed store", add, get, ls, pin, unpin, gc, verify)
+	for _, c := range []*cobra.Command{get, pin} {
+		c.Flags().StringArrayVar(&from, "from", nil, "address of a node, or of an IPFS node, that is asked first (repeatable)")
+	}
+	return group("storage", "The content-addressed store", add, get, ls, pin, unpin, gc, verify, a.exportCARCommand(), a.importCARCommand())
 }
 
 func verifyTable(r storage.Report) table {
