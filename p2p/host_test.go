@@ -35,6 +35,9 @@ var (
 	quicOnly = loopback[1:]
 )
 
+// patience is the dial timeout where many hosts in one process share the machine with other tests.
+const patience = 30 * time.Second
+
 // start runs a host with a fresh key until the test ends.
 func start(t *testing.T, cfg p2p.Config) *p2p.Host {
 	t.Helper()
@@ -76,7 +79,7 @@ func network(t *testing.T, n int, listen []string) []*p2p.Host {
 		if i == n-1 {
 			role = p2p.Researcher
 		}
-		h := start(t, p2p.Config{Role: role, Listen: listen, Bootstrap: boot.Addrs()})
+		h := start(t, p2p.Config{Role: role, Listen: listen, Bootstrap: boot.Addrs(), DialTimeout: patience})
 		reach, err := h.Bootstrap(t.Context())
 		if err != nil || reach.Reachable != 1 || reach.Total != 1 {
 			t.Fatalf("bootstrap: %+v, %v", reach, err)
@@ -308,7 +311,7 @@ func TestManyPeersBehindOneAddress(t *testing.T) {
 	boot := start(t, p2p.Config{Role: p2p.Bootstrap, Listen: tcpOnly})
 	const count = 24 // libp2p's own limit is 8
 	for range count {
-		h := start(t, p2p.Config{Listen: tcpOnly, Bootstrap: boot.Addrs()})
+		h := start(t, p2p.Config{Listen: tcpOnly, Bootstrap: boot.Addrs(), DialTimeout: patience})
 		if reach, err := h.Bootstrap(t.Context()); err != nil {
 			t.Fatalf("%+v, %v", reach, err)
 		}
