@@ -173,7 +173,13 @@ func (s *Store) record(c cid.Cid) (record, error) {
 
 // each calls f for every key of one key space, without the leading byte, until f fails.
 func (s *Store) each(ctx context.Context, prefix []byte, f func(key, value []byte) error) error {
-	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: prefix, UpperBound: after(prefix)})
+	return s.eachFrom(ctx, prefix, nil, f)
+}
+
+// eachFrom is each for the keys that are not below from.
+func (s *Store) eachFrom(ctx context.Context, prefix, from []byte, f func(key, value []byte) error) error {
+	lower := append(append([]byte(nil), prefix...), from...)
+	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: after(prefix)})
 	if err != nil {
 		return fmt.Errorf("storage: index: %w", err)
 	}
@@ -186,7 +192,11 @@ func (s *Store) each(ctx context.Context, prefix []byte, f func(key, value []byt
 }
 
 func (s *Store) eachRecord(ctx context.Context, f func(cid.Cid, record) error) error {
-	return s.each(ctx, []byte{keyObject}, func(key, value []byte) error {
+	return s.eachRecordFrom(ctx, nil, f)
+}
+
+func (s *Store) eachRecordFrom(ctx context.Context, from []byte, f func(cid.Cid, record) error) error {
+	return s.eachFrom(ctx, []byte{keyObject}, from, func(key, value []byte) error {
 		c, err := cid.Cast(key)
 		if err != nil {
 			return fmt.Errorf("storage: index key: %w", err)
@@ -290,4 +300,3 @@ func (s *Store) touch(c cid.Cid) error {
 	use := binary.BigEndian.AppendUint64(nil, s.useSeq.Add(1))
 	return s.set(cidKey(keyUse, c), use, pebble.NoSync)
 }
-

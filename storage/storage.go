@@ -288,4 +288,3 @@ func (s *Store) stripe(c cid.Cid) *sync.Mutex {
 	key := c.KeyString()
 	return &s.stripes[key[len(key)-1]%byte(len(s.stripes))]
 }
-

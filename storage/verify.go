@@ -62,23 +62,34 @@ func (s *Store) Verify(ctx context.Context, cids ...cid.Cid) (Report, error) {
 		if err != nil {
 			return rep, err
 		}
-		if _, err := s.inspect(ctx, c, rec, &rep, nil); err != nil {
+		if _, err := s.inspect(ctx, c, rec, &rep); err != nil {
 			return rep, err
 		}
 	}
 	return rep, nil
 }
 
+// inspection says which part of an object to verify, and how fast.
+type inspection struct {
+	from  int                 // first leaf
+	pause func(n int64) error // called before each block is read; nil does not wait
+}
+
 // inspect verifies one object, adds it to the report, and changes its mark if need be. It returns the fault, nil for none. The
-// error is about the check itself. pause, if there is one, is called before each block.
-func (s *Store) inspect(ctx context.Context, c cid.Cid, rec record, rep *Report, pause func(n int64) error) (*Fault, error) {
+// error is about the check itself.
+func (s *Store) inspect(ctx context.Context, c cid.Cid, rec record, rep *Report) (*Fault, error) {
+	return s.inspectFrom(ctx, c, rec, rep, inspection{})
+}
+
+// inspectFrom is inspect for the leaves from one on. A mark is only taken off when all were seen.
+func (s *Store) inspectFrom(ctx context.Context, c cid.Cid, rec record, rep *Report, how inspection) (*Fault, error) {
 	var st fs.FileInfo
 	if rec.External != nil {
 		if now, err := s.fs.Stat(string(rec.External.Path)); err == nil { // what the bytes that follow belong to
 			st = now
 		}
 	}
-	block, err := s.verifyObject(ctx, c, rec, rep, pause)
+	block, err := s.verifyObject(ctx, c, rec, rep, how)
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
@@ -90,6 +101,9 @@ func (s *Store) inspect(ctx context.Context, c cid.Cid, rec record, rep *Report,
 		if !errors.Is(err, ErrCorrupt) || rec.External != nil && st == nil {
 			return fault, nil // could not be read now, which says nothing about its bytes
 		}
+	}
+	if err == nil && how.from > 0 {
+		return nil, nil
 	}
 	return fault, ignoreMissing(s.amend(c, func(now *record) {
 		now.Damaged = err != nil
@@ -140,7 +154,7 @@ func (s *Store) lost(ctx context.Context) (map[cid.Cid]error, error) {
 }
 
 // verifyObject returns the first fault and the leaf that has it.
-func (s *Store) verifyObject(ctx context.Context, c cid.Cid, rec record, rep *Report, pause func(n int64) error) (int, error) {
+func (s *Store) verifyObject(ctx context.Context, c cid.Cid, rec record, rep *Report, how inspection) (int, error) {
 	if rec.Kind == File {
 		if err := s.verifyTree(c, rec); err != nil {
 			return -1, err
@@ -154,12 +168,12 @@ func (s *Store) verifyObject(ctx context.Context, c cid.Cid, rec record, rep *Re
 	defer r.Close()
 	buf := s.buffer()
 	defer s.recycle(buf)
-	for i := range r.Blocks() {
+	for i := how.from; i < r.Blocks(); i++ {
 		if err := ctx.Err(); err != nil {
 			return i, err
 		}
-		if pause != nil {
-			if err := pause(r.BlockSize(i)); err != nil {
+		if how.pause != nil {
+			if err := how.pause(r.BlockSize(i)); err != nil {
 				return i, err
 			}
 		}
