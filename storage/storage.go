@@ -155,6 +155,8 @@ type Store struct {
 	useSeq  atomic.Uint64  // clock of the LRU order
 	tempSeq atomic.Uint64
 
+	verified verified // which blocks were hashed since Open
+
 	mu       sync.Mutex // guards what follows
 	used     int64
 	reserved int64
