@@ -166,6 +166,8 @@ type Store struct {
 	reads    atomic.Uint64 // blocks read for others, so that scrubbing can stand back
 	failure  atomic.Pointer[indexFailure]
 
+	verified verified // which blocks were hashed since Open
+
 	mu         sync.Mutex // guards what follows
 	used       int64
 	reserved   int64
