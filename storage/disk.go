@@ -90,7 +90,10 @@ func (s *Store) recover(ctx context.Context) error {
 			return nil
 		}
 		_, name := s.objectPath(c)
-		if st, err := s.fs.Stat(name); err != nil || st.Size() != rec.Size {
+		if rec.Shared > 0 {
+			s.sharing.Store(true)
+		}
+		if st, err := s.fs.Stat(name); err != nil || !rec.fits(st.Size()) {
 			broken = append(broken, c)
 		}
 		return nil

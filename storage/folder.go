@@ -71,8 +71,7 @@ func (a *adder) addFile(ctx context.Context, path string, opts PutOptions) (cid.
 	if err != nil {
 		return cid.Undef, 0, err
 	}
-	opts.Size = st.Size()
-	info, err := a.s.Put(ctx, f, opts)
+	info, err := a.s.PutFile(ctx, f, st.Size(), opts)
 	if err != nil {
 		return cid.Undef, 0, err
 	}
@@ -91,7 +90,7 @@ func (a *adder) addFolder(ctx context.Context, path string, opts PutOptions, dep
 		if err := unixfs.CheckName(e.Name()); err != nil {
 			return cid.Undef, 0, err
 		}
-		c, size, err := a.add(ctx, filepath.Join(path, e.Name()), PutOptions{Class: Cached, keep: a.hold}, depth+1)
+		c, size, err := a.add(ctx, filepath.Join(path, e.Name()), PutOptions{Class: Cached, Cut: opts.Cut, keep: a.hold}, depth+1)
 		if err != nil {
 			return cid.Undef, 0, err
 		}

@@ -21,6 +21,8 @@ const (
 	keyObject  = 'o' // cid → record
 	keyValue   = 'v' // cid → bytes of an inline object
 	keyLeaves  = 'l' // cid, chunk number → up to leafChunk digests
+	keyCuts    = 'e' // cid → sizes of a file's leaves, where they differ
+	keyShared  = 's' // cid → bitmap of the leaves whose bytes are in another place
 	keyNode    = 'n' // cid, node number → interior dag-pb node of a file
 	keyBlock   = 'b' // digest, cid → where in that object the block is
 	keyPin     = 'p' // name → cid
@@ -39,40 +41,50 @@ type record struct {
 	Damaged   bool  `cbor:"damaged,omitempty"`
 	Inline    bool  `cbor:"inline,omitempty"`
 	Size      int64 `cbor:"size"`
-	BlockSize int64 `cbor:"block"`
+	BlockSize int64 `cbor:"block"`            // of every leaf but the last; 0 when they differ
+	Leaves    int   `cbor:"leaves,omitempty"` // their number when they differ in size
+	Shared    int64 `cbor:"shared,omitempty"` // content bytes that are not in the object's own file
+	End       int64 `cbor:"end,omitempty"`    // where its own file must at least reach, when Shared is not 0
 	Nodes     int   `cbor:"nodes,omitempty"`
 	NodeBytes int64 `cbor:"nodebytes,omitempty"`
 	Created   int64 `cbor:"created"` // unix seconds
 }
 
 // charge is what the object costs of the quota.
-func (r record) charge() int64 { return r.Size + r.NodeBytes }
+func (r record) charge() int64 { return r.Size + r.NodeBytes - r.Shared }
 
 func (r record) blocks() int {
-	if r.Kind != File {
+	switch {
+	case r.Kind != File:
 		return 1
+	case r.Leaves > 0:
+		return r.Leaves
 	}
-	return int((r.Size + r.BlockSize - 1) / r.BlockSize)
+	return r.fixed().Count()
 }
+
+// fixed returns the cuts of an object whose leaves have one size.
+func (r record) fixed() unixfs.Cuts { return unixfs.Cuts{Size: r.Size, BlockSize: r.BlockSize} }
 
 func (r record) info(c cid.Cid) Info {
 	return Info{
-		CID: c, Kind: r.Kind, Class: r.Class, Size: r.Size, Blocks: r.blocks(),
+		CID: c, Kind: r.Kind, Class: r.Class, Size: r.Size, Shared: r.Shared, Blocks: r.blocks(),
 		Created: time.Unix(r.Created, 0).UTC(), Damaged: r.Damaged,
 	}
 }
 
 // place says where in an object a block is.
 type place struct {
-	kind   byte // placeLeaf, placeNode or placeWhole
+	kind   byte // placeLeaf, placeNode, placeWhole or placeShared
 	offset uint64
 	length uint64
 }
 
 const (
-	placeLeaf  = 1 // offset bytes into the content
-	placeNode  = 2 // interior node number offset
-	placeWhole = 3 // the object is this block
+	placeLeaf   = 1 // offset bytes into the content
+	placeNode   = 2 // interior node number offset
+	placeWhole  = 3 // the object is this block
+	placeShared = 4 // as placeLeaf, but the bytes are not here: another object's placeLeaf has them
 )
 
 func (p place) encode() []byte {
@@ -191,6 +203,7 @@ type newObject struct {
 	inline []byte
 	temp   string
 	layout *unixfs.Layout // files only
+	shared bitmap         // leaves that are not in temp; nil when all are
 	opts   PutOptions
 	// charged says that used already counts the object, as it does for a partial; else its charge is reserved.
 	charged bool
@@ -208,7 +221,7 @@ func (s *Store) commit(o *newObject) (Info, error) {
 	batch := s.db.NewBatch()
 	defer batch.Close()
 	charge := o.rec.charge()
-	added, err := s.prepare(batch, o)
+	grown, err := s.prepare(batch, o)
 	if err == nil {
 		err = batch.Commit(pebble.Sync)
 	}
@@ -219,13 +232,10 @@ func (s *Store) commit(o *newObject) (Info, error) {
 		}
 		return Info{}, fmt.Errorf("storage: commit %s: %w", o.cid, s.diskError(err))
 	}
-	switch {
-	case o.charged && !added:
-		s.settle(-charge, 0)
-	case !o.charged && added:
-		s.settle(charge, -charge)
-	case !o.charged:
-		s.settle(0, -charge)
+	if o.charged {
+		s.settle(grown-charge, 0)
+	} else {
+		s.settle(grown, -charge)
 	}
 	if o.opts.Pin != "" || o.rec.Class == Owned || o.rec.Kind == Directory {
 		s.rootGen.Add(1)
@@ -236,32 +246,35 @@ func (s *Store) commit(o *newObject) (Info, error) {
 	return o.rec.info(o.cid), nil
 }
 
-// prepare moves the object's file into place and fills the batch. It reports whether the store grows by the object.
-func (s *Store) prepare(batch *pebble.Batch, o *newObject) (added bool, err error) {
+// prepare moves the object's file into place and fills the batch. It returns the bytes by which the store's objects grow.
+func (s *Store) prepare(batch *pebble.Batch, o *newObject) (grown int64, err error) {
 	old, err := s.record(o.cid)
 	present := err == nil
 	if err != nil && !errors.Is(err, ErrNotFound) {
-		return false, err
+		return 0, err
 	}
 	if present {
 		o.rec.Class = min(old.Class, o.rec.Class)
 	}
 	if o.opts.Pin != "" {
 		if err := batch.Set(pinKey(o.opts.Pin), o.cid.Bytes(), nil); err != nil {
-			return false, err
+			return 0, err
 		}
 	}
 	if !present || old.Damaged {
-		if err := s.moveIn(o); err != nil {
-			return false, err
+		if err := s.checkShared(o); err != nil {
+			return 0, err
 		}
-		return !present, s.indexObject(batch, o)
+		if err := s.moveIn(o); err != nil {
+			return 0, err
+		}
+		return o.rec.charge() - old.charge(), s.indexObject(batch, o)
 	}
 	// The same bytes are here already; only what is wanted of them may change.
 	s.discard(o.temp)
 	old.Class = o.rec.Class
 	o.rec = old
-	return false, errors.Join(s.putRecord(batch, o.cid, o.rec), batch.Delete(cidKey(keyPartial, o.cid), nil))
+	return 0, errors.Join(s.putRecord(batch, o.cid, o.rec), batch.Delete(cidKey(keyPartial, o.cid), nil))
 }
 
 // settle changes the accounts by bytes in use and bytes reserved.
@@ -319,12 +332,32 @@ func (s *Store) indexObject(batch *pebble.Batch, o *newObject) error {
 			batch.Set(numberedKey(keyNode, c, i), n.Data, nil),
 			batch.Set(blockKey(d, c), where.encode(), nil))
 	}
-	leaves := o.layout.Leaves
+	if o.layout.Ends != nil {
+		errs = append(errs, batch.Set(cidKey(keyCuts, c), encodeCuts(o.layout.Cuts), nil))
+	}
+	return errors.Join(append(errs, s.indexLeaves(batch, o))...)
+}
+
+// indexLeaves writes the leaf table of a file and the place of each leaf into the batch.
+func (s *Store) indexLeaves(batch *pebble.Batch, o *newObject) error {
+	c, leaves := o.cid, o.layout.Leaves
+	errs := []error{batch.Delete(cidKey(keyShared, c), nil)} // of a damaged object that this one replaces
+	if o.shared != nil {
+		errs = append(errs, batch.Set(cidKey(keyShared, c), o.shared, nil))
+		s.sharing.Store(true)
+	}
+	own := o.ownDigests()
 	for i := 0; i < len(leaves); i += leafChunk {
 		var chunk []byte
 		for j, d := range leaves[i:min(i+leafChunk, len(leaves))] {
 			chunk = append(chunk, d[:]...)
-			where := place{placeLeaf, uint64(int64(i+j) * o.rec.BlockSize), uint64(o.layout.LeafSize(i + j))}
+			where := place{placeLeaf, uint64(o.layout.LeafOffset(i + j)), uint64(o.layout.LeafSize(i + j))}
+			if o.shared.has(i + j) {
+				if own[d] {
+					continue // the same leaf is here at another place
+				}
+				where.kind = placeShared
+			}
 			errs = append(errs, batch.Set(blockKey(d, c), where.encode(), nil))
 		}
 		errs = append(errs, batch.Set(numberedKey(keyLeaves, c, i/leafChunk), chunk, nil))
@@ -351,6 +384,8 @@ func (s *Store) unindex(batch *pebble.Batch, c cid.Cid, rec record) error {
 		batch.Delete(cidKey(keyObject, c), nil),
 		batch.Delete(cidKey(keyUse, c), nil),
 		batch.Delete(cidKey(keyValue, c), nil),
+		batch.Delete(cidKey(keyCuts, c), nil),
+		batch.Delete(cidKey(keyShared, c), nil),
 	}
 	if rec.Kind != File {
 		d, err := unixfs.DigestOf(c)
@@ -390,6 +425,9 @@ func (s *Store) checkVersion() error {
 	}
 	if err != nil {
 		return err
+	}
+	if len(b) == 1 && b[0] == 1 { // everything in it is valid in format 2
+		return s.db.Set(key, []byte{formatVersion}, pebble.Sync)
 	}
 	if len(b) != 1 || b[0] != formatVersion {
 		return fmt.Errorf("store format %x, this program reads %d: update the program", b, formatVersion)

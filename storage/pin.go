@@ -94,26 +94,41 @@ func (s *Store) Pins(ctx context.Context) ([]Pin, error) {
 // Delete removes an object of any class. An object that a pin reaches is [ErrPinned]. The entries of a deleted folder stay
 // as cached objects.
 func (s *Store) Delete(ctx context.Context, c cid.Cid) error {
+	for {
+		if shared, err := s.delete(ctx, c); !shared || err != nil {
+			return err
+		}
+		if err := s.bequeath(ctx, c, nil); err != nil {
+			return err
+		}
+	}
+}
+
+// delete is one attempt; shared tells that it waits until the leaves that others need have moved.
+func (s *Store) delete(ctx context.Context, c cid.Cid) (shared bool, err error) {
 	s.gate.Lock()
 	defer s.gate.Unlock()
 	if _, err := s.record(c); err != nil {
-		return err
+		return false, err
 	}
 	pins, err := s.Pins(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	reached := map[cid.Cid]bool{}
 	for _, p := range pins {
 		if err := s.mark(ctx, p.CID, reached, 0); err != nil {
-			return err
+			return false, err
 		}
 		if reached[c] {
-			return fmt.Errorf("storage: delete %s: unpin %q first: %w", c, p.Name, ErrPinned)
+			return false, fmt.Errorf("storage: delete %s: unpin %q first: %w", c, p.Name, ErrPinned)
 		}
 	}
+	if shared, err = s.needed(c, nil); shared || err != nil {
+		return shared, err
+	}
 	_, err = s.remove([]candidate{{cid: c}})
-	return err
+	return false, err
 }
 
 // Disown makes objects cached ones: they may be evicted unless a pin or an owned folder reaches them. Those that are not here
@@ -146,7 +161,10 @@ func (s *Store) Disown(ctx context.Context, all ...cid.Cid) error {
 }
 
 // GC removes every cached object that no pin, owned folder or running work reaches.
-func (s *Store) GC(ctx context.Context) (Removed, error) { return s.evict(ctx, 1<<62) }
+func (s *Store) GC(ctx context.Context) (Removed, error) { return s.evict(ctx, everything) }
+
+// everything is more bytes than a store can hold.
+const everything = 1 << 62
 
 // mark adds an object and, for folders, everything below it to the set.
 func (s *Store) mark(ctx context.Context, c cid.Cid, set map[cid.Cid]bool, depth int) error {
@@ -211,8 +229,17 @@ type candidate struct {
 func (s *Store) evict(ctx context.Context, want int64) (Removed, error) {
 	var total Removed
 	queue, gen, err := s.candidates(ctx)
+	if s.sharing.Load() && want >= everything {
+		slices.Reverse(queue) // the newer ones share with the older ones: then little has to move
+	}
 	for err == nil && len(queue) > 0 && total.Bytes < want {
 		var step Removed
+		next := queue[:front(queue, want-total.Bytes)]
+		for _, c := range next {
+			if err := s.bequeath(ctx, c.cid, leaving(next)); err != nil {
+				s.log.Warn("an object that others share cannot go", "cid", c.cid, "err", err)
+			}
+		}
 		s.gate.Lock()
 		if gen != s.rootGen.Load() {
 			queue, gen, err = s.candidates(ctx) // something was protected since
@@ -229,12 +256,18 @@ func (s *Store) evict(ctx context.Context, want int64) (Removed, error) {
 
 // evictStep removes the front of the queue, with the gate held.
 func (s *Store) evictStep(queue []candidate, want int64) ([]candidate, Removed, error) {
+	n := front(queue, want)
+	removed, err := s.remove(queue[:n])
+	return queue[n:], removed, err
+}
+
+// front is how many candidates one step removes to free want bytes.
+func front(queue []candidate, want int64) int {
 	n := 0
 	for sum := int64(0); n < len(queue) && n < gcStep && sum < want; n++ {
 		sum += queue[n].bytes
 	}
-	removed, err := s.remove(queue[:n])
-	return queue[n:], removed, err
+	return n
 }
 
 // candidates lists what may go, in the order in which it goes, and the root generation that the list holds for.
@@ -288,10 +321,14 @@ func (s *Store) candidates(ctx context.Context) ([]candidate, uint64, error) {
 }
 
 // remove deletes objects and abandoned fetches with the gate held: index first, so that a crash leaves a leftover file,
-// never an entry without one.
+// never an entry without one. Objects that hold what others share stay.
 func (s *Store) remove(list []candidate) (Removed, error) {
 	var out Removed
 	var files []string
+	list, err := s.spare(list)
+	if err != nil {
+		return Removed{}, err
+	}
 	batch := s.db.NewBatch()
 	defer batch.Close()
 	for _, c := range list {

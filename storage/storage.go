@@ -36,7 +36,7 @@ const (
 	// MaxPinName is the longest pin name in bytes.
 	MaxPinName = 256
 
-	formatVersion = 1
+	formatVersion = 2 // 1 had no leaves of mixed size and no shared ones
 )
 
 var (
@@ -60,6 +60,8 @@ var (
 	ErrExists = errors.New("already exists")
 	// ErrBusy reports an object that is being fetched by somebody else right now.
 	ErrBusy = errors.New("object is being fetched")
+	// ErrIncomplete reports a commit for which leaves are missing that had been there. Begin or put again.
+	ErrIncomplete = errors.New("blocks went missing before the commit")
 	// ErrWrongKind reports an operation on a folder that needs bytes, or the reverse.
 	ErrWrongKind = errors.New("wrong kind of object")
 )
@@ -115,6 +117,7 @@ type Info struct {
 	Kind    Kind
 	Class   Class
 	Size    int64 // content bytes; for a directory the bytes of its own node
+	Shared  int64 // of these, the bytes that the store holds once for this and another object, on the other's account
 	Blocks  int   // leaves
 	Created time.Time
 	Damaged bool // a block failed its hash; fetch the object again
@@ -125,6 +128,7 @@ type PutOptions struct {
 	Pin   string // pin the object under this name in the same commit; empty means no pin
 	Class Class  // [Owned] by default; an object that is already owned stays owned
 	Size  int64  // expected content bytes, reserved at once; 0 means unknown: reserved block by block
+	Cut   Cutter // where the blocks of a file end, for [Store.PutFile] and [Store.AddPath]; nil cuts every 1 MiB
 
 	// keep is called with the CID before anything could evict the new object.
 	keep func(cid.Cid)
@@ -151,6 +155,7 @@ type Store struct {
 	// gate orders root changes: commits hold it shared, whatever removes objects or adds protection holds it alone.
 	gate    sync.RWMutex
 	stripes [64]sync.Mutex // one commit per CID at a time
+	sharing atomic.Bool    // some object shares leaves with another one
 	rootGen atomic.Uint64  // grows whenever the set of protected objects may have grown
 	useSeq  atomic.Uint64  // clock of the LRU order
 	tempSeq atomic.Uint64
