@@ -18,6 +18,7 @@ type newObject struct {
 	inline []byte
 	temp   string
 	layout *unixfs.Layout // files only
+	shared bitmap         // leaves that are not in temp; nil when all are
 	opts   PutOptions
 	// partial says that the object was being fetched: its file is the partial's, and used counts it already; else its charge is
 	// reserved.
@@ -107,7 +108,13 @@ func (s *Store) prepare(batch *pebble.Batch, o *newObject) (ch change, err error
 	if err := s.endPartial(batch, o, &ch); err != nil {
 		return ch, err
 	}
-	if present && s.keeps(old, o.rec) {
+	keep := false
+	if present {
+		if keep, err = s.keeps(o.cid, old, o.rec); err != nil {
+			return ch, err
+		}
+	}
+	if keep {
 		// The same bytes are here already; only what is wanted of them may change.
 		if o.temp != "" {
 			ch.unfile = append(ch.unfile, o.temp)
@@ -123,6 +130,9 @@ func (s *Store) prepare(batch *pebble.Batch, o *newObject) (ch change, err error
 			return ch, err
 		}
 	}
+	if err := s.checkShared(o); err != nil {
+		return ch, err
+	}
 	if err := s.moveIn(o, &ch); err != nil {
 		return ch, err
 	}
@@ -130,15 +140,17 @@ func (s *Store) prepare(batch *pebble.Batch, o *newObject) (ch change, err error
 }
 
 // keeps tells whether an object that is here serves instead of a new one of the same content. Bytes of the store's own are
-// never given up for a file in place, unless they are only cached; a file in place gives way to a copy.
-func (s *Store) keeps(old, rec record) bool {
+// never given up for a file in place, unless they are only cached and nobody shares them; a file in place gives way to a copy.
+func (s *Store) keeps(c cid.Cid, old, rec record) (bool, error) {
 	switch {
 	case old.Damaged:
-		return false
+		return false, nil
 	case old.External != nil:
-		return false
+		return false, nil
+	case rec.External == nil || old.Class == Owned:
+		return true, nil
 	}
-	return rec.External == nil || old.Class == Owned
+	return s.needed(c, nil)
 }
 
 // replace writes the removal of those entries into the batch that the new object does not overwrite.

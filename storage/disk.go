@@ -88,7 +88,10 @@ func (s *Store) recover(ctx context.Context) error {
 			return nil
 		}
 		_, name := s.objectPath(c)
-		if st, err := s.fs.Stat(name); err != nil || st.Size() != rec.Size {
+		if rec.Shared > 0 {
+			s.sharing.Store(true)
+		}
+		if st, err := s.fs.Stat(name); err != nil || !rec.fits(st.Size()) {
 			broken = append(broken, c)
 		}
 		return nil
@@ -184,4 +187,11 @@ func (s *Store) damaged(c cid.Cid, rec record) error {
 		return errChanged()
 	}
 	return ErrCorrupt
+}
+
+// markDamaged is damaged for an object that is known by name only.
+func (s *Store) markDamaged(c cid.Cid) {
+	if rec, err := s.record(c); err == nil {
+		_ = s.damaged(c, rec)
+	}
 }

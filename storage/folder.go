@@ -98,7 +98,7 @@ func (a *adder) copyFile(ctx context.Context, path string, opts PutOptions) (Inf
 		}
 		return err
 	}
-	return a.s.Put(ctx, f, opts)
+	return a.s.PutFile(ctx, f, opts.Size, opts)
 }
 
 func (a *adder) addFolder(ctx context.Context, path string, opts PutOptions, depth int) (cid.Cid, uint64, error) {
@@ -112,7 +112,7 @@ func (a *adder) addFolder(ctx context.Context, path string, opts PutOptions, dep
 		if err := unixfs.CheckName(e.Name()); err != nil {
 			return cid.Undef, 0, err
 		}
-		c, size, err := a.add(ctx, filepath.Join(path, e.Name()), PutOptions{Class: Cached, InPlace: opts.InPlace, keep: a.hold}, depth+1)
+		c, size, err := a.add(ctx, filepath.Join(path, e.Name()), PutOptions{Class: Cached, InPlace: opts.InPlace, Cut: opts.Cut, keep: a.hold}, depth+1)
 		if err != nil {
 			return cid.Undef, 0, err
 		}

@@ -22,6 +22,8 @@ const (
 	// evictShare is the part of the quota that an eviction frees beyond what is wanted, so that a full cache does not look
 	// through the whole index for each new object.
 	evictShare = 64
+	// everything is more bytes than a store can hold.
+	everything = 1 << 62
 )
 
 // Removed counts what a collection or eviction removed.
@@ -42,7 +44,7 @@ func (s *Store) GC(ctx context.Context) (Removed, error) {
 		return Removed{}, ctx.Err()
 	}
 	defer func() { <-s.evicting }()
-	return s.evict(ctx, 1<<62)
+	return s.evict(ctx, everything)
 }
 
 // protection is a new reason to keep an object.
@@ -66,6 +68,7 @@ type candidate struct {
 	rank    rank
 	use     uint64 // LRU clock, or with a known next use how far away it is
 	bytes   int64
+	keys    int // index entries
 	partial bool
 }
 
@@ -117,6 +120,9 @@ func (s *Store) evict(ctx context.Context, want int64) (total Removed, err error
 	}()
 	c := &collection{s: s, kept: map[cid.Cid]bool{}}
 	err = c.scan(ctx)
+	if s.sharing.Load() && want >= everything {
+		slices.Reverse(c.queue) // the newer ones share with the older ones: then little has to move
+	}
 	for err == nil && len(c.queue) > 0 && total.Bytes < want {
 		var gone []removal
 		for err == nil && len(c.queue) > 0 && len(gone) < gcSync && total.Bytes < want {
@@ -136,42 +142,60 @@ func (s *Store) evict(ctx context.Context, want int64) (total Removed, err error
 	return total, err
 }
 
-// step removes the front of the queue from the index, in one turn at the gate.
+// step removes the front of the queue from the index, in one turn at the gate. Leaves that objects which stay share with those
+// that go move to them before.
 func (c *collection) step(ctx context.Context, want int64) ([]removal, error) {
 	s := c.s
 	if err := errors.Join(ctx.Err(), c.protect(ctx)); err != nil { // most of it, before anybody waits
 		return nil, err
+	}
+	next := c.front(want)
+	for _, x := range next {
+		if err := s.bequeath(ctx, x.cid, leaving(next)); err != nil {
+			s.log.Warn("an object that others share cannot go", "cid", x.cid, "err", err)
+		}
 	}
 	s.gate.Lock()
 	defer s.gate.Unlock()
 	if err := c.protect(ctx); err != nil {
 		return nil, err
 	}
+	next, err := s.spare(slices.DeleteFunc(next, func(x candidate) bool { return c.kept[x.cid] }))
+	if err != nil {
+		return nil, err
+	}
 	defer s.lockStripes()()
 	batch := s.db.NewBatch()
 	defer batch.Close()
 	var out []removal
-	sum := int64(0)
-	for len(c.queue) > 0 && batch.Count() < gcKeys && sum < want {
-		next := c.queue[0]
-		c.queue = c.queue[1:]
-		if c.kept[next.cid] {
-			continue
-		}
-		gone, err := s.unlist(batch, next)
+	for _, x := range next {
+		gone, err := s.unlist(batch, x)
 		if errors.Is(err, ErrNotFound) {
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
-		sum += gone.bytes
 		out = append(out, gone)
 	}
 	if err := s.apply(batch, pebble.NoSync); err != nil {
 		return nil, fmt.Errorf("storage: remove: %w", err)
 	}
 	return out, nil
+}
+
+// front takes from the queue what one turn removes: enough to free want bytes, and about gcKeys entries at most.
+func (c *collection) front(want int64) []candidate {
+	n, keys, sum := 0, 0, int64(0)
+	for ; n < len(c.queue) && keys < gcKeys && sum < want; n++ {
+		if x := c.queue[n]; !c.kept[x.cid] {
+			keys += x.keys
+			sum += x.bytes
+		}
+	}
+	next := slices.Clone(c.queue[:n])
+	c.queue = c.queue[n:]
+	return slices.DeleteFunc(next, func(x candidate) bool { return c.kept[x.cid] })
 }
 
 // protect marks what was protected since it was called last.
@@ -285,7 +309,7 @@ func (c *collection) scan(ctx context.Context) error {
 			}
 			return nil
 		}
-		c.queue = append(c.queue, candidate{cid: id, rank: unknown, use: uses.of(id), bytes: rec.charge()})
+		c.queue = append(c.queue, candidate{cid: id, rank: unknown, use: uses.of(id), bytes: rec.charge(), keys: 4 + rec.blocks() + 2*rec.Nodes})
 		return nil
 	})
 	if err = errors.Join(err, uses.it.Close()); err != nil {
@@ -298,7 +322,7 @@ func (c *collection) scan(ctx context.Context) error {
 	}
 	err = s.eachPartial(ctx, func(id cid.Cid, rec partialRecord) error {
 		if !s.isActive(id) && rec.Class != Owned {
-			c.queue = append(c.queue, candidate{cid: id, rank: abandoned, bytes: rec.Charge, partial: true})
+			c.queue = append(c.queue, candidate{cid: id, rank: abandoned, bytes: rec.Charge, keys: 1, partial: true})
 		}
 		return nil
 	})

@@ -19,6 +19,8 @@ const (
 	keyObject  = 'o' // cid → record
 	keyValue   = 'v' // cid → bytes of an inline object
 	keyLeaves  = 'l' // cid, chunk number → up to leafChunk digests
+	keyCuts    = 'e' // cid → sizes of a file's leaves, where they differ
+	keyShared  = 's' // cid → bitmap of the leaves whose bytes are in another place
 	keyNode    = 'n' // cid, node number → interior dag-pb node of a file
 	keyBlock   = 'b' // digest, cid → where in that object the block is
 	keyPin     = 'p' // name → cid, and the end of a lease
@@ -38,7 +40,10 @@ type record struct {
 	Damaged   bool  `cbor:"damaged,omitempty"`
 	Inline    bool  `cbor:"inline,omitempty"`
 	Size      int64 `cbor:"size"`
-	BlockSize int64 `cbor:"block"`
+	BlockSize int64 `cbor:"block"`            // of every leaf but the last; 0 when they differ
+	Leaves    int   `cbor:"leaves,omitempty"` // their number when they differ in size
+	Shared    int64 `cbor:"shared,omitempty"` // content bytes that are not in the object's own file
+	End       int64 `cbor:"end,omitempty"`    // where its own file must at least reach, when Shared is not 0
 	Nodes     int   `cbor:"nodes,omitempty"`
 	NodeBytes int64 `cbor:"nodebytes,omitempty"`
 	Created   int64 `cbor:"created"` // unix seconds
@@ -46,28 +51,35 @@ type record struct {
 	External *external `cbor:"external,omitempty"` // where a file in place lies; nil when the store has the bytes itself
 }
 
-// charge is what the object costs of the quota: files in place only what the store keeps beside them.
+// charge is what the object costs of the quota: files in place only what the store keeps beside them, and no leaf that another
+// object pays for.
 func (r record) charge() int64 {
 	if r.External != nil {
 		return r.NodeBytes
 	}
-	return r.Size + r.NodeBytes
+	return r.Size + r.NodeBytes - r.Shared
 }
 
 // filed tells whether the object's bytes are in a file of the store.
 func (r record) filed() bool { return !r.Inline && r.External == nil }
 
 func (r record) blocks() int {
-	if r.Kind != File {
+	switch {
+	case r.Kind != File:
 		return 1
+	case r.Leaves > 0:
+		return r.Leaves
 	}
-	return int((r.Size + r.BlockSize - 1) / r.BlockSize)
+	return r.fixed().Count()
 }
+
+// fixed returns the cuts of an object whose leaves have one size.
+func (r record) fixed() unixfs.Cuts { return unixfs.Cuts{Size: r.Size, BlockSize: r.BlockSize} }
 
 // info describes an object. A file in place is looked at: it may have gone.
 func (s *Store) info(c cid.Cid, r record) Info {
 	out := Info{
-		CID: c, Kind: r.Kind, Class: r.Class, Size: r.Size, Blocks: r.blocks(),
+		CID: c, Kind: r.Kind, Class: r.Class, Size: r.Size, Shared: r.Shared, Blocks: r.blocks(),
 		Created: time.Unix(r.Created, 0).UTC(), Damaged: r.Damaged,
 	}
 	if r.External != nil {
@@ -79,15 +91,17 @@ func (s *Store) info(c cid.Cid, r record) Info {
 
 // place says where in an object a block is.
 type place struct {
-	kind   byte // placeLeaf, placeNode or placeWhole
+	kind   byte
 	offset uint64
 	length uint64
 }
 
 const (
-	placeLeaf  = 1 // offset bytes into the content
-	placeNode  = 2 // interior node number offset
-	placeWhole = 3 // the object is this block
+	placeLeaf    = 1 // offset bytes into the content
+	placeNode    = 2 // interior node number offset
+	placeWhole   = 3 // the object is this block
+	placeShared  = 4 // as placeLeaf, but the bytes are not here: another object's placeLeaf has them
+	placeOutside = 5 // as placeLeaf, in a file in place: nobody shares it, as it may go at any time
 )
 
 func (p place) encode() []byte {
@@ -236,12 +250,35 @@ func (s *Store) indexObject(batch *pebble.Batch, o *newObject) error {
 			batch.Set(numberedKey(keyNode, c, i), n.Data, nil),
 			batch.Set(blockKey(d, c), where.encode(), nil))
 	}
-	leaves := o.layout.Leaves
+	if o.layout.Ends != nil {
+		errs = append(errs, batch.Set(cidKey(keyCuts, c), encodeCuts(o.layout.Cuts), nil))
+	}
+	return errors.Join(append(errs, s.indexLeaves(batch, o))...)
+}
+
+// indexLeaves writes the leaf table of a file and the place of each leaf into the batch.
+func (s *Store) indexLeaves(batch *pebble.Batch, o *newObject) error {
+	c, leaves := o.cid, o.layout.Leaves
+	errs := []error{batch.Delete(cidKey(keyShared, c), nil)} // of a damaged object that this one replaces
+	if o.shared != nil {
+		errs = append(errs, batch.Set(cidKey(keyShared, c), o.shared, nil))
+		s.sharing.Store(true)
+	}
+	own := o.ownDigests()
 	for i := 0; i < len(leaves); i += leafChunk {
 		var chunk []byte
 		for j, d := range leaves[i:min(i+leafChunk, len(leaves))] {
 			chunk = append(chunk, d[:]...)
-			where := place{placeLeaf, uint64(int64(i+j) * o.rec.BlockSize), uint64(o.layout.LeafSize(i + j))}
+			where := place{placeLeaf, uint64(o.layout.LeafOffset(i + j)), uint64(o.layout.LeafSize(i + j))}
+			if o.rec.External != nil {
+				where.kind = placeOutside
+			}
+			if o.shared.has(i + j) {
+				if own[d] {
+					continue // the same leaf is here at another place
+				}
+				where.kind = placeShared
+			}
 			errs = append(errs, batch.Set(blockKey(d, c), where.encode(), nil))
 		}
 		errs = append(errs, batch.Set(numberedKey(keyLeaves, c, i/leafChunk), chunk, nil))
@@ -267,6 +304,8 @@ func (s *Store) unindex(batch *pebble.Batch, c cid.Cid, rec record) error {
 	errs := []error{
 		batch.Delete(cidKey(keyObject, c), nil),
 		batch.Delete(cidKey(keyUse, c), nil),
+		batch.Delete(cidKey(keyCuts, c), nil),
+		batch.Delete(cidKey(keyShared, c), nil),
 	}
 	if rec.Inline {
 		errs = append(errs, batch.Delete(cidKey(keyValue, c), nil))

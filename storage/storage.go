@@ -34,7 +34,7 @@ const (
 	// MaxPinName is the longest pin name in bytes.
 	MaxPinName = 256
 
-	formatVersion = 2 // 1 had no files in place and no leases
+	formatVersion = 2 // 1 had no files in place, no leases, no leaves of mixed size and no shared ones
 )
 
 var (
@@ -65,6 +65,8 @@ var (
 	ErrExists = errors.New("already exists")
 	// ErrBusy reports an object that is being fetched by somebody else right now.
 	ErrBusy = errors.New("object is being fetched")
+	// ErrIncomplete reports a commit for which leaves are missing that had been there. Begin or put again.
+	ErrIncomplete = errors.New("blocks went missing before the commit")
 	// ErrWrongKind reports an operation on a folder that needs bytes, or the reverse.
 	ErrWrongKind = errors.New("wrong kind of object")
 )
@@ -120,6 +122,7 @@ type Info struct {
 	Kind    Kind
 	Class   Class
 	Size    int64 // content bytes; for a directory the bytes of its own node
+	Shared  int64 // of these, the bytes that the store holds once for this and another object, on the other's account
 	Blocks  int   // leaves
 	Created time.Time
 	Damaged bool   // a block failed its hash, or a file in place is gone; fetch or add the object again
@@ -132,6 +135,7 @@ type PutOptions struct {
 	Class   Class  // [Owned] by default, or [Cached]; an object that is already owned stays owned
 	Size    int64  // expected content bytes, reserved at once; 0 means unknown: reserved block by block
 	InPlace bool   // [Store.AddPath] only: index files where they lie instead of copying them
+	Cut     Cutter // where the blocks of a file end, for [Store.PutFile] and [Store.AddPath]; nil cuts every 1 MiB
 
 	// keep is called with the CID before anything could evict the new object.
 	keep func(cid.Cid)
@@ -161,6 +165,7 @@ type Store struct {
 	gate     sync.RWMutex
 	stripes  [64]sync.Mutex // one commit per CID at a time
 	evicting chan struct{}  // holds one token while something is collected
+	sharing  atomic.Bool    // some object shares leaves with another one
 	useSeq   atomic.Uint64  // clock of the LRU order
 	tempSeq  atomic.Uint64
 	reads    atomic.Uint64 // blocks read for others, so that scrubbing can stand back

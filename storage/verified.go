@@ -92,15 +92,15 @@ func (r *Reader) Sound(i int, dst []byte) ([]byte, error) {
 	if err != nil {
 		return r.Block(i, dst)
 	}
-	if r.s.verified.has(r.cid, before, i) {
+	if r.s.verified.has(r.cid, before, i) && !r.shared.has(i) {
 		dst = dst[:r.BlockSize(i)]
-		if n, _ := r.file.ReadAt(dst, int64(i)*r.rec.BlockSize); n == len(dst) {
+		if n, _ := r.file.ReadAt(dst, r.cuts.LeafOffset(i)); n == len(dst) {
 			return dst, nil
 		}
 		return r.Block(i, dst) // which says what is wrong
 	}
 	block, err := r.Block(i, dst)
-	if err == nil && time.Since(before.mtime) > settled {
+	if err == nil && !r.shared.has(i) && time.Since(before.mtime) > settled {
 		r.s.verified.add(r.cid, before, i, r.Blocks())
 	}
 	return block, err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 
 	"github.com/ipfs/go-cid"
 
@@ -207,7 +208,11 @@ func (s *Store) verifyTree(c cid.Cid, rec record) error {
 	if err != nil {
 		return fmt.Errorf("storage: %s: %w: %w", c, ErrCorrupt, err)
 	}
-	if layout.Size != rec.Size || layout.BlockSize != rec.BlockSize {
+	cuts, err := s.cuts(c, rec)
+	if err != nil {
+		return err
+	}
+	if layout.Size != rec.Size || layout.BlockSize != rec.BlockSize || !slices.Equal(layout.Ends, cuts.Ends) {
 		return fmt.Errorf("storage: %s: index says %d bytes, its nodes %d: %w", c, rec.Size, layout.Size, ErrCorrupt)
 	}
 	for i := 0; i < len(layout.Leaves); i += leafChunk {

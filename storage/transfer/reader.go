@@ -31,7 +31,7 @@ type Reader struct {
 	mu      sync.Mutex // guards what follows
 	whole   *storage.Reader
 	size    int64
-	leaf    int64 // bytes of every block but the last
+	cuts    unixfs.Cuts // where its blocks begin and end
 	pos     int64
 	buf     *[unixfs.MaxBlock]byte
 	current int // verified block in buf, -1 for none
@@ -73,7 +73,7 @@ func (r *Reader) measure() error {
 		}
 		select {
 		case <-ready:
-			r.size, r.leaf = d.part.Layout().Size, d.part.Layout().BlockSize
+			r.size, r.cuts = d.part.Layout().Size, d.part.Layout().Cuts
 			return nil
 		case <-r.done:
 			return r.finish()
@@ -93,7 +93,7 @@ func (r *Reader) finish() error {
 	if err != nil {
 		return err
 	}
-	r.whole, r.size, r.leaf = whole, whole.Size(), max(1, whole.BlockSize(0))
+	r.whole, r.size, r.cuts = whole, whole.Size(), whole.Cuts()
 	return nil
 }
 
@@ -117,7 +117,8 @@ func (r *Reader) left() int64 {
 	if r.pos >= r.size {
 		return 0
 	}
-	return min(r.size, (r.pos/r.leaf+1)*r.leaf) - r.pos
+	i := r.cuts.LeafAt(r.pos)
+	return r.cuts.LeafOffset(i) + r.cuts.LeafSize(i) - r.pos
 }
 
 // ReadAt implements [io.ReaderAt].
@@ -191,13 +192,13 @@ func (r *Reader) readAt(p []byte, off int64) (int, error) {
 	}
 	done := 0
 	for done < len(p) && off < r.size {
-		i := int(off / r.leaf)
+		i := r.cuts.LeafAt(off)
 		if i != r.current {
 			if err := r.load(i); err != nil {
 				return done, err
 			}
 		}
-		n := copy(p[done:], r.buf[off-int64(i)*r.leaf:r.n])
+		n := copy(p[done:], r.buf[off-r.cuts.LeafOffset(i):r.n])
 		done += n
 		off += int64(n)
 	}

@@ -251,7 +251,7 @@ func (t *tree) leaves(ctx context.Context, d *download) error {
 		offered.arrived(i)
 		t.s.found(0, int64(size))
 	}
-	p.blockSize, p.start, p.layout = layout.BlockSize, f.start(layout.Root, len(layout.Leaves)), layout
+	p.blockSize, p.start, p.layout = layout.Largest(), f.start(layout.Root, len(layout.Leaves)), layout
 	d.plan = p
 	close(d.ready)
 	return t.s.pull(ctx, p)

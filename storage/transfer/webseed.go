@@ -220,7 +220,9 @@ func (w *web) request(ctx context.Context, p *plan, blocks []int) (arrived int, 
 	if w.blocks {
 		req.Header.Set("Accept", "application/vnd.ipld.raw")
 	} else {
-		first = int64(blocks[0]) * p.blockSize
+		if p.layout != nil {
+			first = p.layout.LeafOffset(blocks[0])
+		}
 		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", first, first+total-1))
 	}
 	w.s.f.down.requests.Add(1)
