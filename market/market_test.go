@@ -183,6 +183,18 @@ func (c *client) crash() {
 	c.open()
 }
 
+// leased starts a provider and a requester that leases from it.
+func leased(t testing.TB) (net *memnet.Net, s *shop, c *client, l lease.Lease) {
+	t.Helper()
+	net = memnet.New()
+	s, c = newShop(t, net, "provider", nil), newClient(t, net, "requester")
+	l, err := c.buyer.Lease(t.Context(), s.offer(), ask())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return net, s, c, l
+}
+
 func sound(t testing.TB, dbs ...*DB) (totals []credit.Micro) {
 	t.Helper()
 	for _, db := range dbs {
@@ -497,12 +509,7 @@ func TestConfigsAreChecked(t *testing.T) {
 }
 
 func TestMeteringRules(t *testing.T) {
-	net := memnet.New()
-	s, c := newShop(t, net, "provider", nil), newClient(t, net, "requester")
-	l, err := c.buyer.Lease(t.Context(), s.offer(), ask())
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, s, c, l := leased(t)
 	tick := func(units uint64) (meter.Receipt, error) {
 		return s.seller.SendTick(t.Context(), l.ID, Work{Units: units})
 	}
@@ -548,12 +555,7 @@ func TestMeteringRules(t *testing.T) {
 
 // TestCrashesKeepLeasesAndReceipts kills either end, again and again, between ticks.
 func TestCrashesKeepLeasesAndReceipts(t *testing.T) {
-	net := memnet.New()
-	s, c := newShop(t, net, "provider", nil), newClient(t, net, "requester")
-	l, err := c.buyer.Lease(t.Context(), s.offer(), ask())
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, s, c, l := leased(t)
 	<-s.active
 	var last meter.Receipt
 	for n := range uint64(6) {
@@ -596,12 +598,7 @@ func TestCrashesKeepLeasesAndReceipts(t *testing.T) {
 
 // TestLostReceiptComesBackOnResume cuts the provider off between the requester's promise and its arrival.
 func TestLostReceiptComesBackOnResume(t *testing.T) {
-	net := memnet.New()
-	s, c := newShop(t, net, "provider", nil), newClient(t, net, "requester")
-	l, err := c.buyer.Lease(t.Context(), s.offer(), ask())
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, s, c, l := leased(t)
 	env, err := s.seller.nextTick(l, Work{Units: 5_000_000})
 	if err != nil {
 		t.Fatal(err)
