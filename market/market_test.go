@@ -24,6 +24,7 @@ import (
 	"github.com/capacloud/capanode/market/query"
 	"github.com/capacloud/capanode/p2p"
 	"github.com/capacloud/capanode/p2p/memnet"
+	"github.com/capacloud/capanode/p2p/nettest"
 	"github.com/capacloud/capanode/p2p/wire"
 )
 
@@ -47,17 +48,6 @@ func openDB(t testing.TB, fs vfs.FS) *DB {
 		t.Fatal(err)
 	}
 	return db
-}
-
-// eventually polls until the condition holds; the failure names what was awaited.
-func eventually(t testing.TB, what string, holds func() bool) {
-	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !holds(); {
-		if time.Now().After(end) {
-			t.Fatalf("waited in vain: %s", what)
-		}
-		<-time.After(5 * time.Millisecond)
-	}
 }
 
 // shop is one provider: node, database and seller.
@@ -121,7 +111,7 @@ func (s *shop) offer() offer.Offer {
 
 // released waits until no slot is on hold.
 func (s *shop) released() {
-	eventually(s.t, "released hold", func() bool {
+	nettest.Eventually(s.t, "released hold", func() bool {
 		s.seller.reg.mu.Lock()
 		defer s.seller.reg.mu.Unlock()
 		return s.seller.table.Free(1, time.Now()) == s.seller.table.Unbound(1)
@@ -223,7 +213,7 @@ func TestGangFromOffersToBooks(t *testing.T) {
 			t.Fatal(err)
 		}
 		own := func() bool { return x.Book().Len() > 0 }
-		eventually(t, "the provider's own offer", own)
+		nettest.Eventually(t, "the provider's own offer", own)
 	}
 	c := newClient(t, net, "requester") // joins after all beacons have gone by
 	x, err := NewExchange(ExchangeConfig{Net: c.node, Router: c.node, Log: quietLog})
@@ -231,7 +221,7 @@ func TestGangFromOffersToBooks(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { x.Close() })
-	eventually(t, "three offers by snapshot", func() bool { return x.Book().Len() == 3 })
+	nettest.Eventually(t, "three offers by snapshot", func() bool { return x.Book().Len() == 3 })
 	q, err := query.Parse("class=cpu price<=0.4")
 	if err != nil {
 		t.Fatal(err)
@@ -537,7 +527,7 @@ func TestMeteringRules(t *testing.T) {
 		t.Errorf("over the run's budget: %v", err)
 	}
 	c.crash()
-	eventually(t, "lease after the crash", func() bool { all, err := c.buyer.Leases(); return err == nil && len(all) == 1 && all[0].Live() })
+	nettest.Eventually(t, "lease after the crash", func() bool { all, err := c.buyer.Leases(); return err == nil && len(all) == 1 && all[0].Live() })
 	if _, err := tick(3_000_000_001); !errors.Is(err, meter.ErrBudget) {
 		t.Errorf("over the run's budget after a crash: %v", err)
 	}
@@ -612,7 +602,7 @@ func TestLostReceiptComesBackOnResume(t *testing.T) {
 		t.Errorf("the same tick got another receipt: %v", err)
 	}
 	c.crash()
-	eventually(t, "the receipt at the provider", func() bool {
+	nettest.Eventually(t, "the receipt at the provider", func() bool {
 		newest, err := s.db.Newest(l)
 		return err == nil && newest != nil && newest.Hash == r.Hash
 	})

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/capacloud/capanode/p2p/nettest"
 )
 
 // endless is more rounds than any machine trains while a test looks on: these runs end because something ends them.
@@ -177,7 +179,7 @@ func TestSecondInterruptStopsAtOnce(t *testing.T) {
 	p := unending(t)
 	children := p.providers()
 	p.signal(os.Interrupt)
-	eventually(t, "the first Ctrl-C is heard", func() bool { return strings.Contains(p.stderr.String(), "press Ctrl-C again") })
+	nettest.Eventually(t, "the first Ctrl-C is heard", func() bool { return strings.Contains(p.stderr.String(), "press Ctrl-C again") })
 	p.signal(os.Interrupt)
 	p.end(exitInterrupted)
 	last := p.await("the error", typed("error"))
@@ -288,7 +290,7 @@ func TestKilledLocalRunLeavesNoOrphans(t *testing.T) {
 	children := p.providers()
 	p.kill()
 	for _, pid := range children {
-		eventually(t, fmt.Sprintf("the end of provider %d", pid), func() bool { return over(pid) })
+		nettest.Eventually(t, fmt.Sprintf("the end of provider %d", pid), func() bool { return over(pid) })
 	}
 	sound(t, localHomes(p.home, 3)...)
 	goesOn(t, p.id, 3, p.again())
