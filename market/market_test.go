@@ -24,6 +24,7 @@ import (
 	"github.com/capacloud/capanode/market/query"
 	"github.com/capacloud/capanode/p2p"
 	"github.com/capacloud/capanode/p2p/memnet"
+	"github.com/capacloud/capanode/p2p/nettest"
 	"github.com/capacloud/capanode/p2p/wire"
 )
 
@@ -47,17 +48,6 @@ func openDB(t testing.TB, fs vfs.FS) *DB {
 		t.Fatal(err)
 	}
 	return db
-}
-
-// eventually polls until the condition holds; the failure names what was awaited.
-func eventually(t testing.TB, what string, holds func() bool) {
-	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !holds(); {
-		if time.Now().After(end) {
-			t.Fatalf("waited in vain: %s", what)
-		}
-		<-time.After(5 * time.Millisecond)
-	}
 }
 
 // shop is one provider: node, database and seller.
@@ -121,7 +111,7 @@ func (s *shop) offer() offer.Offer {
 
 // released waits until no slot is on hold.
 func (s *shop) released() {
-	eventually(s.t, "released hold", func() bool {
+	nettest.Eventually(s.t, "released hold", func() bool {
 		s.seller.reg.mu.Lock()
 		defer s.seller.reg.mu.Unlock()
 		return s.seller.table.Free(1, time.Now()) == s.seller.table.Unbound(1)
@@ -183,6 +173,18 @@ func (c *client) crash() {
 	c.open()
 }
 
+// leased starts a provider and a requester that leases from it.
+func leased(t testing.TB) (net *memnet.Net, s *shop, c *client, l lease.Lease) {
+	t.Helper()
+	net = memnet.New()
+	s, c = newShop(t, net, "provider", nil), newClient(t, net, "requester")
+	l, err := c.buyer.Lease(t.Context(), s.offer(), ask())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return net, s, c, l
+}
+
 func sound(t testing.TB, dbs ...*DB) (totals []credit.Micro) {
 	t.Helper()
 	for _, db := range dbs {
@@ -211,7 +213,7 @@ func TestGangFromOffersToBooks(t *testing.T) {
 			t.Fatal(err)
 		}
 		own := func() bool { return x.Book().Len() > 0 }
-		eventually(t, "the provider's own offer", own)
+		nettest.Eventually(t, "the provider's own offer", own)
 	}
 	c := newClient(t, net, "requester") // joins after all beacons have gone by
 	x, err := NewExchange(ExchangeConfig{Net: c.node, Router: c.node, Log: quietLog})
@@ -219,7 +221,7 @@ func TestGangFromOffersToBooks(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { x.Close() })
-	eventually(t, "three offers by snapshot", func() bool { return x.Book().Len() == 3 })
+	nettest.Eventually(t, "three offers by snapshot", func() bool { return x.Book().Len() == 3 })
 	q, err := query.Parse("class=cpu price<=0.4")
 	if err != nil {
 		t.Fatal(err)
@@ -497,12 +499,7 @@ func TestConfigsAreChecked(t *testing.T) {
 }
 
 func TestMeteringRules(t *testing.T) {
-	net := memnet.New()
-	s, c := newShop(t, net, "provider", nil), newClient(t, net, "requester")
-	l, err := c.buyer.Lease(t.Context(), s.offer(), ask())
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, s, c, l := leased(t)
 	tick := func(units uint64) (meter.Receipt, error) {
 		return s.seller.SendTick(t.Context(), l.ID, Work{Units: units})
 	}
@@ -530,7 +527,7 @@ func TestMeteringRules(t *testing.T) {
 		t.Errorf("over the run's budget: %v", err)
 	}
 	c.crash()
-	eventually(t, "lease after the crash", func() bool { all, err := c.buyer.Leases(); return err == nil && len(all) == 1 && all[0].Live() })
+	nettest.Eventually(t, "lease after the crash", func() bool { all, err := c.buyer.Leases(); return err == nil && len(all) == 1 && all[0].Live() })
 	if _, err := tick(3_000_000_001); !errors.Is(err, meter.ErrBudget) {
 		t.Errorf("over the run's budget after a crash: %v", err)
 	}
@@ -548,12 +545,7 @@ func TestMeteringRules(t *testing.T) {
 
 // TestCrashesKeepLeasesAndReceipts kills either end, again and again, between ticks.
 func TestCrashesKeepLeasesAndReceipts(t *testing.T) {
-	net := memnet.New()
-	s, c := newShop(t, net, "provider", nil), newClient(t, net, "requester")
-	l, err := c.buyer.Lease(t.Context(), s.offer(), ask())
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, s, c, l := leased(t)
 	<-s.active
 	var last meter.Receipt
 	for n := range uint64(6) {
@@ -596,12 +588,7 @@ func TestCrashesKeepLeasesAndReceipts(t *testing.T) {
 
 // TestLostReceiptComesBackOnResume cuts the provider off between the requester's promise and its arrival.
 func TestLostReceiptComesBackOnResume(t *testing.T) {
-	net := memnet.New()
-	s, c := newShop(t, net, "provider", nil), newClient(t, net, "requester")
-	l, err := c.buyer.Lease(t.Context(), s.offer(), ask())
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, s, c, l := leased(t)
 	env, err := s.seller.nextTick(l, Work{Units: 5_000_000})
 	if err != nil {
 		t.Fatal(err)
@@ -615,7 +602,7 @@ func TestLostReceiptComesBackOnResume(t *testing.T) {
 		t.Errorf("the same tick got another receipt: %v", err)
 	}
 	c.crash()
-	eventually(t, "the receipt at the provider", func() bool {
+	nettest.Eventually(t, "the receipt at the provider", func() bool {
 		newest, err := s.db.Newest(l)
 		return err == nil && newest != nil && newest.Hash == r.Hash
 	})

@@ -191,20 +191,6 @@ func (p *process) terminate() {
 	p.end(exitDone)
 }
 
-// eventually polls until a condition holds, for at most a minute.
-func eventually(t *testing.T, what string, holds func() bool) {
-	t.Helper()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for late := time.After(time.Minute); !holds(); {
-		select {
-		case <-tick.C:
-		case <-late:
-			t.Fatalf("not within a minute: %s", what)
-		}
-	}
-}
-
 // capanode runs one command to its end and returns its standard output and exit code.
 func capanode(t *testing.T, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
