@@ -100,13 +100,19 @@ func (p *Partial) begin(ctx context.Context) error {
 	if err := s.makeDir(dir); err != nil {
 		return err
 	}
-	if done, err := p.reopenDamaged(); done || err != nil {
+	old, err := s.record(root)
+	if err == nil {
+		return p.reopenDamaged(ctx, old)
+	}
+	if !errors.Is(err, ErrNotFound) {
 		return err
 	}
 	saved, err := s.partial(root)
 	if err == nil && saved.Charge == p.rec.charge() && len(saved.Bits) == len(p.bits) {
 		p.rec.Class = saved.Class
-		copy(p.bits, saved.Bits)
+		if _, err := s.fs.Stat(path); err == nil { // else nothing is left of it
+			copy(p.bits, saved.Bits)
+		}
 		return p.openFile()
 	}
 	if !errors.Is(err, ErrNotFound) {
@@ -115,6 +121,9 @@ func (p *Partial) begin(ctx context.Context) error {
 	if err := s.reserve(ctx, p.rec.charge()); err != nil {
 		return err
 	}
+	mu := s.stripe(root) // a collection may be about to remove the file of an earlier fetch
+	mu.Lock()
+	defer mu.Unlock()
 	if err = p.openFile(); err == nil {
 		err = errors.Join(s.syncDir(dir), p.save(p.bits, pebble.Sync))
 	}
@@ -126,57 +135,89 @@ func (p *Partial) begin(ctx context.Context) error {
 	return nil
 }
 
-// reopenDamaged turns a damaged object back into a partial and keeps its good blocks; done tells whether there was one.
-func (p *Partial) reopenDamaged() (done bool, err error) {
+// reopenDamaged turns a damaged object back into a partial and keeps its good blocks. One that is not damaged is [ErrExists].
+func (p *Partial) reopenDamaged(ctx context.Context, old record) error {
+	s, root := p.s, p.layout.Root
+	if !s.info(root, old).Damaged {
+		return ErrExists
+	}
+	more := max(0, p.rec.charge()-old.charge()) // a file in place becomes a copy
+	if err := s.reserve(ctx, more); err != nil {
+		return err
+	}
+	err := p.unlistDamaged(&old)
+	if err != nil {
+		s.settle(0, -more)
+		return err
+	}
+	s.settle(p.rec.charge()-old.charge(), -more)
+	return p.salvage(old)
+}
+
+// unlistDamaged makes the index call the object unfinished. It changes before any file does: a crash after that costs the good
+// blocks and nothing else.
+func (p *Partial) unlistDamaged(old *record) (err error) {
 	s, root := p.s, p.layout.Root
 	s.gate.RLock()
 	defer s.gate.RUnlock()
-	old, err := s.record(root)
-	switch {
-	case errors.Is(err, ErrNotFound):
-		return false, nil
-	case err != nil:
-		return false, err
-	case !old.Damaged:
-		return false, ErrExists
+	mu := s.stripe(root)
+	mu.Lock()
+	defer mu.Unlock()
+	if *old, err = s.record(root); err != nil {
+		return err
 	}
-	// The index changes first: a crash after that costs the good blocks and nothing else.
+	if !s.info(root, *old).Damaged {
+		return ErrExists // repaired meanwhile
+	}
 	p.rec.Class = old.Class
 	batch := s.db.NewBatch()
 	defer batch.Close()
 	b, err := wire.Marshal(partialRecord{Class: old.Class, Charge: p.rec.charge(), Bits: p.bits})
 	if err == nil {
-		err = errors.Join(s.unindex(batch, root, old), batch.Set(cidKey(keyPartial, root), b, nil))
+		err = errors.Join(s.unindex(batch, root, *old), batch.Set(cidKey(keyPartial, root), b, nil))
 	}
 	if err == nil {
-		err = batch.Commit(pebble.Sync)
+		err = s.apply(batch, pebble.Sync)
 	}
-	if err != nil {
-		return false, err
-	}
-	s.settle(p.rec.charge()-old.charge(), 0)
-	return true, p.salvage()
+	return err
 }
 
-// salvage takes over the file of a damaged object and finds its good blocks.
-func (p *Partial) salvage() error {
+// salvage takes over the file of a damaged object, or what is left of a file in place, and finds its good blocks.
+func (p *Partial) salvage(old record) error {
 	s, root := p.s, p.layout.Root
-	_, name := s.objectPath(root)
-	if err := s.fs.Rename(name, p.path); err != nil {
-		s.log.Warn("a damaged object has no file: it is fetched from the start", "cid", root, "err", err)
+	if old.filed() {
+		_, name := s.objectPath(root)
+		if err := s.fs.Rename(name, p.path); err != nil {
+			s.log.Warn("a damaged object has no file: it is fetched from the start", "cid", root, "err", err)
+		}
 	}
 	if err := p.openFile(); err != nil {
 		return err
+	}
+	from := p.file
+	if old.External != nil {
+		f, err := s.fs.Open(string(old.External.Path))
+		if err != nil {
+			return nil // all of it is missing
+		}
+		defer f.Close()
+		from = f
 	}
 	buf := s.buffer()
 	defer s.recycle(buf)
 	for i, want := range p.layout.Leaves {
 		leaf := buf[:p.layout.LeafSize(i)]
-		n, _ := p.file.ReadAt(leaf, int64(i)*p.layout.BlockSize)
-		if n == len(leaf) && unixfs.Sum(leaf) == want {
-			p.bits[i/8] |= 1 << (i % 8)
-			p.missing--
+		n, _ := from.ReadAt(leaf, int64(i)*p.layout.BlockSize)
+		if n < len(leaf) || unixfs.Sum(leaf) != want {
+			continue
 		}
+		if old.External != nil {
+			if _, err := p.file.WriteAt(leaf, int64(i)*p.layout.BlockSize); err != nil {
+				return err
+			}
+		}
+		p.bits[i/8] |= 1 << (i % 8)
+		p.missing--
 	}
 	return nil
 }
@@ -277,7 +318,7 @@ func (p *Partial) save(bits []byte, how *pebble.WriteOptions) error {
 	if err != nil {
 		return err
 	}
-	return p.s.db.Set(cidKey(keyPartial, p.layout.Root), b, how)
+	return p.s.set(cidKey(keyPartial, p.layout.Root), b, how)
 }
 
 // Commit turns the complete partial into an object and closes it. The partial is closed also when Commit fails.
@@ -293,7 +334,7 @@ func (p *Partial) Commit(ctx context.Context) (Info, error) {
 	if err := p.finish(); err != nil {
 		return Info{}, err
 	}
-	return s.commit(&newObject{cid: root, rec: p.rec, temp: p.path, layout: p.layout, charged: true})
+	return s.commit(&newObject{cid: root, rec: p.rec, temp: p.path, layout: p.layout, partial: true})
 }
 
 // Close saves the progress and releases the partial; a later Begin resumes it.
