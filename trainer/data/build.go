@@ -69,10 +69,14 @@ func Build(ctx context.Context, o Options, store Store) (dataset.Manifest, wire.
 			return fail(err)
 		}
 	}
+	made, err := storeTokenizer(ctx, o.Tokenizer, store)
+	if err != nil {
+		return fail(err)
+	}
 	m := dataset.Manifest{
 		Version:     dataset.Version,
 		Name:        o.Name,
-		Tokenizer:   dataset.Tokenizer{Kind: o.Tokenizer.Name(), Vocab: uint64(o.Tokenizer.Vocab())},
+		Tokenizer:   made,
 		Dtype:       o.dtype(),
 		Shards:      append(b.train.shards, b.val.shards...),
 		TrainTokens: report.TrainTokens,
