@@ -22,6 +22,8 @@ const (
 	// evictShare is the part of the quota that an eviction frees beyond what is wanted, so that a full cache does not look
 	// through the whole index for each new object.
 	evictShare = 64
+	// everything is the number of bytes that a collection wants.
+	everything = 1 << 62
 )
 
 // Removed counts what a collection or eviction removed.
@@ -42,7 +44,7 @@ func (s *Store) GC(ctx context.Context) (Removed, error) {
 		return Removed{}, ctx.Err()
 	}
 	defer func() { <-s.evicting }()
-	return s.evict(ctx, 1<<62)
+	return s.evict(ctx, everything)
 }
 
 // protection is a new reason to keep an object.
@@ -60,6 +62,16 @@ func (s *Store) protected(p protection) {
 	}
 }
 
+// changed tells a collection that is under way, if any, that it must not rely on what it has seen of a record. Call it before the
+// record changes, with its stripe.
+func (s *Store) changed(c cid.Cid) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.collecting {
+		s.stale[c] = true
+	}
+}
+
 // candidate is a cached object or an abandoned fetch that may go.
 type candidate struct {
 	cid     cid.Cid
@@ -67,6 +79,8 @@ type candidate struct {
 	use     uint64 // LRU clock, or with a known next use how far away it is
 	bytes   int64
 	partial bool
+	// inline and filed say where a single block was when it was scanned; for all else the record is read again.
+	inline, filed bool
 }
 
 // rank is the first criterion of the order in which candidates go.
@@ -108,15 +122,18 @@ type collection struct {
 // evict removes unprotected cached objects until want bytes are free or none is left. The caller holds the token of evicting.
 func (s *Store) evict(ctx context.Context, want int64) (total Removed, err error) {
 	s.mu.Lock()
-	s.collecting, s.fresh = true, nil
+	s.collecting, s.fresh, s.stale = true, nil, map[cid.Cid]bool{}
 	s.mu.Unlock()
 	defer func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.collecting, s.fresh = false, nil
+		s.collecting, s.fresh, s.stale = false, nil, nil
 	}()
 	c := &collection{s: s, kept: map[cid.Cid]bool{}}
 	err = c.scan(ctx)
+	if want == everything { // then the order of the index is as good as any other, and much faster
+		slices.SortFunc(c.queue, func(a, b candidate) int { return cmp.Compare(a.cid.KeyString(), b.cid.KeyString()) })
+	}
 	for err == nil && len(c.queue) > 0 && total.Bytes < want {
 		var gone []removal
 		for err == nil && len(c.queue) > 0 && len(gone) < gcSync && total.Bytes < want {
@@ -158,7 +175,7 @@ func (c *collection) step(ctx context.Context, want int64) ([]removal, error) {
 		if c.kept[next.cid] {
 			continue
 		}
-		gone, err := s.unlist(batch, next)
+		gone, err := c.unlist(batch, next)
 		if errors.Is(err, ErrNotFound) {
 			continue
 		}
@@ -193,6 +210,23 @@ func (c *collection) protect(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// unlist writes the removal of one candidate into the batch. Of a single block that nobody has touched since the scan, which is
+// what most objects are, the index is not read again.
+func (c *collection) unlist(batch *pebble.Batch, next candidate) (removal, error) {
+	s := c.s
+	s.mu.Lock()
+	stale := s.stale[next.cid]
+	s.mu.Unlock()
+	if stale || !next.inline && !next.filed {
+		return s.unlist(batch, next)
+	}
+	out := removal{cid: next.cid, bytes: next.bytes}
+	if next.filed {
+		_, out.file = s.objectPath(next.cid)
+	}
+	return out, s.unindex(batch, next.cid, record{Kind: Block, Inline: next.inline})
 }
 
 // unlist writes the removal of one candidate into the batch.
@@ -285,7 +319,9 @@ func (c *collection) scan(ctx context.Context) error {
 			}
 			return nil
 		}
-		c.queue = append(c.queue, candidate{cid: id, rank: unknown, use: uses.of(id), bytes: rec.charge()})
+		single := rec.Kind != File && rec.External == nil
+		c.queue = append(c.queue, candidate{cid: id, rank: unknown, use: uses.of(id), bytes: rec.charge(),
+			inline: single && rec.Inline, filed: single && !rec.Inline})
 		return nil
 	})
 	if err = errors.Join(err, uses.it.Close()); err != nil {

@@ -177,6 +177,7 @@ func (p *Partial) unlistDamaged(old *record) (err error) {
 		err = errors.Join(s.unindex(batch, root, *old), batch.Set(cidKey(keyPartial, root), b, nil))
 	}
 	if err == nil {
+		s.changed(root)
 		err = s.apply(batch, pebble.Sync)
 	}
 	return err

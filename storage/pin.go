@@ -200,6 +200,7 @@ func (s *Store) delete(ctx context.Context, c cid.Cid) ([]removal, error) {
 	defer batch.Close()
 	gone, err := s.unlist(batch, candidate{cid: c})
 	if err == nil {
+		s.changed(c)
 		err = s.apply(batch, pebble.Sync)
 	}
 	if err != nil {
@@ -222,6 +223,7 @@ func (s *Store) Disown(ctx context.Context, all ...cid.Cid) error {
 			continue
 		}
 		rec.Class = Cached
+		s.changed(c)
 		if err == nil {
 			err = s.putRecord(batch, c, rec)
 		}
