@@ -49,6 +49,7 @@ func (s *Store) commit(o *newObject) (Info, error) {
 	}
 	ch, err := s.prepare(batch, o)
 	if err == nil {
+		s.changed(o.cid)
 		err = s.apply(batch, pebble.Sync)
 	}
 	if err != nil {

@@ -22,7 +22,7 @@ const (
 	// evictShare is the part of the quota that an eviction frees beyond what is wanted, so that a full cache does not look
 	// through the whole index for each new object.
 	evictShare = 64
-	// everything is more bytes than a store can hold.
+	// everything is more bytes than a store can hold: what a collection wants.
 	everything = 1 << 62
 )
 
@@ -62,6 +62,16 @@ func (s *Store) protected(p protection) {
 	}
 }
 
+// changed tells a collection that is under way, if any, that it must not rely on what it has seen of a record. Call it before the
+// record changes, with its stripe.
+func (s *Store) changed(c cid.Cid) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.collecting {
+		s.stale[c] = true
+	}
+}
+
 // candidate is a cached object or an abandoned fetch that may go.
 type candidate struct {
 	cid     cid.Cid
@@ -70,6 +80,8 @@ type candidate struct {
 	bytes   int64
 	keys    int // index entries
 	partial bool
+	// inline and filed say where a single block was when it was scanned; for all else the record is read again.
+	inline, filed bool
 }
 
 // rank is the first criterion of the order in which candidates go.
@@ -111,17 +123,21 @@ type collection struct {
 // evict removes unprotected cached objects until want bytes are free or none is left. The caller holds the token of evicting.
 func (s *Store) evict(ctx context.Context, want int64) (total Removed, err error) {
 	s.mu.Lock()
-	s.collecting, s.fresh = true, nil
+	s.collecting, s.fresh, s.stale = true, nil, map[cid.Cid]bool{}
 	s.mu.Unlock()
 	defer func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.collecting, s.fresh = false, nil
+		s.collecting, s.fresh, s.stale = false, nil, nil
 	}()
 	c := &collection{s: s, kept: map[cid.Cid]bool{}}
 	err = c.scan(ctx)
-	if s.sharing.Load() && want >= everything {
+	switch {
+	case want < everything:
+	case s.sharing.Load():
 		slices.Reverse(c.queue) // the newer ones share with the older ones: then little has to move
+	default: // the order of the index is as good as any other, and much faster
+		slices.SortFunc(c.queue, func(a, b candidate) int { return cmp.Compare(a.cid.KeyString(), b.cid.KeyString()) })
 	}
 	for err == nil && len(c.queue) > 0 && total.Bytes < want {
 		var gone []removal
@@ -169,7 +185,7 @@ func (c *collection) step(ctx context.Context, want int64) ([]removal, error) {
 	defer batch.Close()
 	var out []removal
 	for _, x := range next {
-		gone, err := s.unlist(batch, x)
+		gone, err := c.unlist(batch, x)
 		if errors.Is(err, ErrNotFound) {
 			continue
 		}
@@ -217,6 +233,23 @@ func (c *collection) protect(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// unlist writes the removal of one candidate into the batch. Of a single block that nobody has touched since the scan, which is
+// what most objects are, the index is not read again.
+func (c *collection) unlist(batch *pebble.Batch, next candidate) (removal, error) {
+	s := c.s
+	s.mu.Lock()
+	stale := s.stale[next.cid]
+	s.mu.Unlock()
+	if stale || !next.inline && !next.filed {
+		return s.unlist(batch, next)
+	}
+	out := removal{cid: next.cid, bytes: next.bytes}
+	if next.filed {
+		_, out.file = s.objectPath(next.cid)
+	}
+	return out, s.unindex(batch, next.cid, record{Kind: Block, Inline: next.inline})
 }
 
 // unlist writes the removal of one candidate into the batch.
@@ -309,7 +342,9 @@ func (c *collection) scan(ctx context.Context) error {
 			}
 			return nil
 		}
-		c.queue = append(c.queue, candidate{cid: id, rank: unknown, use: uses.of(id), bytes: rec.charge(), keys: 4 + rec.blocks() + 2*rec.Nodes})
+		single := rec.Kind != File && rec.External == nil
+		c.queue = append(c.queue, candidate{cid: id, rank: unknown, use: uses.of(id), bytes: rec.charge(),
+			keys: 4 + rec.blocks() + 2*rec.Nodes, inline: single && rec.Inline, filed: single && !rec.Inline})
 		return nil
 	})
 	if err = errors.Join(err, uses.it.Close()); err != nil {

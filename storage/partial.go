@@ -275,6 +275,7 @@ func (p *Partial) unlistDamaged(old record) (done bool, err error) {
 		err = errors.Join(s.unindex(batch, root, now), batch.Set(cidKey(keyPartial, root), b, nil))
 	}
 	if err == nil {
+		s.changed(root)
 		err = s.apply(batch, pebble.Sync)
 	}
 	return err == nil, err

@@ -211,6 +211,7 @@ func (s *Store) delete(ctx context.Context, c cid.Cid) (gone []removal, needed b
 	defer batch.Close()
 	one, err := s.unlist(batch, candidate{cid: c})
 	if err == nil {
+		s.changed(c)
 		err = s.apply(batch, pebble.Sync)
 	}
 	if err != nil {
@@ -233,6 +234,7 @@ func (s *Store) Disown(ctx context.Context, all ...cid.Cid) error {
 			continue
 		}
 		rec.Class = Cached
+		s.changed(c)
 		if err == nil {
 			err = s.putRecord(batch, c, rec)
 		}

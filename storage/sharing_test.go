@@ -508,8 +508,8 @@ func TestSharingModel(t *testing.T) {
 	})
 }
 
-// promise is what a crash in one step must not cost.
-type promise struct {
+// sharingStep is what a crash in one step must not cost.
+type sharingStep struct {
 	stored map[cid.Cid]bool
 	open   cid.Cid // the step is about this one: it may be there or not
 }
@@ -518,9 +518,9 @@ type promise struct {
 func TestCrashWhileSharing(t *testing.T) {
 	ctx := context.Background()
 	c := &crashes{mem: vfs.NewCrashableMem(), every: 1, rng: rand.New(rand.NewPCG(7, 7))}
-	var promises []promise // by step
+	var promises []sharingStep // by step
 	begin := func(id cid.Cid) {
-		next := promise{map[cid.Cid]bool{}, id}
+		next := sharingStep{map[cid.Cid]bool{}, id}
 		if len(promises) > 0 {
 			maps.Copy(next.stored, promises[len(promises)-1].stored)
 		}

@@ -183,6 +183,7 @@ type Store struct {
 	orders     map[*Order]bool  // known next uses
 	collecting bool             // a collection is under way and must hear of new protection
 	fresh      []protection     // since it began
+	stale      map[cid.Cid]bool // records that changed since it began
 }
 
 // Open opens or creates the store in dir and removes what a crash left behind.
