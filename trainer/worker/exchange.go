@@ -161,7 +161,7 @@ func (x *exchange) start(ctx context.Context) {
 			x.passOn(ctx)
 		}
 		x.do(ctx, func(a round.Attempt) (round.Attempt, []round.Action) { return a.Publish(x.own.Signed) })
-	case x.listen && x.seated() && !x.pace().finale:
+	case x.listen && x.seated():
 		message, h, err := x.hello()
 		if err != nil {
 			x.log.Error("hello not sent", "error", err) // a bug: our own records fit their limits
@@ -262,8 +262,8 @@ func (w *worker) trained(h round.Signed) error {
 	rows, windows := uint64(w.cfg.Plan.BatchRows), uint64(h.Steps)*uint64(w.cfg.Plan.BatchRows)
 	n, fits := h.Fits(w.state.Cursors, w.windows)
 	switch {
-	case (h.Role == round.RoleWeights) != b.finale:
-		return fmt.Errorf("role %d, and whether the round is of the finale is %v", h.Role, b.finale)
+	case (h.Role == round.RoleWeights) != (b.finale != nil):
+		return fmt.Errorf("role %d, in the finale %v", h.Role, b.finale != nil)
 	case h.Codec != b.codec.ID() || uint64(h.Fragments) != b.fragments || int(h.Group) != b.group:
 		return fmt.Errorf("codec %.64s in %d fragments and groups of %d, the round has %s in %d and groups of %d",
 			h.Codec, h.Fragments, h.Group, b.codec.ID(), b.fragments, b.group)
