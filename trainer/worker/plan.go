@@ -205,8 +205,15 @@ func (p Plan) check() error {
 	return nil
 }
 
-// pace returns how the round goes that starts at the committed state.
-func (w *worker) pace() pace { return w.cfg.Plan.pace(ledgerOf(w.state), len(w.dealt())) }
+// pace returns how the round goes that starts at the committed state. Whether there are groups follows from the members in the
+// state, so that all switch in the same round; in the first round from those that live.
+func (w *worker) pace() pace {
+	members := 0
+	if w.state.Round == 0 || w.seated() {
+		members = len(w.dealt())
+	}
+	return w.cfg.Plan.pace(ledgerOf(w.state), members)
+}
 
 // fragment returns the part of the weights that the round averages.
 func (w *worker) fragment(b pace) (from, to int) {
