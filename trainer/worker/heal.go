@@ -57,6 +57,7 @@ func (w *worker) heal(ctx context.Context, donors []peer.ID) error {
 		w.result.Down += got.size
 		w.settle(w.lost == nil)
 		w.snapshot(0, 0)
+		w.checkpoint()
 		w.log.Info("took over the state of a mate", "donor", donor, "round", w.state.Round, "state", w.hash.Short())
 		return nil
 	}

@@ -250,12 +250,7 @@ func (w *worker) linger(ctx context.Context) (over bool, err error) {
 	defer tick.Stop()
 	for time.Now().Before(until) {
 		if claim, ok := w.beaten(); ok {
-			before := w.hash
-			err := w.adopt(ctx, claim)
-			if w.hash != before {
-				w.checkpoint()
-			}
-			return false, err
+			return false, w.adopt(ctx, claim)
 		}
 		same := true
 		for _, m := range w.board.mates(time.Now()) {
