@@ -316,3 +316,14 @@ func (r *room) leave(id peer.ID) {
 	close(r.changed)
 	r.changed = make(chan struct{})
 }
+
+// Sending returns how many blocks are in memory on their way out, and how many of them at most for one peer.
+func (s *Server) Sending() (blocks, onePeer int) {
+	s.room.mu.Lock()
+	defer s.room.mu.Unlock()
+	for _, n := range s.room.held {
+		blocks += n
+		onePeer = max(onePeer, n)
+	}
+	return blocks, onePeer
+}
