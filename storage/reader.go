@@ -368,7 +368,7 @@ func (s *Store) blockIn(ctx context.Context, owner cid.Cid, where place, buf []b
 		}
 		i = r.cuts.LeafAt(int64(where.offset))
 	}
-	if int64(len(buf)) < r.BlockSize(i) {
+	if buf == nil || int64(len(buf)) < r.BlockSize(i) { // nil would say that an empty block is not there
 		buf = make([]byte, r.BlockSize(i))
 	}
 	return r.Block(i, buf)

@@ -63,6 +63,9 @@ type Server struct {
 	peers  map[peer.ID]*bucket
 }
 
+// yamuxFrame is what the multiplexer sends at a time in bytes: 64 KiB less its header.
+const yamuxFrame = 64<<10 - 12
+
 // sendBuffer holds an answer: header and block.
 type sendBuffer [headerSize + unixfs.MaxBlock]byte
 
@@ -175,6 +178,11 @@ func (a *answerer) turn(ctx context.Context, req Request) error {
 	}
 	for _, run := range req.Ranges {
 		for i := run.First; i < run.First+run.Count; i++ {
+			if sent, err := a.pass(ctx, req.CID.Cid, i); err != nil {
+				return err
+			} else if sent {
+				continue
+			}
 			block, err := a.block(ctx, req.CID.Cid, int(i))
 			if sendErr := a.send(ctx, i, block, err); err != nil || sendErr != nil {
 				return sendErr // a refusal ends the request, not the stream
@@ -211,7 +219,43 @@ func (a *answerer) block(ctx context.Context, c cid.Cid, i int) ([]byte, error) 
 		}
 		a.open, a.reader = c, r
 	}
-	return a.reader.Sound(i, a.buf[headerSize:])
+	return a.reader.Check(i, a.buf[headerSize:])
+}
+
+// pass sends a leaf that was hashed before in pieces that stay in the processor's cache between the file and the stream. False
+// means that it takes the long way, by block and send.
+func (a *answerer) pass(ctx context.Context, c cid.Cid, i uint32) (bool, error) {
+	if a.reader == nil || a.open != c {
+		return false, nil
+	}
+	leaf := a.reader.Hashed(int(i))
+	if leaf == nil {
+		return false, nil
+	}
+	header{statusBlock, i, uint32(leaf.Size())}.put(a.buf[:])
+	for at := headerSize; leaf.Size() > 0; at = 0 {
+		n, err := leaf.Read(a.buf[at:yamuxFrame])
+		if err == io.EOF {
+			break
+		}
+		if err == nil {
+			err = a.write(ctx, a.buf[:at+n])
+		}
+		if err != nil {
+			return false, fmt.Errorf("transfer: send block %d of %s: %w", i, c, err)
+		}
+	}
+	if short := leaf.Size() - position(leaf); short != 0 {
+		return false, fmt.Errorf("transfer: send block %d of %s: its file ended %d bytes early", i, c, short)
+	}
+	a.s.up.block(int(leaf.Size()))
+	return true, nil
+}
+
+// position returns how far a section was read.
+func position(s *io.SectionReader) int64 {
+	at, _ := s.Seek(0, io.SeekCurrent) // of a section, which cannot fail
+	return at
 }
 
 // have says which blocks of an object are here.
@@ -315,4 +359,15 @@ func (r *room) leave(id peer.ID) {
 	}
 	close(r.changed)
 	r.changed = make(chan struct{})
+}
+
+// Sending returns how many blocks are in memory on their way out, and how many of them at most for one peer.
+func (s *Server) Sending() (blocks, onePeer int) {
+	s.room.mu.Lock()
+	defer s.room.mu.Unlock()
+	for _, n := range s.room.held {
+		blocks += n
+		onePeer = max(onePeer, n)
+	}
+	return blocks, onePeer
 }
