@@ -50,14 +50,40 @@ func openDB(t testing.TB, fs vfs.FS) *DB {
 	return db
 }
 
+// machine is a node and its database, and what runs on them.
+type machine struct {
+	t       testing.TB
+	net     *memnet.Net
+	name    string
+	fs      *vfs.MemFS
+	node    *memnet.Node
+	db      *DB
+	start   func() interface{ Close() } // begins what runs
+	running interface{ Close() }
+}
+
+func (m *machine) open() {
+	m.node, m.db = m.net.Node(m.name), openDB(m.t, m.fs)
+	m.running = m.start()
+}
+
+func (m *machine) close() {
+	m.node.Close()
+	m.running.Close()
+	m.db.Close()
+}
+
+// crash kills the process and what it had not synced, and starts it again.
+func (m *machine) crash() {
+	after := m.fs.CrashClone(vfs.CrashCloneCfg{})
+	m.close()
+	m.fs = after
+	m.open()
+}
+
 // shop is one provider: node, database and seller.
 type shop struct {
-	t      testing.TB
-	net    *memnet.Net
-	name   string
-	fs     *vfs.MemFS
-	node   *memnet.Node
-	db     *DB
+	machine
 	seller *Seller
 	active chan lease.Lease
 	drains chan lease.Lease
@@ -66,14 +92,14 @@ type shop struct {
 }
 
 func newShop(t testing.TB, net *memnet.Net, name string, change func(*SellerConfig)) *shop {
-	s := &shop{t: t, net: net, name: name, fs: vfs.NewCrashableMem(), change: change}
+	s := &shop{machine: machine{t: t, net: net, name: name, fs: vfs.NewCrashableMem()}, change: change}
+	s.start = s.sell
 	s.open()
 	t.Cleanup(s.close)
 	return s
 }
 
-func (s *shop) open() {
-	s.node, s.db = s.net.Node(s.name), openDB(s.t, s.fs)
+func (s *shop) sell() interface{ Close() } {
 	s.active, s.drains, s.closes = make(chan lease.Lease, 64), make(chan lease.Lease, 64), make(chan lease.Lease, 64)
 	cfg := SellerConfig{
 		Net: s.node, DB: s.db, Slots: 1, Prices: Prices{PerHour: 360_000, WorkRate: 5}, MaxSeconds: 86400, Log: quietLog,
@@ -89,20 +115,7 @@ func (s *shop) open() {
 		s.t.Fatal(err)
 	}
 	s.seller.Start()
-}
-
-func (s *shop) close() {
-	s.node.Close()
-	s.seller.Close()
-	s.db.Close()
-}
-
-// crash kills the process and what it had not synced, and starts it again.
-func (s *shop) crash() {
-	after := s.fs.CrashClone(vfs.CrashCloneCfg{})
-	s.close()
-	s.fs = after
-	s.open()
+	return s.seller
 }
 
 func (s *shop) offer() offer.Offer {
@@ -120,12 +133,7 @@ func (s *shop) released() {
 
 // client is one requester.
 type client struct {
-	t      testing.TB
-	net    *memnet.Net
-	name   string
-	fs     *vfs.MemFS
-	node   *memnet.Node
-	db     *DB
+	machine
 	buyer  *Buyer
 	seen   atomic.Uint64 // work units that it has verified
 	refuse atomic.Bool
@@ -133,15 +141,15 @@ type client struct {
 }
 
 func newClient(t testing.TB, net *memnet.Net, name string) *client {
-	c := &client{t: t, net: net, name: name, fs: vfs.NewCrashableMem()}
+	c := &client{machine: machine{t: t, net: net, name: name, fs: vfs.NewCrashableMem()}}
+	c.start = c.buy
 	c.seen.Store(1 << 60)
 	c.open()
 	t.Cleanup(c.close)
 	return c
 }
 
-func (c *client) open() {
-	c.node, c.db = c.net.Node(c.name), openDB(c.t, c.fs)
+func (c *client) buy() interface{ Close() } {
 	c.closes = make(chan lease.Lease, 64)
 	var err error
 	c.buyer, err = NewBuyer(BuyerConfig{
@@ -158,19 +166,7 @@ func (c *client) open() {
 		c.t.Fatal(err)
 	}
 	c.buyer.Start()
-}
-
-func (c *client) close() {
-	c.node.Close()
-	c.buyer.Close()
-	c.db.Close()
-}
-
-func (c *client) crash() {
-	after := c.fs.CrashClone(vfs.CrashCloneCfg{})
-	c.close()
-	c.fs = after
-	c.open()
+	return c.buyer
 }
 
 // leased starts a provider and a requester that leases from it.

@@ -384,14 +384,20 @@ func TestRunSurvivesTheDeathOfAProvider(t *testing.T) {
 	}
 }
 
+// endlessSwarm is three providers and a run of all three at round 3, which never ends by itself.
+func endlessSwarm(t *testing.T) (s *swarm, home string, run *process) {
+	t.Helper()
+	s, home = newSwarm(t, 3), t.TempDir()
+	run = s.train(jobFile(t, endless, 3), home, filepath.Join(t.TempDir(), "model"))
+	run.await("round 3", atRound(3))
+	return s, home, run
+}
+
 func TestKilledProviderResumes(t *testing.T) {
 	if testing.Short() {
 		t.Skip("real processes; the long form runs without -short")
 	}
-	s := newSwarm(t, 3)
-	home := t.TempDir()
-	run := s.train(jobFile(t, endless, 3), home, filepath.Join(t.TempDir(), "model"))
-	run.await("round 3", atRound(3))
+	s, home, run := endlessSwarm(t)
 	s.providers[2].kill()
 	s.providers[2] = s.provider(2)
 	back := s.providers[2].await("a round after the restart", func(e map[string]any) bool { return e["state"] == "round" })

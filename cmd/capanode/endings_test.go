@@ -226,10 +226,7 @@ func TestTerminatedProviderDrains(t *testing.T) {
 	if testing.Short() {
 		t.Skip("real processes; the long form runs without -short")
 	}
-	s := newSwarm(t, 3)
-	home := t.TempDir()
-	run := s.train(jobFile(t, endless, 3), home, filepath.Join(t.TempDir(), "model"))
-	run.await("round 3", atRound(3))
+	s, home, run := endlessSwarm(t)
 	gone := s.providers[1]
 	id := gone.await("its name", typed("provider"))["peer"]
 	gone.terminate()
