@@ -246,7 +246,7 @@ func benchTraining(ctx context.Context, store *storage.Store, paths []string) (*
 	if err != nil {
 		return nil, fmt.Errorf("identity: %w", err)
 	}
-	rec, err := file.Bind(owner, link.Cid, 0)
+	rec, err := file.Bind(owner, job.Dataset{CID: link.Cid, Tokenizer: manifest.Tokenizer.Kind, Vocab: int(manifest.Tokenizer.Vocab)}, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -52,6 +52,7 @@ func Texts(ctx context.Context, o Options) iter.Seq2[[]byte, error] {
 			yield(nil, err)
 			return
 		}
+		shuffle(documents)
 		threshold := heldOut(documents, o.ValFraction)
 		b := builder{Options: o, threshold: threshold}
 		for _, d := range documents {

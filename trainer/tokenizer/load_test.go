@@ -36,17 +36,17 @@ func TestWrittenFileIsReadBack(t *testing.T) {
 		t.Fatalf("by name: %v, %v", opened, err)
 	}
 	loose := func(context.Context, cid.Cid, int64) ([]byte, error) { return append(bytes.Clone(tok.file), '\n'), nil }
-	if _, err := Open(t.Context(), nameOf(256, tok.cid), loose); err != nil {
+	if _, err := Open(t.Context(), NameOf(256, tok.cid), loose); err != nil {
 		t.Errorf("white space at the end: %v", err) // the same file once it is written anew
 	}
-	if _, err := Open(t.Context(), nameOf(255, tok.cid), read); !errors.Is(err, ErrInvalid) {
+	if _, err := Open(t.Context(), NameOf(255, tok.cid), read); !errors.Is(err, ErrInvalid) {
 		t.Errorf("texts that end with a byte: %v", err)
 	}
 	other, err := fileCID([]byte("other"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(t.Context(), nameOf(256, other), loose); !errors.Is(err, ErrInvalid) {
+	if _, err := Open(t.Context(), NameOf(256, other), loose); !errors.Is(err, ErrInvalid) {
 		t.Errorf("a file of another CID: %v", err)
 	}
 }

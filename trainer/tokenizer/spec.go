@@ -77,7 +77,7 @@ func (s *spec) build(end int32, config configJSON) (*BPE, error) {
 	if b.cid, err = fileCID(file); err != nil {
 		return nil, err
 	}
-	b.name = nameOf(end, b.cid)
+	b.name = NameOf(end, b.cid)
 	ids, err := s.ids()
 	if err != nil {
 		return nil, err

@@ -43,7 +43,8 @@ type Tokenizer interface {
 // kindBPE is the first part of the name of a [BPE].
 const kindBPE = "bpe"
 
-func nameOf(end int32, c cid.Cid) string { return fmt.Sprintf("%s:%d:%s", kindBPE, end, c) }
+// NameOf returns the name of the [BPE] with an end-of-text ID and a file.
+func NameOf(end int32, c cid.Cid) string { return fmt.Sprintf("%s:%d:%s", kindBPE, end, c) }
 
 // Name is what the name of a tokenizer says.
 type Name struct {
@@ -61,7 +62,7 @@ func ParseName(name string) (Name, error) {
 	end, root, _ := strings.Cut(rest, ":")
 	n, err := strconv.ParseUint(end, 10, 31)
 	c, err2 := cid.Decode(root)
-	if kind != kindBPE || err != nil || err2 != nil || n >= maxVocab || nameOf(int32(n), c) != name {
+	if kind != kindBPE || err != nil || err2 != nil || n >= maxVocab || NameOf(int32(n), c) != name {
 		return Name{}, fmt.Errorf("tokenizer: %.100q: %w: this version knows %q and bpe:END:CID", name, ErrUnknown, (Byte{}).Name())
 	}
 	return Name{File: c, End: int32(n)}, nil
