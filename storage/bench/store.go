@@ -41,18 +41,27 @@ type StoreOptions struct {
 // StoreFigures are what the store does without a network. Throughputs are in MB/s (10⁶ bytes per second), over all bytes, from
 // first call to durable result.
 type StoreFigures struct {
-	Import   float64 // file in the page cache → hashed, durable copy
-	Write    float64 // the same bytes written to a file and synced, nothing hashed: what the disk allows
-	InPlace  float64 // the same file indexed where it lies: read and hashed once, on all cores
-	Again    float64 // seconds to add it in place once more, unchanged
-	Hash     float64 // sha2-256 of blocks of 1 MiB on one core
-	Overhead float64 // bytes on the disk beyond the content of a store that holds the copy, as a share of it
+	Import    float64 `json:"import_mb_per_second"`          // file in the page cache → hashed, durable copy
+	OverWrite float64 `json:"import_over_disk_write"`        // Import / Baseline.Write
+	InPlace   float64 `json:"import_in_place_mb_per_second"` // the same file indexed where it lies: read and hashed once, on all cores
+	OverHash  float64 `json:"import_in_place_over_hash"`     // InPlace / Baseline.Hash
+	Again     float64 `json:"import_again_seconds"`          // to add it in place once more, unchanged
+	Overhead  float64 `json:"store_overhead_share"`          // bytes of the store beyond the content of one copy, as a share of it
 
-	GC        float64 // seconds to collect the objects
-	ReadIdle  float64 // 99th percentile in ms of opening a file object and reading and hashing 1 MiB of it
-	ReadGC    float64 // the same while the collection runs
-	WriteGC   float64 // longest wait in ms of a small write while the collection runs
-	Collected int
+	GC       float64 `json:"gc_100k_seconds"`      // to collect 100,000 objects
+	ReadIdle float64 `json:"read_ms_p99_idle"`     // to open a file object and read and hash 1 MiB of it
+	ReadGC   float64 `json:"read_ms_p99_gc"`       // the same while the collection runs
+	OverIdle float64 `json:"read_p99_gc_over_idle"` // ReadGC / ReadIdle
+	WriteGC  float64 `json:"write_ms_max_gc"`      // longest wait of a small durable write while the collection runs
+
+	Baseline  StoreBaseline `json:"baseline"`
+	Collected int           `json:"-"` // objects that GC and the others are about
+}
+
+// StoreBaseline is what the machine allows, in the same run, in MB/s.
+type StoreBaseline struct {
+	Write float64 `json:"disk_write_mb_per_second"` // the bytes of an import written to a file and synced, nothing hashed
+	Hash  float64 `json:"sha256_mb_per_second"`     // blocks of 1 MiB on one core
 }
 
 // RunStore measures the store alone. It needs about three times the size on disk, and 400 MB.
@@ -74,6 +83,7 @@ func RunStore(ctx context.Context, o StoreOptions) (f StoreFigures, err error) {
 	if err := collect(ctx, filepath.Join(dir, "gc"), o.Objects, &f); err != nil {
 		return f, fmt.Errorf("bench: collect: %w", err)
 	}
+	f.OverWrite, f.OverHash, f.OverIdle = f.Import/f.Baseline.Write, f.InPlace/f.Baseline.Hash, f.ReadGC/f.ReadIdle
 	return f, nil
 }
 
@@ -88,11 +98,11 @@ func imports(ctx context.Context, dir string, size int64, f *StoreFigures) error
 	if err != nil {
 		return err
 	}
-	f.Write = mb / took.Seconds()
+	f.Baseline.Write = mb / took.Seconds()
 	if err := os.Remove(raw); err != nil {
 		return err
 	}
-	f.Hash = hashRate()
+	f.Baseline.Hash = hashRate()
 	home := filepath.Join(dir, "copies")
 	s, err := storage.Open(ctx, home, storage.Options{})
 	if err != nil {

@@ -12,7 +12,7 @@ func TestRunStore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, v := range map[string]float64{"import": f.Import, "write": f.Write, "in place": f.InPlace, "again": f.Again, "hash": f.Hash,
+	for name, v := range map[string]float64{"import": f.Import, "write": f.Baseline.Write, "in place": f.InPlace, "again": f.Again, "hash": f.Baseline.Hash,
 		"gc": f.GC, "idle": f.ReadIdle} {
 		if v <= 0 {
 			t.Errorf("%s: %v", name, v)
