@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/cockroachdb/pebble/v2"
 	"github.com/ipfs/go-cid"
 
 	"github.com/capacloud/capanode/storage/unixfs"
@@ -27,7 +28,7 @@ func (s *Store) BlockSize(ctx context.Context, c cid.Cid) (int64, error) {
 			return fmt.Errorf("storage: index key: %w", err)
 		}
 		where, err := decodePlace(value)
-		if err != nil || where.codec(owner) != c.Type() {
+		if err != nil || where.codec(owner) != c.Type() || where.kind == placeShared {
 			return err
 		}
 		rec, err := s.record(owner)
@@ -48,8 +49,28 @@ func (s *Store) BlockSize(ctx context.Context, c cid.Cid) (int64, error) {
 // Discard closes the partial and forgets what has arrived.
 func (p *Partial) Discard() error {
 	err := p.Close()
-	p.s.gate.Lock()
-	defer p.s.gate.Unlock()
-	_, gone := p.s.remove([]candidate{{cid: p.layout.Root, partial: true}})
-	return errors.Join(err, gone)
+	gone, derr := p.s.forget(p.layout.Root)
+	p.s.unfile(gone)
+	return errors.Join(err, derr)
+}
+
+// forget takes an unfinished fetch that nobody works on out of the index.
+func (s *Store) forget(c cid.Cid) ([]removal, error) {
+	s.gate.Lock()
+	defer s.gate.Unlock()
+	defer s.lockStripes()()
+	batch := s.db.NewBatch()
+	defer batch.Close()
+	one, err := s.unlist(batch, candidate{cid: c, partial: true})
+	if errors.Is(err, ErrNotFound) {
+		return nil, nil
+	}
+	if err == nil {
+		s.changed(c)
+		err = s.apply(batch, pebble.Sync)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("storage: discard the fetch of %s: %w", c, s.diskError(err))
+	}
+	return []removal{one}, nil
 }

@@ -320,7 +320,7 @@ func (w *work) file(ctx context.Context, root unixfs.Block) error {
 	if err != nil {
 		return err
 	}
-	fresh := errors.Is(before, storage.ErrNotFound) && len(part.Missing()) == len(part.Layout().Leaves)
+	fresh := before != nil // else it is a damaged object under repair
 	if err = w.leaves(ctx, part); err == nil {
 		_, err = part.Commit(ctx)
 	}

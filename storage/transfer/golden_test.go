@@ -24,7 +24,11 @@ func TestGolden(t *testing.T) {
 	}
 	answer := make([]byte, headerSize)
 	header{statusBlock, 9, 1 << 20}.put(answer)
-	for name, got := range map[string][]byte{"request.hex": request.Bytes(), "answer.hex": answer} {
+	payload := have{epoch: 7, count: 4, runs: []Range{{0, 3}, {9, 1}}}.encode()
+	hears := make([]byte, headerSize)
+	header{statusHave, 0, uint32(len(payload))}.put(hears)
+	hears = append(hears, payload...)
+	for name, got := range map[string][]byte{"request.hex": request.Bytes(), "answer.hex": answer, "have.hex": hears} {
 		path := filepath.Join("testdata", name)
 		if *update {
 			if err := os.WriteFile(path, []byte(hex.EncodeToString(got)+"\n"), 0o644); err != nil {
@@ -43,7 +47,7 @@ func TestGolden(t *testing.T) {
 	if err != nil || len(back.Ranges) != 2 || back.Ranges[1] != (Range{9, 1}) || back.CID != req.CID {
 		t.Fatalf("%+v, %v", back, err)
 	}
-	if h, err := parseHeader(answer, 9); err != nil || h != (header{statusBlock, 9, 1 << 20}) {
+	if h, err := parseHeader(answer, 9, false); err != nil || h != (header{statusBlock, 9, 1 << 20}) {
 		t.Fatalf("%+v, %v", h, err)
 	}
 }

@@ -2,8 +2,8 @@
 // store, and a fetcher that pulls one object, file, folder or record, from several sources at once. It refuses to decide
 // what is worth fetching, keeping or announcing. The protocol is docs/protocol/blob.md.
 //
-// Every block is hashed by the server before it leaves and by the fetcher when it arrives: a source that sends one bad
-// block is out of the fetch.
+// Every block is hashed by the server before it leaves, once per start of the program and again when its file has changed, and
+// by the fetcher when it arrives: a source that sends one bad block is out of the fetch, and after three for a day.
 package transfer
 
 import (
@@ -32,6 +32,10 @@ const (
 	headerSize = 9
 )
 
+// segment is how much of a block is read or written under one deadline, in bytes: a source that needs Options.Stall for as
+// much has stalled. With the header of the multiplexer it fills one of its frames.
+const segment = 63 << 10
+
 var (
 	// ErrNoProviders reports that no source delivers the object. The text lists who was asked and what happened.
 	ErrNoProviders = errors.New("no provider delivers the object")
@@ -53,16 +57,23 @@ type Range struct {
 	Count uint32 `cbor:"count"`
 }
 
-// Request asks for blocks of an object by number, or, without ranges, for the block that the CID itself names.
+// Request asks for blocks of an object by number, or, without ranges, for the block that the CID itself names, or for what the
+// server has of it.
 type Request struct {
 	CID    wire.Link `cbor:"cid"`
 	Ranges []Range   `cbor:"ranges"`
+	Have   bool      `cbor:"have,omitempty"`  // which blocks are there? Without ranges
+	Epoch  uint64    `cbor:"epoch,omitempty"` // of the last answer to such a question
+	Since  uint32    `cbor:"since,omitempty"` // count of that answer: only what came after it is of interest
 }
 
 // check holds the rules of a request.
 func (r Request) check() error {
 	if _, err := unixfs.DigestOf(r.CID.Cid); err != nil {
 		return fmt.Errorf("transfer: request: %w: %w", ErrProtocol, err)
+	}
+	if r.Have && len(r.Ranges) > 0 {
+		return fmt.Errorf("transfer: request for blocks and for what is there at once: %w", ErrProtocol)
 	}
 	if len(r.Ranges) > MaxRanges {
 		return fmt.Errorf("transfer: request with %d ranges, limit %d: %w", len(r.Ranges), MaxRanges, ErrProtocol)
@@ -109,6 +120,7 @@ const (
 	statusBlock       status = 0 // the block follows
 	statusNotFound    status = 1 // the object or block is not here
 	statusUnavailable status = 2 // it is here but cannot be read now
+	statusHave        status = 3 // what is there follows
 )
 
 // header precedes each block: status, block number, length, big-endian. The block follows outside any encoding, so that
@@ -125,18 +137,22 @@ func (h header) put(b []byte) {
 	binary.BigEndian.PutUint32(b[5:], h.length)
 }
 
-// parseHeader reads a hostile header that must answer for the given block.
-func parseHeader(b []byte, want uint32) (header, error) {
+// parseHeader reads a hostile header that must answer for the given block, or, with have, say what is there.
+func parseHeader(b []byte, want uint32, have bool) (header, error) {
 	if len(b) != headerSize {
 		return header{}, fmt.Errorf("transfer: header of %d bytes: %w", len(b), ErrProtocol)
 	}
 	h := header{status(b[0]), binary.BigEndian.Uint32(b[1:]), binary.BigEndian.Uint32(b[5:])}
+	payload, most := statusBlock, uint32(unixfs.MaxBlock)
+	if have {
+		payload, most = statusHave, maxHave
+	}
 	switch {
-	case h.status > statusUnavailable:
+	case h.status != payload && h.status != statusNotFound && h.status != statusUnavailable:
 		return h, fmt.Errorf("transfer: answer with status %d: %w", h.status, ErrProtocol)
 	case h.block != want:
 		return h, fmt.Errorf("transfer: answer for block %d, asked for %d: %w", h.block, want, ErrProtocol)
-	case h.length > unixfs.MaxBlock || (h.status != statusBlock && h.length != 0):
+	case h.length > most || (h.status != payload && h.length != 0):
 		return h, fmt.Errorf("transfer: answer of %d bytes with status %d: %w", h.length, h.status, ErrProtocol)
 	}
 	return h, nil

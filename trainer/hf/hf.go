@@ -44,7 +44,7 @@ const (
 // What is read of a file at most, in bytes.
 const (
 	maxJSON      = 1 << 20
-	maxTokenizer = 64 << 20 // vocabularies of other models run to tens of megabytes
+	maxTokenizer = tokenizer.MaxFile // vocabularies of other models run to tens of megabytes
 )
 
 // Model is all that a folder says.
@@ -52,8 +52,10 @@ type Model struct {
 	Spec       model.Spec
 	Params     []engine.Param // canonical order; offsets point into Weights
 	Weights    []float32
-	Tokenizer  tokenizer.Tokenizer // nil leaves the tokenizer files out; nil after Read when the folder has another one
+	Tokenizer  tokenizer.Tokenizer // nil leaves the tokenizer files out; nil after Read when the folder has none that can be applied
 	Provenance Provenance          // zero after Read when the folder has none
+
+	TokenizerProblem error // after Read: why the folder's tokenizer cannot be applied
 }
 
 // Provenance says where a model comes from. It is written into the folder, so it may hold only what every peer of the
@@ -156,7 +158,7 @@ func Read(dir string) (Model, error) {
 	if m.Weights, err = readWeights(filepath.Join(dir, weightsFile), params, total); err != nil {
 		return Model{}, err
 	}
-	if m.Tokenizer, err = readTokenizer(filepath.Join(dir, tokenizer.HuggingFaceName)); err != nil {
+	if err := m.readTokenizer(dir); err != nil {
 		return Model{}, err
 	}
 	err = readJSON(filepath.Join(dir, provenanceFile), &m.Provenance)
@@ -173,17 +175,31 @@ func Read(dir string) (Model, error) {
 	return m, nil
 }
 
-// readTokenizer returns the tokenizer of a folder, nil where it has none or one that this program cannot apply.
-func readTokenizer(path string) (tokenizer.Tokenizer, error) {
-	raw, err := readSmall(path, maxTokenizer)
+// readTokenizer reads the tokenizer of a folder. A model without one, or with one that this program cannot apply, is still
+// a model.
+func (m *Model) readTokenizer(dir string) error {
+	raw, err := readSmall(filepath.Join(dir, tokenizer.HuggingFaceName), maxTokenizer)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		m.TokenizerProblem = fmt.Errorf("hf: %s has no %s: %w", dir, tokenizer.HuggingFaceName, ErrUnsupported)
+		return nil
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
-	tok, _ := tokenizer.Recognize(raw)
-	return tok, nil
+	config, err := readSmall(filepath.Join(dir, tokenizer.ConfigName), maxJSON)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	tok, err := tokenizer.Load(raw, config)
+	if err == nil && tok.Vocab() > m.Spec.Vocab {
+		err = fmt.Errorf("it has %d tokens, the model %d: %w", tok.Vocab(), m.Spec.Vocab, ErrFormat)
+	}
+	if err != nil {
+		m.TokenizerProblem = fmt.Errorf("hf: tokenizer of %s: %w", dir, err)
+		return nil
+	}
+	m.Tokenizer = tok
+	return nil
 }
 
 // readSmall reads a file of at most limit bytes.
