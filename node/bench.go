@@ -87,6 +87,7 @@ func Benches() []Bench {
 			[]string{"fetch_mb_per_second", "fetch_over_raw_stream", "fetch_over_kubo_get", "fetch_over_kubo_tuned", "fetch4_over_fetch1",
 				"import_mb_per_second", "import_over_kubo_add", "gc_100k_seconds", "checkpoint_delta_share", "cpu_seconds_per_gb"},
 			benchStorage},
+		{"data", "Train and apply tokenizers: rates of one processor", methodTokenizers, wantedTokenizers(), benchTokenizers},
 		{"market", "Time from the planner's start to ACTIVE leases over loopback, the handshake, the book", methodMarket,
 			[]string{"first_lease_ms_p95", "cold_lease_ms_p95", "gang3_ms_p95", "gang8_ms_p95", "handshake_ms_p50", "handshake_ms_p99", "beacons_per_second_per_core",
 				"duplicates_per_second_per_core", "query_10k_ms_p99", "query_100k_ms_p99", "bytes_per_offer"},
