@@ -7,8 +7,8 @@ import (
 )
 
 // methodTokenizers says what [benchTokenizers] measures.
-const methodTokenizers = "16 MiB of generated text, the same on every machine, train a byte-level BPE of 8,192 tokens on one processor and are encoded with " +
-	"it, each the best of three; MB count text. over_plain are quotients of rates on 256 KiB, vocabulary 512, beside an " +
+const methodTokenizers = "16 MiB of generated text, the same on every machine, train a byte-level BPE of 8,192 tokens and are encoded with it, each the best " +
+	"of three; MB count text, seconds are of processor time, so that the rates are those of one core. over_plain are quotients of rates on 256 KiB, vocabulary 512, beside an " +
 	"implementation as in a textbook; over_python are those on 4 MiB, vocabulary 8,192, beside the package tokenizers on one thread, where the python3 on the " +
 	"path, or the one that CAPANODE_PYTHON names, has it."
 
