@@ -81,6 +81,7 @@ func Benches() []Bench {
 			benchCodec},
 		BenchAveraging(AveragingBenchOptions{}),
 		BenchStorage(StorageBenchOptions{}),
+		{"data", "Train and apply tokenizers: rates of one processor", methodTokenizers, wantedTokenizers(), benchTokenizers},
 		{"market", "Time from the planner's start to ACTIVE leases over loopback, the handshake, the book", methodMarket,
 			[]string{"first_lease_ms_p95", "cold_lease_ms_p95", "gang3_ms_p95", "gang8_ms_p95", "handshake_ms_p50", "handshake_ms_p99", "beacons_per_second_per_core",
 				"duplicates_per_second_per_core", "query_10k_ms_p99", "query_100k_ms_p99", "bytes_per_offer"},

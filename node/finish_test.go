@@ -9,6 +9,7 @@ import (
 	"github.com/capacloud/capanode/trainer/hf"
 	"github.com/capacloud/capanode/trainer/job"
 	"github.com/capacloud/capanode/trainer/round"
+	"github.com/capacloud/capanode/trainer/tokenizer"
 	"github.com/capacloud/capanode/trainer/worker"
 )
 
@@ -22,7 +23,7 @@ func TestJudgeModel(t *testing.T) {
 	if err := log.add(worker.Report{Round: 0, Total: 10, Next: s.Hash(), Work: work{"a": 10}}); err != nil {
 		t.Fatal(err)
 	}
-	r := &requester{run: run, rec: job.Record{Rounds: 3, LocalSteps: 1}, verified: log}
+	r := &requester{run: run, rec: job.Record{Rounds: 3, LocalSteps: 1, Tokenizer: "bytes"}, verified: log}
 	for name, c := range map[string]struct {
 		change func(*hf.Model)
 		want   error
@@ -31,13 +32,15 @@ func TestJudgeModel(t *testing.T) {
 		"another weight":      {func(m *hf.Model) { m.Weights[1] = -2.0000002 }, errForeign},
 		"another proof":       {func(m *hf.Model) { m.Provenance.Head = m.Provenance.Momentum }, errForeign},
 		"no proof":            {func(m *hf.Model) { m.Provenance.Head = "" }, errForeign},
+		"no tokenizer":        {func(m *hf.Model) { m.Tokenizer = nil }, errForeign},
+		"another tokenizer":   {func(m *hf.Model) { m.Tokenizer = new(tokenizer.BPE) }, errForeign},
 		"another run":         {func(m *hf.Model) { m.Provenance.Run = "x" }, errForeign},
 		"a round to come":     {func(m *hf.Model) { m.Provenance.Step = 4 }, errForeign},
 		"a round not seen":    {func(m *hf.Model) { m.Provenance.Round, m.Weights[0] = 2, 7 }, nil}, // votes decide
 		"a state of its word": {func(m *hf.Model) { m.Provenance.State = "lie" }, nil},              // only the weights count
 	} {
 		proof := s.Proof()
-		m := hf.Model{Weights: append([]float32{}, s.Weights...), Provenance: hf.Provenance{
+		m := hf.Model{Weights: append([]float32{}, s.Weights...), Tokenizer: tokenizer.Byte{}, Provenance: hf.Provenance{
 			Run: run.String(), Round: 1, State: s.Hash().String(), Head: proof.Head.String(), Momentum: proof.Momentum.String(),
 		}}
 		c.change(&m)

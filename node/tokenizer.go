@@ -29,33 +29,40 @@ type text struct {
 // dataset that it names, a file, or the size of one to train.
 func (r *requester) findTokenizer(ctx context.Context) (err error) {
 	d := r.file.Data
-	choice, err := d.Choice()
-	if err != nil {
-		return fmt.Errorf("%w: data.tokenizer: %w", ErrJob, err)
-	}
 	if d.CID != "" {
-		return r.tokenizerOf(ctx, d.CID, choice)
+		return r.tokenizerOf(ctx, d.CID)
 	}
-	switch {
-	case choice.Train > 0:
-		r.text.vocab = choice.Train
-		return nil
-	case choice.Path != "":
-		r.text.tok, err = loadTokenizer(besideJob(r.o.JobPath, choice.Path))
-	case choice.File.Defined():
-		r.text.tok, err = r.tokenizerFile(ctx, choice.File)
-	default:
-		r.text.tok = tokenizer.Byte{}
-	}
-	if err != nil {
+	if r.text.tok, r.text.vocab, err = chosenTokenizer(ctx, r.bytes(), d, r.o.JobPath); err != nil {
 		return fmt.Errorf("%w: data.tokenizer: %w", ErrJob, elsewhere(err))
 	}
-	r.text.vocab = r.text.tok.Vocab()
 	return nil
 }
 
+// chosenTokenizer returns the tokenizer that a data section names and its vocabulary; of one that is to be trained the vocabulary
+// alone. Relative paths start at the file beside.
+func chosenTokenizer(ctx context.Context, b blobs, d job.DataPart, beside string) (tok tokenizer.Tokenizer, vocab int, err error) {
+	choice, err := d.Choice()
+	if err != nil {
+		return nil, 0, err
+	}
+	switch {
+	case choice.Train > 0:
+		return nil, choice.Train, nil
+	case choice.Path != "":
+		tok, err = loadTokenizer(besideJob(beside, choice.Path))
+	case choice.File.Defined():
+		tok, err = tokenizerFile(ctx, b, choice.File)
+	default:
+		tok = tokenizer.Byte{}
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	return tok, tok.Vocab(), nil
+}
+
 // tokenizerOf takes the tokenizer of a dataset. A job file that names another one is a mistake.
-func (r *requester) tokenizerOf(ctx context.Context, set string, choice job.TokenizerChoice) (err error) {
+func (r *requester) tokenizerOf(ctx context.Context, set string) (err error) {
 	if r.text.set, err = parseCID(set); err != nil {
 		return err
 	}
@@ -74,22 +81,16 @@ func (r *requester) tokenizerOf(ctx context.Context, set string, choice job.Toke
 	if !r.file.NamesTokenizer() {
 		return nil
 	}
-	name := ""
-	switch {
-	case choice.Path != "":
-		t, err := loadTokenizer(besideJob(r.o.JobPath, choice.Path))
-		if err != nil {
-			return fmt.Errorf("%w: data.tokenizer: %w", ErrJob, err)
-		}
-		name = t.Name()
-	case choice.File.Defined():
+	if choice, err := r.file.Data.Choice(); err == nil && choice.File.Defined() {
 		if n, err := tokenizer.ParseName(m.Tokenizer.Kind); err == nil && n.File.Equals(choice.File) {
 			return nil
 		}
-	case choice.Train == 0:
-		name = tokenizer.Byte{}.Name()
 	}
-	if name != m.Tokenizer.Kind {
+	named, _, err := chosenTokenizer(ctx, r.bytes(), r.file.Data, r.o.JobPath)
+	if err != nil {
+		return fmt.Errorf("%w: data.tokenizer: %w", ErrJob, elsewhere(err))
+	}
+	if named == nil || named.Name() != m.Tokenizer.Kind {
 		return fmt.Errorf("%w: data.tokenizer is %s, dataset %s was made with %s: leave data.tokenizer out, or make the dataset anew from its text",
 			ErrJob, r.file.Data.Tokenizer, set, m.Tokenizer.Kind)
 	}
@@ -112,8 +113,8 @@ func (r *requester) trainTokenizer(ctx context.Context, o data.Options) error {
 }
 
 // tokenizerFile reads a tokenizer.json by its CID. Its end-of-text token is the first of the usual ones.
-func (r *requester) tokenizerFile(ctx context.Context, c cid.Cid) (tokenizer.Tokenizer, error) {
-	raw, err := r.bytes().Get(ctx, c, nil, tokenizer.MaxFile)
+func tokenizerFile(ctx context.Context, b blobs, c cid.Cid) (tokenizer.Tokenizer, error) {
+	raw, err := b.Get(ctx, c, nil, tokenizer.MaxFile)
 	if err != nil {
 		return nil, err
 	}

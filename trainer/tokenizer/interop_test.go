@@ -121,7 +121,7 @@ func everyCodePoint() [][]byte {
 		if !utf8.ValidRune(r) {
 			continue
 		}
-		fmt.Fprintf(&b, "a%cA%c%c 1%c '%cst\n%cb  %c!%c/\n", r, r, r, r, r, r, r, r)
+		fmt.Fprintf(&b, "a%cA 1%c%c'%cs\n%c!", r, r, r, r, r)
 		if b.Len() > 1<<10 {
 			texts = append(texts, bytes.Clone(b.Bytes()))
 			b.Reset()

@@ -171,11 +171,8 @@ func (p preTokenizerJSON) step() (step, error) {
 		return byteLevelStep(set(p.Prefix, true), set(p.Trim, true), set(p.UseRegex, true)), nil
 	case typeDigits:
 		each := set(p.Individual, false)
-		st := step{preTokenizerJSON{Type: typeDigits, Individual: &each}, false, splitDigitRuns}
-		if each {
-			st.next = func(t *classTable, text []byte) int { return splitNumbers(t, text, 1) }
-		}
-		return st, nil
+		next := func(t *classTable, text []byte) int { return splitDigits(t, text, each) }
+		return step{preTokenizerJSON{Type: typeDigits, Individual: &each}, false, next}, nil
 	case typeSplit:
 		if p.Pattern == nil || p.Pattern.String != nil {
 			return step{}, fmt.Errorf("tokenizer: not done here: a Split by a plain text: %w", ErrUnsupported)

@@ -1,5 +1,7 @@
 package tokenizer
 
+import "unicode/utf8"
+
 // A splitter cuts text into pre-tokens, across which nothing is merged. Each one is a hand-written form of a regular
 // expression with look-ahead, which Go's package cannot run; the tests hold it to a slow matcher of the expression
 // itself, and to the Python package.
@@ -267,12 +269,28 @@ func splitTriple(_ *classTable, text []byte) int {
 
 func isDigit(b byte) bool { return b >= '0' && b <= '9' }
 
-// splitDigitRuns isolates runs of numbers and leaves what lies between whole.
-func splitDigitRuns(t *classTable, text []byte) int {
-	if n := t.run(text, 0, number); n > 0 {
-		return n
+// splitDigits isolates numbers, each on its own or runs of them, and leaves what lies between whole. It is the Digits
+// pre-tokenizer, whose numbers are those of Unicode 17: thirteen more than the regular expressions know.
+func splitDigits(t *classTable, text []byte, each bool) int {
+	digit, size := digitAt(t, text)
+	for i := size; !digit || !each; {
+		next, n := digitAt(t, text[i:])
+		if n == 0 || next != digit {
+			return i
+		}
+		i += n
 	}
-	return t.without(text, 0, number)
+	return size
+}
+
+// digitAt reports whether a text starts with a number of Unicode 17, and the size of its first character.
+func digitAt(t *classTable, text []byte) (bool, int) {
+	c, size := t.at(text)
+	if c&number != 0 || size < 4 {
+		return c&number != 0, size
+	}
+	r, _ := utf8.DecodeRune(text)
+	return r >= 0x11de0 && r <= 0x11de9 || r >= 0x16ff4 && r <= 0x16ff6, size
 }
 
 // everywhere reports whether an expression matches every character, so that removing what it does not match is nothing.

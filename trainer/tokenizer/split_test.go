@@ -45,6 +45,22 @@ func TestClassesAreUnicode16(t *testing.T) {
 	}
 }
 
+func TestDigitsOfUnicode17(t *testing.T) {
+	for text, want := range map[string][2][]int{
+		"ab12½c":                {{2, 1, 1, 1, 1}, {2, 3, 1}},
+		"\U00011de0\U00011de9x": {{1, 1, 1}, {2, 1}},
+		"\U00016ff4\U00016ff7":  {{1, 1}, {1, 1}},
+		"no\xff":                {{3}, {3}},
+	} {
+		for i, each := range []bool{true, false} {
+			next := func(t *classTable, text []byte) int { return splitDigits(t, text, each) }
+			if got := cutLengths(next, []byte(text)); !slices.Equal(got, want[i]) {
+				t.Errorf("%+q, each %v: %v, want %v", text, each, got, want[i])
+			}
+		}
+	}
+}
+
 func FuzzSplit(f *testing.F) {
 	f.Add([]byte("Don't stop: 12345 ſ 'ſ\r\n\n  x"))
 	f.Add([]byte("\u0301A\u0301b \xff\xfe/\n/"))
