@@ -48,11 +48,11 @@ type StoreFigures struct {
 	Again     float64 `json:"import_again_seconds"`          // to add it in place once more, unchanged
 	Overhead  float64 `json:"store_overhead_share"`          // bytes of the store beyond the content of one copy, as a share of it
 
-	GC       float64 `json:"gc_100k_seconds"`      // to collect 100,000 objects
-	ReadIdle float64 `json:"read_ms_p99_idle"`     // to open a file object and read and hash 1 MiB of it
-	ReadGC   float64 `json:"read_ms_p99_gc"`       // the same while the collection runs
+	GC       float64 `json:"gc_100k_seconds"`       // to collect 100,000 objects
+	ReadIdle float64 `json:"read_ms_p99_idle"`      // to open a file object and read and hash 1 MiB of it
+	ReadGC   float64 `json:"read_ms_p99_gc"`        // the same while the collection runs
 	OverIdle float64 `json:"read_p99_gc_over_idle"` // ReadGC / ReadIdle
-	WriteGC  float64 `json:"write_ms_max_gc"`      // longest wait of a small durable write while the collection runs
+	WriteGC  float64 `json:"write_ms_max_gc"`       // longest wait of a small durable write while the collection runs
 
 	Baseline  StoreBaseline `json:"baseline"`
 	Collected int           `json:"-"` // objects that GC and the others are about
