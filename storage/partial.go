@@ -107,16 +107,8 @@ func (p *Partial) begin(ctx context.Context) error {
 	if !errors.Is(err, ErrNotFound) {
 		return err
 	}
-	saved, err := s.partial(root)
-	if err == nil && saved.Charge == p.rec.charge() && len(saved.Bits) == len(p.bits) {
-		p.rec.Class = saved.Class
-		if _, err := s.fs.Stat(path); err == nil { // else nothing is left of it
-			copy(p.bits, saved.Bits)
-		}
-		return p.openFile()
-	}
-	if !errors.Is(err, ErrNotFound) {
-		return errors.Join(err, fmt.Errorf("its saved progress is broken: %w", ErrCorrupt))
+	if resumed, err := p.resume(); resumed || err != nil {
+		return err
 	}
 	if err := s.reserve(ctx, p.rec.charge()); err != nil {
 		return err
@@ -133,6 +125,26 @@ func (p *Partial) begin(ctx context.Context) error {
 	}
 	s.settle(p.rec.charge(), -p.rec.charge())
 	return nil
+}
+
+// resume goes on with an earlier fetch, if there is one. With the stripe nobody removes it meanwhile.
+func (p *Partial) resume() (resumed bool, err error) {
+	s, root := p.s, p.layout.Root
+	mu := s.stripe(root)
+	mu.Lock()
+	defer mu.Unlock()
+	saved, err := s.partial(root)
+	if err != nil {
+		return false, ignoreMissing(err)
+	}
+	if saved.Charge != p.rec.charge() || len(saved.Bits) != len(p.bits) {
+		return false, fmt.Errorf("its saved progress is broken: collect, then begin again: %w", ErrCorrupt)
+	}
+	p.rec.Class = saved.Class
+	if _, err := s.fs.Stat(p.path); err == nil { // else nothing is left of it
+		copy(p.bits, saved.Bits)
+	}
+	return true, p.openFile()
 }
 
 // reopenDamaged turns a damaged object back into a partial and keeps its good blocks. One that is not damaged is [ErrExists].
