@@ -20,6 +20,7 @@ import (
 	marketbench "github.com/capacloud/capanode/market/bench"
 	"github.com/capacloud/capanode/p2p"
 	"github.com/capacloud/capanode/storage"
+	storagebench "github.com/capacloud/capanode/storage/bench"
 	"github.com/capacloud/capanode/storage/dataset"
 	trainerbench "github.com/capacloud/capanode/trainer/bench"
 	"github.com/capacloud/capanode/trainer/codec"

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ipfs/go-cid"
@@ -384,14 +385,28 @@ func (r *requester) bytes() blobs {
 	}}
 }
 
-// openSource opens the run's dataset through a store.
+// openSource opens the run's dataset through a store. Until the context ends the store knows in which order its shards are used.
 func openSource(ctx context.Context, b blobs, rec job.Record) (*data.Source, error) {
-	read := dataset.ReadFunc(func(ctx context.Context, c cid.Cid, limit int64) ([]byte, error) { return b.Get(ctx, c, nil, limit) })
-	source, err := data.Open(ctx, rec.Dataset.Cid, read, data.SourceOptions{Context: int(rec.Context), Vocab: rec.Model.Vocab, Cache: cacheBytes})
+	var order atomic.Pointer[storage.Order]
+	read := dataset.ReadFunc(func(ctx context.Context, c cid.Cid, limit int64) ([]byte, error) {
+		raw, err := b.Get(ctx, c, nil, limit)
+		if o := order.Load(); o != nil && err == nil {
+			o.Used(c)
+		}
+		return raw, err
+	})
+	s, err := data.Open(ctx, rec.Dataset.Cid, read, data.SourceOptions{Context: int(rec.Context), Vocab: rec.Model.Vocab, Cache: cacheBytes})
 	if err != nil {
 		return nil, err
 	}
-	return source, checkTokenizer(source.Manifest(), rec)
+	m := s.Manifest()
+	if err := checkTokenizer(m, rec); err != nil {
+		return nil, err
+	}
+	o := b.store.Follow(m.Files(dataset.Train), true)
+	order.Store(o)
+	context.AfterFunc(ctx, o.Close)
+	return s, nil
 }
 
 // emit shows an event and appends it to the run's metrics.

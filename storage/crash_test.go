@@ -13,6 +13,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+	"github.com/ipfs/go-cid"
 
 	"github.com/capacloud/capanode/storage"
 	"github.com/capacloud/capanode/storage/storetest"
@@ -223,5 +224,13 @@ func TestLocked(t *testing.T) {
 	open(t, dir, storage.Options{})
 	if s, err := storage.Open(context.Background(), dir, storage.Options{}); !errors.Is(err, storage.ErrLocked) {
 		t.Fatalf("%v, %v", s, err)
+	}
+}
+
+// fetch copies a file through a partial.
+func fetch(t *testing.T, from, to *storage.Store, c cid.Cid) {
+	t.Helper()
+	if err := killedFetch(t.Context(), to, from, c); err != nil {
+		t.Fatal(err)
 	}
 }

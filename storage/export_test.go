@@ -21,3 +21,8 @@ func FlipIndexBit(s *Store, c cid.Cid, rng *rand.Rand) (undo func(), err error) 
 	bad[rng.IntN(len(bad))] ^= 1 << rng.IntN(8)
 	return func() { _ = s.db.Set(key, b, pebble.NoSync) }, s.db.Set(key, bad, pebble.NoSync)
 }
+
+// GarbleRecord overwrites the index entry of an object.
+func GarbleRecord(s *Store, c cid.Cid, with []byte) error {
+	return s.db.Set(cidKey(keyObject, c), with, pebble.Sync)
+}

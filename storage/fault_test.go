@@ -142,11 +142,15 @@ func (sc *scripted) run(ctx context.Context, s *storage.Store, kept map[cid.Cid]
 // TestFaults fails every operation on an object's file in turn, with a full disk and with a disk that fails: the error keeps its
 // type, what was acknowledged is there and whole, the accounts are right, and the same store then does all of it.
 func TestFaults(t *testing.T) {
+	stride := 1
+	if testing.Short() {
+		stride = 5
+	}
 	for _, kind := range []error{syscall.ENOSPC, syscall.EIO} {
 		t.Run(kind.Error(), func(t *testing.T) {
 			ctx := t.Context()
 			faults := 0
-			for n := 0; ; n++ {
+			for n := 0; ; n += stride {
 				inject := &nth{part: "objects/", err: kind, left: -1, writes: kind == syscall.ENOSPC}
 				sc := newScript(t, inject)
 				s, err := storage.Open(ctx, "/store", storage.Options{FS: sc.fs, Quota: 8 << 20})
@@ -184,7 +188,7 @@ func TestFaults(t *testing.T) {
 				}
 			}
 			t.Logf("%d faults", faults)
-			if faults < 15 {
+			if faults < 15/stride {
 				t.Fatalf("only %d faults", faults)
 			}
 		})

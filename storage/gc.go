@@ -293,11 +293,7 @@ func (s *Store) unfileOne(r removal) {
 	mu := s.stripe(r.cid)
 	mu.Lock()
 	defer mu.Unlock()
-	space := byte(keyObject)
-	if r.partial {
-		space = keyPartial
-	}
-	if _, err := s.get(cidKey(space, r.cid)); errors.Is(err, ErrNotFound) {
+	if !s.indexed(s.fs.PathBase(r.file)) {
 		s.discard(r.file)
 	}
 	s.settle(-r.bytes, 0)

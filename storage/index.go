@@ -179,10 +179,25 @@ func (s *Store) record(c cid.Cid) (record, error) {
 	if err != nil {
 		return rec, fmt.Errorf("storage: %s: %w", c, err)
 	}
-	if err := wire.Unmarshal(b, &rec); err != nil {
-		return rec, fmt.Errorf("storage: %s: %w: %w", c, ErrCorrupt, err)
+	return s.decodeRecord(c, b), nil
+}
+
+// decodeRecord reads an index entry. One that cannot be read is that of a damaged object of which nothing is known: it is kept and
+// reported until it is put or fetched again, or deleted.
+func (s *Store) decodeRecord(c cid.Cid, b []byte) record {
+	var rec record
+	if err := wire.Unmarshal(b, &rec); err == nil && rec.Size >= 0 && rec.NodeBytes >= 0 && (rec.Kind != File || rec.BlockSize > 0) {
+		return rec
 	}
-	return rec, nil
+	s.log.Error("an entry of the index cannot be read", "cid", c)
+	rec = record{Kind: Block, Class: Owned, Damaged: true}
+	switch c.Type() {
+	case cid.DagCBOR:
+		rec.Kind = Record
+	case cid.DagProtobuf: // a file or a folder; a fetch finds out
+		rec.Kind, rec.BlockSize = File, unixfs.BlockSize
+	}
+	return rec
 }
 
 // each calls f for every key of one key space, without the leading byte, until f fails.
@@ -215,11 +230,7 @@ func (s *Store) eachRecordFrom(ctx context.Context, from []byte, f func(cid.Cid,
 		if err != nil {
 			return fmt.Errorf("storage: index key: %w", err)
 		}
-		var rec record
-		if err := wire.Unmarshal(value, &rec); err != nil {
-			return fmt.Errorf("storage: %s: %w", c, err)
-		}
-		return f(c, rec)
+		return f(c, s.decodeRecord(c, value))
 	})
 }
 

@@ -42,6 +42,18 @@ func (o *Order) Advance(n int) {
 	}
 }
 
+// Used says that an object was used: what comes next in the order is what follows its next use. One that the order does not name,
+// or not any more, changes nothing.
+func (o *Order) Used(c cid.Cid) {
+	o.s.mu.Lock()
+	defer o.s.mu.Unlock()
+	if d, known := distance(o.uses[c], o.at, o.length, o.loop); known && d != never {
+		if o.at += d + 1; o.loop {
+			o.at %= o.length
+		}
+	}
+}
+
 // Close ends the order.
 func (o *Order) Close() {
 	o.s.mu.Lock()

@@ -41,7 +41,8 @@ type Partial struct {
 	rec    record
 	file   vfs.File
 	path   string
-	shared bitmap             // blocks that are in another place of the store; fixed after begin
+	shared bitmap             // blocks that are in another place of the store, or twice in the file; fixed after begin
+	twins  bitmap             // of these, the ones that are in the file before
 	holds  map[cid.Cid]func() // keep those here
 
 	mu       sync.Mutex
@@ -114,23 +115,11 @@ func (p *Partial) begin(ctx context.Context) error {
 	if !errors.Is(err, ErrNotFound) {
 		return err
 	}
-	saved, err := s.partial(root)
-	if err == nil && len(saved.Bits) == len(p.bits) && (saved.Shared == nil || bitmap(saved.Shared).fits(len(p.layout.Leaves))) {
-		p.rec.Class = saved.Class
-		p.shared = saved.Shared
-		p.rec.without(p.layout, p.shared)
-		if saved.Charge == p.rec.charge() {
-			if _, err := s.fs.Stat(path); err == nil { // else nothing is left of it
-				copy(p.bits, saved.Bits)
-			}
-			if err := p.openFile(); err != nil {
-				return err
-			}
-			return p.adoptMore(ctx)
-		}
-	}
-	if !errors.Is(err, ErrNotFound) {
-		return errors.Join(err, fmt.Errorf("its saved progress is broken: %w", ErrCorrupt))
+	switch resumed, err := p.resume(); {
+	case err != nil:
+		return err
+	case resumed:
+		return p.adoptMore(ctx)
 	}
 	return p.fresh(ctx, dir)
 }
@@ -190,7 +179,7 @@ func (p *Partial) adopt(ctx context.Context) error {
 	s, l := p.s, p.layout
 	buf := s.buffer()
 	defer s.recycle(buf)
-	shared, found := newBitmap(len(l.Leaves)), false
+	shared, twins, found := newBitmap(len(l.Leaves)), newBitmap(len(l.Leaves)), false
 	seen := make(map[unixfs.Digest]bool, len(l.Leaves))
 	for i, d := range l.Leaves {
 		again := seen[d]
@@ -198,7 +187,9 @@ func (p *Partial) adopt(ctx context.Context) error {
 		if p.bits.has(i) {
 			continue
 		}
-		if !again {
+		if again {
+			twins.set(i)
+		} else {
 			owner, err := s.find(d, buf[:l.LeafSize(i)])
 			if err = errors.Join(err, ctx.Err()); errors.Is(err, ErrNotFound) || errors.Is(err, ErrCorrupt) {
 				continue
@@ -212,12 +203,41 @@ func (p *Partial) adopt(ctx context.Context) error {
 		shared.set(i)
 		found = true
 	}
-	p.shared = nil
+	p.shared, p.twins = nil, nil
 	if found {
-		p.shared = shared
+		p.shared, p.twins = shared, twins
 	}
 	p.rec.without(l, p.shared)
 	return nil
+}
+
+// resume goes on with an earlier fetch, if there is one. With the stripe nobody removes it meanwhile.
+func (p *Partial) resume() (resumed bool, err error) {
+	s, root := p.s, p.layout.Root
+	mu := s.stripe(root)
+	mu.Lock()
+	defer mu.Unlock()
+	saved, err := s.partial(root)
+	if err != nil {
+		return false, ignoreMissing(err)
+	}
+	if len(saved.Bits) != len(p.bits) || saved.Shared != nil && !bitmap(saved.Shared).fits(len(p.layout.Leaves)) {
+		return false, brokenProgress()
+	}
+	p.shared = saved.Shared
+	p.rec.without(p.layout, p.shared)
+	if saved.Charge != p.rec.charge() {
+		return false, brokenProgress()
+	}
+	p.rec.Class = saved.Class
+	if _, err := s.fs.Stat(p.path); err == nil { // else nothing is left of it
+		copy(p.bits, saved.Bits)
+	}
+	return true, p.openFile()
+}
+
+func brokenProgress() error {
+	return fmt.Errorf("its saved progress is broken: collect, then begin again: %w", ErrCorrupt)
 }
 
 // reopenDamaged turns a damaged object back into a partial and keeps its good blocks. One that is not damaged is [ErrExists].

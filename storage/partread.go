@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 
 	"github.com/capacloud/capanode/storage/unixfs"
 )
@@ -17,7 +18,19 @@ func (p *Partial) Has(i int) bool {
 
 // has is called with mu held.
 func (p *Partial) has(i int) bool {
-	return i >= 0 && i < len(p.layout.Leaves) && (p.bits.has(i) || p.shared.has(i))
+	if i < 0 || i >= len(p.layout.Leaves) {
+		return false
+	}
+	i = p.first(i)
+	return p.bits.has(i) || p.shared.has(i)
+}
+
+// first returns the block of the file that block i repeats, or i.
+func (p *Partial) first(i int) int {
+	if !p.twins.has(i) {
+		return i
+	}
+	return slices.Index(p.layout.Leaves, p.layout.Leaves[i])
 }
 
 // Block reads a block that has arrived into the front of dst, which must be large enough, verifies it and returns it. One that
@@ -36,6 +49,7 @@ func (p *Partial) Block(i int, dst []byte) ([]byte, error) {
 	p.work.Add(1)
 	defer p.work.Done()
 	p.mu.Unlock()
+	i = p.first(i)
 	size := p.layout.LeafSize(i)
 	if int64(len(dst)) < size {
 		return nil, fmt.Errorf("storage: %s block %d: %d bytes do not fit %d: %w", p.layout.Root, i, size, len(dst), io.ErrShortBuffer)

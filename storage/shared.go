@@ -476,6 +476,7 @@ func (o *sharer) turn(at place, holds bool) {
 }
 
 func (s *Store) putSharer(batch *pebble.Batch, c cid.Cid, o *sharer) error {
+	s.changed(c)
 	if o.rec.Shared == 0 {
 		o.rec.End = 0
 		return errors.Join(s.putRecord(batch, c, o.rec), batch.Delete(cidKey(keyShared, c), nil))

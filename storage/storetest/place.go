@@ -264,7 +264,8 @@ func testNextUse(t *testing.T, h Home) {
 	all := []cid.Cid{a, b, c, d, free}
 	o := s.Follow([]cid.Cid{a, b, c, d, b}, false)
 	defer o.Close()
-	o.Advance(1) // a is over; next are b, c, d
+	o.Used(free) // which it does not name
+	o.Used(a)    // is over; next are b, c, d
 	for i, want := range [][]int{
 		{0},          // what will not be used again
 		{0, 4},       // what nobody knows of
