@@ -42,6 +42,7 @@ type Node struct {
 	net      network
 	host     *p2p.Host // nil when net is a twin
 	fetch    *transfer.Fetcher
+	ask      transfer.Ask // how a tool fetches, but from whom
 	exchange *market.Exchange
 	api      *api
 	closers  []func() error // in the order of opening

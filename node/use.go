@@ -23,6 +23,8 @@ type Use struct {
 	Home   string
 	Config Config
 	Log    *slog.Logger
+	Seeds  []string // web servers that have what is fetched, see [transfer.CheckSeed]
+	Emit   Emit     // receives a [FetchEvent] now and then while something is fetched; nil means nobody looks
 }
 
 // with opens the home for one tool.
@@ -32,6 +34,7 @@ func (u Use) with(ctx context.Context, f func(*Node) error) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, n.Close()) }()
+	n.ask = u.asking()
 	return f(n)
 }
 
@@ -48,7 +51,9 @@ func (n *Node) need(ctx context.Context, c cid.Cid) error {
 			return err
 		}
 	}
-	err := n.fetch.Fetch(ctx, c, n.net.Connected())
+	ask := n.ask
+	ask.From = n.net.Connected()
+	err := n.fetch.FetchAs(ctx, c, ask)
 	if errors.Is(err, transfer.ErrNoProviders) {
 		if broken, verr := n.broken(ctx, c); broken || verr != nil {
 			err = errors.Join(fmt.Errorf("%s is damaged here: %w: no peer could repair it: %w", c, storage.ErrCorrupt, err), verr)

@@ -26,8 +26,9 @@ func (a *app) storageCommand() *cobra.Command {
 		}
 		return errors.Join(a.print(orEmpty(added), t), err)
 	}}
-	get := &cobra.Command{Use: "get CID DEST", Short: "Write an object to a path, fetching it from peers if need be", Args: args(2, 2), RunE: func(cmd *cobra.Command, given []string) error {
-		u, err := a.use()
+	var seeds []string
+	get := &cobra.Command{Use: "get CID DEST", Short: "Write an object to a path, fetching it from peers if need be", Args: args(2, 2), Long: fetchHelp, RunE: func(cmd *cobra.Command, given []string) error {
+		u, err := a.fetching(seeds)
 		if err != nil {
 			return err
 		}
@@ -52,7 +53,7 @@ func (a *app) storageCommand() *cobra.Command {
 		return a.print(orEmpty(all), t)
 	}}
 	pin := &cobra.Command{Use: "pin CID [NAME]", Short: "Protect an object, fetching it if need be", Args: args(1, 2), RunE: func(cmd *cobra.Command, given []string) error {
-		u, err := a.use()
+		u, err := a.fetching(seeds)
 		if err != nil {
 			return err
 		}
@@ -94,6 +95,9 @@ func (a *app) storageCommand() *cobra.Command {
 		}
 		return errors.Join(a.print(r, verifyTable(r)), err)
 	}}
+	for _, c := range []*cobra.Command{get, pin} {
+		c.Flags().StringArrayVar(&seeds, "seed", nil, "web server that has the content, beside the peers (repeatable)")
+	}
 	return group("storage", "The content-addressed store", add, get, ls, pin, unpin, gc, verify)
 }
 
