@@ -227,9 +227,6 @@ func (s *Store) commit(o *newObject) (Info, error) {
 	case !o.charged:
 		s.settle(0, -charge)
 	}
-	if added && !o.charged && o.layout != nil {
-		s.noteWritten(o.cid, o.rec)
-	}
 	if o.opts.Pin != "" || o.rec.Class == Owned || o.rec.Kind == Directory {
 		s.rootGen.Add(1)
 	}

@@ -4,5 +4,5 @@ package storage
 
 import "io/fs"
 
-// inode returns 0: only Unix systems number files here.
-func inode(fs.FileInfo) uint64 { return 0 }
+// inodeOf returns 0: only Unix systems are asked.
+func inodeOf(fs.FileInfo) uint64 { return 0 }

@@ -7,10 +7,10 @@ import (
 	"syscall"
 )
 
-// inode returns the number of a file on its file system, 0 where there is none.
-func inode(st fs.FileInfo) uint64 {
+// inodeOf returns the number of a file in its file system, 0 if there is none.
+func inodeOf(st fs.FileInfo) uint64 {
 	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
-		return uint64(sys.Ino)
+		return sys.Ino
 	}
 	return 0
 }

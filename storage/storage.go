@@ -142,6 +142,7 @@ type Store struct {
 	dir   string
 	fs    vfs.FS
 	log   *slog.Logger
+	seen  verified // which blocks were hashed since Open
 	now   func() time.Time
 	quota int64
 	db    *pebble.DB
@@ -154,8 +155,6 @@ type Store struct {
 	rootGen atomic.Uint64  // grows whenever the set of protected objects may have grown
 	useSeq  atomic.Uint64  // clock of the LRU order
 	tempSeq atomic.Uint64
-
-	verified verified // which blocks were hashed since Open
 
 	mu       sync.Mutex // guards what follows
 	used     int64
