@@ -13,9 +13,9 @@ import (
 const (
 	// maxVerified bounds the objects of which it is remembered which blocks were hashed: at most 32 KiB each.
 	maxVerified = 1024
-	// settled is how old the last change of a file must be before a hash counts for later reads: a change within the same tick of
+	// settledAge is how old the last change of a file must be before a hash counts for later reads: a change within the same tick of
 	// the file system's clock would not show.
-	settled = 2 * time.Second
+	settledAge = 2 * time.Second
 )
 
 // verified remembers which blocks have been hashed since the store was opened, and in which state of their file. A file that has
@@ -112,7 +112,7 @@ func (r *Reader) Check(i int, dst []byte) ([]byte, error) {
 	}
 	before, failed := fingerprintOf(r.file)
 	block, err := r.Block(i, dst)
-	if err == nil && failed == nil && time.Since(before.mtime) > settled {
+	if err == nil && failed == nil && time.Since(before.mtime) > settledAge {
 		r.s.seen.add(r.cid, before, i, r.Blocks())
 	}
 	return block, err
