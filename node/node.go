@@ -44,6 +44,7 @@ type Node struct {
 	host     *p2p.Host // nil when net is a twin
 	fetch    *transfer.Fetcher
 	ipfs     *ipfs.Exchange // nil unless blocks are exchanged with IPFS nodes
+	ask      transfer.Ask   // how a tool fetches, but from whom
 	exchange *market.Exchange
 	api      *api
 	closers  []func() error // in the order of opening

@@ -36,7 +36,9 @@ func (n *Node) fetchAnyhow(ctx context.Context, c cid.Cid) error {
 	if len(theirs) > 0 && len(ours) == 0 {
 		return n.ipfs.Fetch(ctx, c, 0, theirs)
 	}
-	err = n.fetch.Fetch(ctx, c, append(ours, n.net.Connected()...))
+	ask := n.ask
+	ask.From = append(ours, n.net.Connected()...)
+	err = n.fetch.FetchAs(ctx, c, ask)
 	if n.ipfs == nil || !errors.Is(err, transfer.ErrNoProviders) {
 		return err
 	}

@@ -58,7 +58,7 @@ func stranger(t *testing.T, network string, data []byte, serve func(*p2p.Host, *
 func TestGetFromWhomIsNamed(t *testing.T) {
 	ctx := t.Context()
 	data := storetest.Bytes(1, 3<<20)
-	ours, object := stranger(t, "test", data, func(h *p2p.Host, s *storage.Store) { transfer.Serve(h, s, nil) })
+	ours, object := stranger(t, "test", data, func(h *p2p.Host, s *storage.Store) { transfer.Serve(h, s, transfer.ServeOptions{}) })
 	theirs, _ := stranger(t, "elsewhere", data, func(h *p2p.Host, s *storage.Store) {
 		x := ipfs.Start(h, s, ipfs.Options{Serve: true})
 		t.Cleanup(func() { x.Close() })

@@ -24,6 +24,8 @@ type Use struct {
 	Config Config
 	Log    *slog.Logger
 	From   []string // addresses of nodes, of this network or IPFS nodes, that are asked first for what is not here
+	Seeds  []string // web servers that have what is fetched, see [transfer.CheckSeed]
+	Emit   Emit     // receives a [FetchEvent] now and then while something is fetched; nil means nobody looks
 }
 
 // with opens the home for one tool.
@@ -33,7 +35,7 @@ func (u Use) with(ctx context.Context, f func(*Node) error) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, n.Close()) }()
-	n.from = u.From
+	n.from, n.ask = u.From, u.asking()
 	return f(n)
 }
 

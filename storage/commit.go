@@ -63,9 +63,6 @@ func (s *Store) commit(o *newObject) (Info, error) {
 		s.discard(name)
 	}
 	s.settle(ch.used, -reserved)
-	if ch.moved && !o.partial && o.layout != nil {
-		s.noteWritten(o.cid, o.rec)
-	}
 	if o.opts.Pin != "" || o.rec.Class == Owned || o.rec.Kind == Directory {
 		s.protected(protection{o.cid, o.opts.Pin != "" || o.rec.Class == Owned})
 	}

@@ -328,6 +328,29 @@ func TestHostileFetches(t *testing.T) {
 		}
 		return nil, storage.ErrNotFound
 	}
+	apart := func(from int) cid.Cid { // a gigabyte in which no block is twice
+		n := unixfs.Node{Kind: unixfs.File}
+		for i := range 1024 {
+			n.Links = append(n.Links, unixfs.Link{CID: unixfs.RawCID(fmt.Appendf(nil, "%d", from+i))})
+			n.BlockSizes = append(n.BlockSizes, unixfs.BlockSize)
+			n.FileSize += unixfs.BlockSize
+		}
+		b, err := n.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		nodes[unixfs.NodeCID(b)] = b
+		return unixfs.NodeCID(b)
+	}
+	two := unixfs.Node{Kind: unixfs.File, FileSize: 2048 * unixfs.BlockSize, BlockSizes: []uint64{1024 * unixfs.BlockSize, 1024 * unixfs.BlockSize}}
+	for i := range 2 {
+		two.Links = append(two.Links, unixfs.Link{CID: apart(1024 * i)})
+	}
+	b, err := two.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	nodes[unixfs.NodeCID(b)] = b
 	full := node(1024, raw, unixfs.BlockSize)
 	wide := node(1024, unixfs.Link{CID: full}, 1024*unixfs.BlockSize)
 	for name, c := range map[string]struct {
@@ -336,7 +359,8 @@ func TestHostileFetches(t *testing.T) {
 	}{
 		"a terabyte of one block":   {wide, unixfs.ErrUnsupported},
 		"one block 1,023 times":     {node(1023, raw, unixfs.BlockSize), nil}, // overlapping blocks are legal
-		"two gigabytes":             {node(2, unixfs.Link{CID: full}, 1024*unixfs.BlockSize), storage.ErrQuota},
+		"two gigabytes":             {unixfs.NodeCID(b), storage.ErrQuota},
+		"one block 2,048 times":     {node(2, unixfs.Link{CID: full}, 1024*unixfs.BlockSize), nil}, // which costs one block
 		"a child that lies":         {node(2, unixfs.Link{CID: full}, 7), unixfs.ErrInvalid},
 		"a child that is not there": {node(2, unixfs.Link{CID: unixfs.Sum([]byte("y")).CID(cid.DagProtobuf)}, 7), storage.ErrNotFound},
 	} {

@@ -186,7 +186,7 @@ func (s *Store) record(c cid.Cid) (record, error) {
 // reported until it is put or fetched again, or deleted.
 func (s *Store) decodeRecord(c cid.Cid, b []byte) record {
 	var rec record
-	if err := wire.Unmarshal(b, &rec); err == nil && rec.Size >= 0 && rec.NodeBytes >= 0 && (rec.Kind != File || rec.BlockSize > 0) {
+	if err := wire.Unmarshal(b, &rec); err == nil && rec.Size >= 0 && rec.NodeBytes >= 0 && (rec.Kind != File || rec.BlockSize > 0 || rec.Leaves > 0) {
 		return rec
 	}
 	s.log.Error("an entry of the index cannot be read", "cid", c)

@@ -162,7 +162,7 @@ func (s *Store) putFile(ctx context.Context, r io.Reader, opts PutOptions) (Info
 		return Info{}, fmt.Errorf("storage: put: %w", s.diskError(err))
 	}
 	s.settle(0, rec.charge()-im.reserved) // an expected size that was too large
-	return s.commit(&newObject{cid: layout.Root, rec: rec, temp: name, layout: layout, opts: opts})
+	return s.commitHashed(&newObject{cid: layout.Root, rec: rec, temp: name, layout: layout, opts: opts})
 }
 
 // fill reads until b is full or the stream ends. Unlike [io.ReadFull] it never takes a reader's own

@@ -155,6 +155,7 @@ type Store struct {
 	dir   string
 	fs    vfs.FS
 	log   *slog.Logger
+	seen  verified // which blocks were hashed since Open
 	now   func() time.Time
 	quota int64
 	db    *pebble.DB
@@ -170,8 +171,6 @@ type Store struct {
 	tempSeq  atomic.Uint64
 	reads    atomic.Uint64 // blocks read for others, so that scrubbing can stand back
 	failure  atomic.Pointer[indexFailure]
-
-	verified verified // which blocks were hashed since Open
 
 	mu         sync.Mutex // guards what follows
 	used       int64

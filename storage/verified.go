@@ -2,6 +2,7 @@ package storage
 
 import (
 	"io"
+	"io/fs"
 	"sync"
 	"time"
 
@@ -37,8 +38,10 @@ func fingerprintOf(f vfs.File) (fingerprint, error) {
 	if err != nil {
 		return fingerprint{}, err
 	}
-	return fingerprint{st.Size(), st.ModTime(), inodeOf(st)}, nil
+	return stateOf(st), nil
 }
+
+func stateOf(st fs.FileInfo) fingerprint { return fingerprint{st.Size(), st.ModTime(), inodeOf(st)} }
 
 func (v *verified) has(c cid.Cid, file fingerprint, block int) bool {
 	v.mu.Lock()
@@ -91,7 +94,7 @@ func (r *Reader) Hashed(i int) *io.SectionReader {
 		return nil
 	}
 	file, err := fingerprintOf(r.file)
-	if err != nil || !r.s.verified.has(r.cid, file, i) {
+	if err != nil || !r.s.seen.has(r.cid, file, i) {
 		return nil
 	}
 	return io.NewSectionReader(r.file, r.cuts.LeafOffset(i), r.BlockSize(i))
@@ -105,20 +108,22 @@ func (r *Reader) Check(i int, dst []byte) ([]byte, error) {
 	before, failed := fingerprintOf(r.file)
 	block, err := r.Block(i, dst)
 	if err == nil && failed == nil && !r.shared.has(i) && time.Since(before.mtime) > settled {
-		r.s.verified.add(r.cid, before, i, r.Blocks())
+		r.s.seen.add(r.cid, before, i, r.Blocks())
 	}
 	return block, err
 }
 
-// noteWritten remembers the blocks of an object whose temporary file was written, hashed and synced by this process.
-func (s *Store) noteWritten(c cid.Cid, rec record) {
-	_, name := s.objectPath(c)
-	f, err := s.fs.Open(name)
-	if err != nil {
-		return // deleted since, or for the next reader to find
+// commitHashed commits an object whose temporary file was hashed on its way to the disk, and remembers its blocks, if it is that
+// file that the object has then.
+func (s *Store) commitHashed(o *newObject) (Info, error) {
+	st, err := s.fs.Stat(o.temp)
+	info, failed := s.commit(o)
+	if err != nil || failed != nil {
+		return info, failed
 	}
-	defer f.Close()
-	if file, err := fingerprintOf(f); err == nil && file.size == rec.Size {
-		s.verified.written(c, file, rec.blocks())
+	_, name := s.objectPath(o.cid)
+	if now, err := s.fs.Stat(name); err == nil && stateOf(now) == stateOf(st) {
+		s.seen.written(o.cid, stateOf(st), info.Blocks)
 	}
+	return info, nil
 }

@@ -97,6 +97,7 @@ var exitRules = []exitRule{
 	is(storage.ErrExists, exitUsage),
 	is(storage.ErrWrongKind, exitUsage),
 	is(p2p.ErrConfig, exitUsage),
+	is(transfer.ErrSeed, exitUsage),
 	is(p2p.ErrOtherNetwork, exitUsage),
 
 	is(node.ErrLocked, exitLocked),

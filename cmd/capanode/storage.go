@@ -30,8 +30,9 @@ func (a *app) storageCommand() *cobra.Command {
 		}
 		return errors.Join(a.print(orEmpty(added), t), err)
 	}}
-	get := &cobra.Command{Use: "get CID DEST", Short: "Write an object to a path, fetching it from peers if need be", Args: args(2, 2), RunE: func(cmd *cobra.Command, given []string) error {
-		u, err := a.use()
+	var seeds []string
+	get := &cobra.Command{Use: "get CID DEST", Short: "Write an object to a path, fetching it from peers if need be", Args: args(2, 2), Long: fetchHelp, RunE: func(cmd *cobra.Command, given []string) error {
+		u, err := a.fetching(seeds)
 		if err != nil {
 			return err
 		}
@@ -60,7 +61,7 @@ func (a *app) storageCommand() *cobra.Command {
 		return a.print(orEmpty(all), t)
 	}}
 	pin := &cobra.Command{Use: "pin CID [NAME]", Short: "Protect an object, fetching it if need be", Args: args(1, 2), RunE: func(cmd *cobra.Command, given []string) error {
-		u, err := a.use()
+		u, err := a.fetching(seeds)
 		if err != nil {
 			return err
 		}
@@ -114,6 +115,7 @@ func (a *app) storageCommand() *cobra.Command {
 	pin.Flags().DurationVar(&lease, "for", 0, "how long, such as 24h (default: until it is unpinned)")
 	for _, c := range []*cobra.Command{get, pin} {
 		c.Flags().StringArrayVar(&from, "from", nil, "address of a node, or of an IPFS node, that is asked first (repeatable)")
+		c.Flags().StringArrayVar(&seeds, "seed", nil, "web server that has the content, beside the peers (repeatable)")
 	}
 	return group("storage", "The content-addressed store", add, get, ls, pin, unpin, rm, gc, verify, a.exportCARCommand(), a.importCARCommand())
 }

@@ -43,12 +43,3 @@ func (b bits) next(also bits, from int) int {
 	}
 	return -1
 }
-
-// count returns how many numbers are in the set.
-func (b bits) count() int {
-	n := 0
-	for _, word := range b {
-		n += mathbits.OnesCount64(word)
-	}
-	return n
-}

@@ -83,9 +83,13 @@ func (c *conn) work(ctx context.Context, p *plan) {
 		}
 		blocks := p.take(c.flow, n).blocks
 		c.s.f.mem.release(c.flow, int64(n-len(blocks))*p.blockSize)
-		if len(blocks) > 0 && !c.request(call{p, blocks}) {
-			c.giveUp(call{p, blocks})
-			return
+		for len(blocks) > 0 {
+			n := oneRequest(blocks)
+			if !c.request(call{p, blocks[:n]}) {
+				c.giveUp(call{p, blocks})
+				return
+			}
+			blocks = blocks[n:]
 		}
 	}
 }

@@ -24,7 +24,7 @@ func TestGolden(t *testing.T) {
 	}
 	answer := make([]byte, headerSize)
 	header{statusBlock, 9, 1 << 20}.put(answer)
-	payload := have{epoch: 7, count: 4, runs: []Range{{0, 3}, {9, 1}}}.encode()
+	payload := have{epoch: 7, count: 4, blocks: bits{1<<0 | 1<<1 | 1<<2 | 1<<9}}.encode()
 	hears := make([]byte, headerSize)
 	header{statusHave, 0, uint32(len(payload))}.put(hears)
 	hears = append(hears, payload...)

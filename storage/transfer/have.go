@@ -3,7 +3,6 @@ package transfer
 import (
 	"encoding/binary"
 	"fmt"
-	"slices"
 
 	"github.com/capacloud/capanode/storage/unixfs"
 )
@@ -15,7 +14,7 @@ const maxHave = 64 << 10
 const (
 	haveHead = 13 // flags, epoch, count
 
-	haveDelta    = 1 // the runs add to what was said before
+	haveDelta    = 1 // the blocks add to what was said before
 	haveComplete = 2 // every block is here
 )
 
@@ -23,14 +22,14 @@ const (
 type have struct {
 	delta    bool
 	complete bool
-	epoch    uint64  // of the source's count: a count of another epoch means nothing
-	count    uint32  // how many arrivals the asker knows of after this answer
-	runs     []Range // ascending, apart from each other
+	epoch    uint64 // of the source's count: a count of another epoch means nothing
+	count    uint32 // how many arrivals the asker knows of after this answer
+	blocks   bits
 }
 
-// encode returns the payload: flags, epoch and count, then for each run how many blocks lie before it and how long it is.
+// encode returns the payload: flags, epoch and count, then for each run of blocks how many lie before it and how long it is.
 func (h have) encode() []byte {
-	b := make([]byte, haveHead, haveHead+4*len(h.runs))
+	b := make([]byte, haveHead, haveHead+256)
 	if h.delta {
 		b[0] |= haveDelta
 	}
@@ -39,26 +38,24 @@ func (h have) encode() []byte {
 	}
 	binary.BigEndian.PutUint64(b[1:], h.epoch)
 	binary.BigEndian.PutUint32(b[9:], h.count)
-	at := uint32(0)
-	for _, r := range h.runs {
-		if len(b) > maxHave-2*binary.MaxVarintLen32 {
-			break
+	end := 0
+	for first := h.blocks.next(nil, 0); first >= 0 && len(b) <= maxHave-2*binary.MaxVarintLen32; first = h.blocks.next(nil, end) {
+		b = binary.AppendUvarint(b, uint64(first-end))
+		for end = first; h.blocks.has(end); end++ {
 		}
-		b = binary.AppendUvarint(b, uint64(r.First-at))
-		b = binary.AppendUvarint(b, uint64(r.Count))
-		at = r.First + r.Count
+		b = binary.AppendUvarint(b, uint64(end-first))
 	}
 	return b
 }
 
-// parseHave reads a hostile payload.
+// parseHave reads a hostile payload. It allocates as much as the largest file has blocks, one bit each.
 func parseHave(b []byte) (have, error) {
 	if len(b) < haveHead || len(b) > maxHave || b[0] > haveDelta|haveComplete {
 		return have{}, fmt.Errorf("transfer: have of %d bytes: %w", len(b), ErrProtocol)
 	}
 	h := have{
 		delta: b[0]&haveDelta != 0, complete: b[0]&haveComplete != 0,
-		epoch: binary.BigEndian.Uint64(b[1:]), count: binary.BigEndian.Uint32(b[9:]),
+		epoch: binary.BigEndian.Uint64(b[1:]), count: binary.BigEndian.Uint32(b[9:]), blocks: newBits(unixfs.MaxLeaves),
 	}
 	at := uint64(0)
 	for rest := b[haveHead:]; len(rest) > 0; {
@@ -70,25 +67,9 @@ func parseHave(b []byte) (have, error) {
 		if m <= 0 || run == 0 || run > unixfs.MaxLeaves || at+gap+run > unixfs.MaxLeaves {
 			return have{}, fmt.Errorf("transfer: have: run at block %d: %w", at+gap, ErrProtocol)
 		}
-		h.runs = append(h.runs, Range{uint32(at + gap), uint32(run)})
+		h.blocks.setRun(int(at+gap), int(run))
 		at += gap + run
 		rest = rest[n+m:]
 	}
 	return h, nil
-}
-
-// runsOf packs block numbers into runs. It sorts the numbers.
-func runsOf(blocks []uint32) []Range {
-	slices.Sort(blocks)
-	var out []Range
-	for _, b := range blocks {
-		n := len(out)
-		switch {
-		case n > 0 && out[n-1].First+out[n-1].Count == b:
-			out[n-1].Count++
-		case n == 0 || out[n-1].First+out[n-1].Count < b:
-			out = append(out, Range{b, 1})
-		}
-	}
-	return out
 }

@@ -178,6 +178,7 @@ func TestBans(t *testing.T) {
 
 // Many slow sources hold no more than the budget, and it comes back.
 func TestMemoryBudget(t *testing.T) {
+	skipShort(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		const budget = 8 * mib

@@ -74,13 +74,15 @@ func (o *offer) withdraw() {
 // news says what has arrived since a count of an epoch, or all of it when that is another epoch.
 func (o *offer) news(epoch uint64, since uint32) have {
 	o.mu.Lock()
+	defer o.mu.Unlock()
 	h := have{epoch: o.epoch, count: uint32(len(o.order)), delta: epoch == o.epoch && int(since) <= len(o.order)}
 	if !h.delta {
 		since = 0
 	}
-	fresh := append([]uint32(nil), o.order[since:]...)
-	o.mu.Unlock()
-	h.runs = runsOf(fresh)
+	h.blocks = newBits(len(o.part.Layout().Leaves))
+	for _, b := range o.order[since:] {
+		h.blocks.set(int(b))
+	}
 	return h
 }
 

@@ -365,12 +365,10 @@ func (p *plan) learn(f *flow, h have) {
 		p.rare = make([]uint16, 64*len(p.done))
 	}
 	v.epoch, v.count = h.epoch, h.count
-	for _, r := range h.runs {
-		for b := int(r.First); !v.all && b < int(r.First+r.Count) && b < 64*len(v.have); b++ {
-			if !v.have.has(b) {
-				v.have.set(b)
-				p.rare[b]++
-			}
+	for b := h.blocks.next(nil, 0); !v.all && b >= 0 && b < 64*len(v.have); b = h.blocks.next(nil, b+1) {
+		if !v.have.has(b) {
+			v.have.set(b)
+			p.rare[b]++
 		}
 	}
 	p.wake()

@@ -24,7 +24,7 @@ type Progress struct {
 // SourceProgress is how one source of a fetch is doing.
 type SourceProgress struct {
 	Source string  // peer ID or URL
-	State  string  // "dialling", "active", "waiting" before another try, or "dropped"
+	State  string  // "dialling", "active", "waiting" before another try, "dropped", or "done" with the fetch
 	Bytes  int64   // that it has delivered
 	Rate   float64 // bytes per second while it delivered
 	Why    string  // its last failure, when it is not active

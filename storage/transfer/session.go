@@ -192,10 +192,10 @@ func (s *session) run(name string, src *source, use func(context.Context, *sourc
 		}
 		bad := errors.Is(err, storage.ErrCorrupt) || errors.Is(err, ErrProtocol)
 		gone := bad || fails >= attempts || errors.Is(err, p2p.ErrNoProtocol)
-		s.update(func() { src.why, src.gone = err, gone })
 		if s.ctx.Err() != nil {
-			return
+			return // the session's end is no fault of the source, whatever its stream says
 		}
+		s.update(func() { src.why, src.gone = err, gone })
 		s.f.log.Info("source failed", "cid", s.root, "source", name, "dropped", gone, "err", err)
 		if gone || sleep(s.ctx, backoff<<(fails-1)) != nil {
 			return
@@ -339,13 +339,16 @@ func (s *session) states() []SourceProgress {
 	for _, name := range s.order {
 		src := s.sources[name]
 		p := SourceProgress{Source: name, State: "dialling"}
+		if s.ctx.Err() != nil {
+			p.State = "done"
+		}
 		p.Bytes, p.Rate = src.now()
 		switch {
 		case src.gone:
 			p.State = "dropped"
 		case src.lane != nil:
 			p.State = "active"
-		case src.why != nil:
+		case src.why != nil && s.ctx.Err() == nil:
 			p.State = "waiting"
 		}
 		if src.why != nil && src.lane == nil {

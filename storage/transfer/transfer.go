@@ -100,6 +100,20 @@ func readRequest(r io.Reader) (Request, error) {
 	return req, req.check()
 }
 
+// oneRequest returns how many of the blocks fit one request.
+func oneRequest(blocks []int) int {
+	runs := 0
+	for i := range blocks {
+		if i == 0 || blocks[i] != blocks[i-1]+1 {
+			runs++
+		}
+		if runs > MaxRanges || i == MaxBlocks {
+			return i
+		}
+	}
+	return len(blocks)
+}
+
 // rangesOf packs ascending block numbers into runs.
 func rangesOf(blocks []int) []Range {
 	var out []Range

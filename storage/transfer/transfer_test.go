@@ -31,7 +31,8 @@ func TestMain(m *testing.M) {
 	if order := os.Getenv(victim); order != "" {
 		os.Exit(fetchAndExit(order))
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m,
+		goleak.IgnoreAnyFunction("github.com/libp2p/go-flow-metrics.(*sweeper).run")) // one for the process, by design
 }
 
 const mib = unixfs.BlockSize
