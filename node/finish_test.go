@@ -16,7 +16,8 @@ import (
 func TestJudgeModel(t *testing.T) {
 	run := wire.RecordCID([]byte("run"))
 	s := round.NewState(run, 2, []float32{1, -2, 3.5})
-	s.Advance([]round.Hash{{1}}, []round.Header{{Tokens: 10, Ranges: []round.Range{{Shard: 1, From: 0, To: 4}}}}, 1)
+	set := []round.Signed{{Header: round.Header{Tokens: 10, Ranges: []round.Range{{Shard: 1, From: 0, To: 4}}}, Author: "a", ID: round.Hash{1}}}
+	s.Advance(set, set, round.Turn{Steps: 1})
 	log := openLog(t, filepath.Join(t.TempDir(), "work.jsonl"))
 	if err := log.add(worker.Report{Round: 0, Total: 10, Next: s.Hash(), Work: work{"a": 10}}); err != nil {
 		t.Fatal(err)

@@ -120,8 +120,12 @@ func (n *Node) join(ctx context.Context, role p2p.Role) error {
 // attach starts the node's services on a network.
 func (n *Node) attach(net network) (err error) {
 	n.net = net
-	transfer.Serve(net, n.store, n.log)
-	n.fetch = transfer.NewFetcher(net, net, n.store, transfer.Options{Logger: n.log})
+	bans, err := transfer.OpenBans(n.home.Path("bans.json"), nil)
+	if err != nil {
+		return err
+	}
+	seed := transfer.Serve(net, n.store, transfer.ServeOptions{Logger: n.log})
+	n.fetch = transfer.NewFetcher(net, net, n.store, transfer.Options{Logger: n.log, Bans: bans, Seed: seed})
 	if n.exchange, err = market.NewExchange(market.ExchangeConfig{Net: net, Router: net, DB: n.db, Log: n.log}); err != nil {
 		return err
 	}

@@ -1,17 +1,16 @@
 package p2p_test
 
 import (
-	"crypto/rand"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/capacloud/capanode/p2p"
+	"github.com/capacloud/capanode/p2p/peertest"
 )
 
 // within polls until a condition holds and returns how long that took. The limit is generous: this machine has other work.
@@ -97,10 +96,7 @@ func spoken(t *testing.T, hosts []*p2p.Host, topics []p2p.Topic) time.Duration {
 // standby is a bootstrap node that does not run yet: its address, and how to start it there.
 func standby(t *testing.T) (address string, cfg p2p.Config) {
 	t.Helper()
-	key, _, err := crypto.GenerateEd25519Key(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := peertest.NewKey(t)
 	cfg = p2p.Config{Role: p2p.Bootstrap, Identity: key, Listen: tcpOnly}
 	h := start(t, cfg)
 	address = h.Addrs()[0]

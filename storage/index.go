@@ -5,8 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -25,10 +23,11 @@ const (
 	keyShared  = 's' // cid → bitmap of the leaves whose bytes are in another place
 	keyNode    = 'n' // cid, node number → interior dag-pb node of a file
 	keyBlock   = 'b' // digest, cid → where in that object the block is
-	keyPin     = 'p' // name → cid
+	keyPin     = 'p' // name → cid, and the end of a lease
 	keyPartial = 't' // cid → partialRecord
 	keyUse     = 'u' // cid → LRU clock
 	keyMeta    = 'm' // name → value
+	keyPath    = 'x' // path of a file in place → cid of the object that it is
 
 	cidLen    = 36
 	leafChunk = 1024
@@ -48,10 +47,20 @@ type record struct {
 	Nodes     int   `cbor:"nodes,omitempty"`
 	NodeBytes int64 `cbor:"nodebytes,omitempty"`
 	Created   int64 `cbor:"created"` // unix seconds
+
+	External *external `cbor:"external,omitempty"` // where a file in place lies; nil when the store has the bytes itself
 }
 
-// charge is what the object costs of the quota.
-func (r record) charge() int64 { return r.Size + r.NodeBytes - r.Shared }
+// charge is what the object costs of the quota: files in place only what the store keeps beside them.
+func (r record) charge() int64 {
+	if r.External != nil {
+		return r.NodeBytes
+	}
+	return r.Size + r.NodeBytes - r.Shared
+}
+
+// filed tells whether the object's bytes are in a file of the store.
+func (r record) filed() bool { return !r.Inline && r.External == nil }
 
 func (r record) blocks() int {
 	switch {
@@ -66,11 +75,17 @@ func (r record) blocks() int {
 // fixed returns the cuts of an object whose leaves have one size.
 func (r record) fixed() unixfs.Cuts { return unixfs.Cuts{Size: r.Size, BlockSize: r.BlockSize} }
 
-func (r record) info(c cid.Cid) Info {
-	return Info{
+// info describes an object. A file in place is looked at: it may have gone.
+func (s *Store) info(c cid.Cid, r record) Info {
+	out := Info{
 		CID: c, Kind: r.Kind, Class: r.Class, Size: r.Size, Shared: r.Shared, Blocks: r.blocks(),
 		Created: time.Unix(r.Created, 0).UTC(), Damaged: r.Damaged,
 	}
+	if r.External != nil {
+		out.Class, out.Path = External, string(r.External.Path)
+		out.Damaged = r.Damaged || s.compare(r) > touched
+	}
+	return out
 }
 
 // place says where in an object a block is.
@@ -170,7 +185,13 @@ func (s *Store) record(c cid.Cid) (record, error) {
 
 // each calls f for every key of one key space, without the leading byte, until f fails.
 func (s *Store) each(ctx context.Context, prefix []byte, f func(key, value []byte) error) error {
-	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: prefix, UpperBound: after(prefix)})
+	return s.eachFrom(ctx, prefix, nil, f)
+}
+
+// eachFrom is each for the keys that are not below from.
+func (s *Store) eachFrom(ctx context.Context, prefix, from []byte, f func(key, value []byte) error) error {
+	lower := append(append([]byte(nil), prefix...), from...)
+	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: after(prefix)})
 	if err != nil {
 		return fmt.Errorf("storage: index: %w", err)
 	}
@@ -183,7 +204,11 @@ func (s *Store) each(ctx context.Context, prefix []byte, f func(key, value []byt
 }
 
 func (s *Store) eachRecord(ctx context.Context, f func(cid.Cid, record) error) error {
-	return s.each(ctx, []byte{keyObject}, func(key, value []byte) error {
+	return s.eachRecordFrom(ctx, nil, f)
+}
+
+func (s *Store) eachRecordFrom(ctx context.Context, from []byte, f func(cid.Cid, record) error) error {
+	return s.eachFrom(ctx, []byte{keyObject}, from, func(key, value []byte) error {
 		c, err := cid.Cast(key)
 		if err != nil {
 			return fmt.Errorf("storage: index key: %w", err)
@@ -194,118 +219,6 @@ func (s *Store) eachRecord(ctx context.Context, f func(cid.Cid, record) error) e
 		}
 		return f(c, rec)
 	})
-}
-
-// newObject is an object on its way into the index. Its bytes are either inline or in a synced temporary file.
-type newObject struct {
-	cid    cid.Cid
-	rec    record
-	inline []byte
-	temp   string
-	layout *unixfs.Layout // files only
-	shared bitmap         // leaves that are not in temp; nil when all are
-	opts   PutOptions
-	// charged says that used already counts the object, as it does for a partial; else its charge is reserved.
-	charged bool
-}
-
-// commit makes the object durable: rename, sync of the folder, synced index batch. The object's charge must be reserved
-// or charged before; a reservation is settled here, also on failure.
-func (s *Store) commit(o *newObject) (Info, error) {
-	s.gate.RLock()
-	defer s.gate.RUnlock()
-	mu := s.stripe(o.cid)
-	mu.Lock()
-	defer mu.Unlock()
-
-	batch := s.db.NewBatch()
-	defer batch.Close()
-	charge := o.rec.charge()
-	grown, err := s.prepare(batch, o)
-	if err == nil {
-		err = batch.Commit(pebble.Sync)
-	}
-	if err != nil {
-		if !o.charged {
-			s.discard(o.temp)
-			s.settle(0, -charge)
-		}
-		return Info{}, fmt.Errorf("storage: commit %s: %w", o.cid, s.diskError(err))
-	}
-	if o.charged {
-		s.settle(grown-charge, 0)
-	} else {
-		s.settle(grown, -charge)
-	}
-	if o.opts.Pin != "" || o.rec.Class == Owned || o.rec.Kind == Directory {
-		s.rootGen.Add(1)
-	}
-	if o.opts.keep != nil {
-		o.opts.keep(o.cid)
-	}
-	return o.rec.info(o.cid), nil
-}
-
-// prepare moves the object's file into place and fills the batch. It returns the bytes by which the store's objects grow.
-func (s *Store) prepare(batch *pebble.Batch, o *newObject) (grown int64, err error) {
-	old, err := s.record(o.cid)
-	present := err == nil
-	if err != nil && !errors.Is(err, ErrNotFound) {
-		return 0, err
-	}
-	if present {
-		o.rec.Class = min(old.Class, o.rec.Class)
-	}
-	if o.opts.Pin != "" {
-		if err := batch.Set(pinKey(o.opts.Pin), o.cid.Bytes(), nil); err != nil {
-			return 0, err
-		}
-	}
-	if !present || old.Damaged {
-		if err := s.checkShared(o); err != nil {
-			return 0, err
-		}
-		if err := s.moveIn(o); err != nil {
-			return 0, err
-		}
-		return o.rec.charge() - old.charge(), s.indexObject(batch, o)
-	}
-	// The same bytes are here already; only what is wanted of them may change.
-	s.discard(o.temp)
-	old.Class = o.rec.Class
-	o.rec = old
-	return 0, errors.Join(s.putRecord(batch, o.cid, o.rec), batch.Delete(cidKey(keyPartial, o.cid), nil))
-}
-
-// settle changes the accounts by bytes in use and bytes reserved.
-func (s *Store) settle(used, reserved int64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.used += used
-	s.reserved += reserved
-}
-
-// moveIn renames the object's temporary file to its final name, durably.
-func (s *Store) moveIn(o *newObject) error {
-	if o.rec.Inline {
-		return nil
-	}
-	dir, name := s.objectPath(o.cid)
-	if err := s.makeDir(dir); err != nil {
-		return err
-	}
-	if err := s.fs.Rename(o.temp, name); err != nil {
-		return err
-	}
-	return s.syncDir(dir)
-}
-
-func (s *Store) putRecord(batch *pebble.Batch, c cid.Cid, rec record) error {
-	b, err := wire.Marshal(rec)
-	if err != nil {
-		return err
-	}
-	return batch.Set(cidKey(keyObject, c), b, nil)
 }
 
 // indexObject writes every entry of the object into the batch.
@@ -319,6 +232,9 @@ func (s *Store) indexObject(batch *pebble.Batch, o *newObject) error {
 	}
 	if o.rec.Inline {
 		errs = append(errs, batch.Set(cidKey(keyValue, c), o.inline, nil))
+	}
+	if o.rec.External != nil {
+		errs = append(errs, batch.Set(pathKey(o.rec.External.Path), c.Bytes(), nil))
 	}
 	if o.layout == nil {
 		d, err := unixfs.DigestOf(c)
@@ -341,7 +257,7 @@ func (s *Store) indexObject(batch *pebble.Batch, o *newObject) error {
 // indexLeaves writes the leaf table of a file and the place of each leaf into the batch.
 func (s *Store) indexLeaves(batch *pebble.Batch, o *newObject) error {
 	c, leaves := o.cid, o.layout.Leaves
-	errs := []error{batch.Delete(cidKey(keyShared, c), nil)} // of a damaged object that this one replaces
+	var errs []error
 	if o.shared != nil {
 		errs = append(errs, batch.Set(cidKey(keyShared, c), o.shared, nil))
 		s.sharing.Store(true)
@@ -383,9 +299,18 @@ func (s *Store) unindex(batch *pebble.Batch, c cid.Cid, rec record) error {
 	errs := []error{
 		batch.Delete(cidKey(keyObject, c), nil),
 		batch.Delete(cidKey(keyUse, c), nil),
-		batch.Delete(cidKey(keyValue, c), nil),
-		batch.Delete(cidKey(keyCuts, c), nil),
-		batch.Delete(cidKey(keyShared, c), nil),
+	}
+	if rec.Inline {
+		errs = append(errs, batch.Delete(cidKey(keyValue, c), nil))
+	}
+	if rec.Leaves > 0 {
+		errs = append(errs, batch.Delete(cidKey(keyCuts, c), nil))
+	}
+	if rec.Shared > 0 {
+		errs = append(errs, batch.Delete(cidKey(keyShared, c), nil))
+	}
+	if rec.External != nil {
+		errs = append(errs, s.forgetPath(batch, c, rec.External.Path))
 	}
 	if rec.Kind != File {
 		d, err := unixfs.DigestOf(c)
@@ -411,44 +336,5 @@ func (s *Store) unindex(batch *pebble.Batch, c cid.Cid, rec record) error {
 // touch moves the object to the recent end of the LRU order. Losing it in a crash is harmless, so it is not synced.
 func (s *Store) touch(c cid.Cid) error {
 	use := binary.BigEndian.AppendUint64(nil, s.useSeq.Add(1))
-	return s.db.Set(cidKey(keyUse, c), use, pebble.NoSync)
-}
-
-func (s *Store) checkVersion() error {
-	key := append([]byte{keyMeta}, "version"...)
-	b, err := s.get(key)
-	if errors.Is(err, ErrNotFound) {
-		if err := s.checkFresh(); err != nil {
-			return err
-		}
-		return s.db.Set(key, []byte{formatVersion}, pebble.Sync)
-	}
-	if err != nil {
-		return err
-	}
-	if len(b) == 1 && b[0] == 1 { // everything in it is valid in format 2
-		return s.db.Set(key, []byte{formatVersion}, pebble.Sync)
-	}
-	if len(b) != 1 || b[0] != formatVersion {
-		return fmt.Errorf("store format %x, this program reads %d: update the program", b, formatVersion)
-	}
-	return nil
-}
-
-// checkFresh refuses an index that is new beside objects that are not: they would be removed as leftovers.
-func (s *Store) checkFresh() error {
-	dirs, err := s.fs.List(s.objects())
-	if err != nil {
-		return err
-	}
-	for _, dir := range dirs {
-		names, err := s.fs.List(s.fs.PathJoin(s.objects(), dir))
-		if err != nil {
-			return err
-		}
-		if slices.ContainsFunc(names, func(name string) bool { return strings.HasSuffix(name, objectSuffix) }) {
-			return fmt.Errorf("its index is gone, and objects are here: restore %s, or move the store away", s.fs.PathJoin(s.dir, "index"))
-		}
-	}
-	return nil
+	return s.set(cidKey(keyUse, c), use, pebble.NoSync)
 }

@@ -42,7 +42,8 @@ type Partial struct {
 	file   vfs.File
 	path   string
 	shared bitmap             // blocks that are in another place of the store; fixed after begin
-	holds  map[cid.Cid]func() // keep those here
+	twins  map[int]int        // of these, the ones that occur earlier in the file, and where
+	holds  map[cid.Cid]func() // keep what holds the others here
 
 	mu       sync.Mutex
 	bits     bitmap
@@ -58,8 +59,7 @@ type Partial struct {
 
 // Begin starts or resumes the fetch of a file of several leaves. node returns the interior nodes of the file, root first;
 // they are verified here. Blocks that other objects of the store hold are shared with them: they are not missing and cost
-// nothing. The rest is reserved before Begin returns. A complete object is [ErrExists]; a damaged
-// one becomes a partial that lacks only its bad blocks; one that another caller is fetching is [ErrBusy].
+// nothing. The rest is reserved before Begin returns. A complete object is [ErrExists]; a damaged one becomes a partial that lacks only its bad blocks; one that another caller is fetching is [ErrBusy].
 func (s *Store) Begin(ctx context.Context, root cid.Cid, node func(cid.Cid) ([]byte, error)) (*Partial, error) {
 	layout, err := unixfs.Resolve(root, func(c cid.Cid) ([]byte, error) {
 		block, err := node(c)
@@ -104,18 +104,25 @@ func (p *Partial) begin(ctx context.Context) error {
 	if err := s.makeDir(dir); err != nil {
 		return err
 	}
-	if done, err := p.reopenDamaged(ctx); err != nil {
-		return err
-	} else if done {
+	old, err := s.record(root)
+	if err == nil {
+		if err := p.reopenDamaged(ctx, old); err != nil {
+			return err
+		}
 		return p.adoptMore(ctx)
+	}
+	if !errors.Is(err, ErrNotFound) {
+		return err
 	}
 	saved, err := s.partial(root)
 	if err == nil && len(saved.Bits) == len(p.bits) && (saved.Shared == nil || bitmap(saved.Shared).fits(len(p.layout.Leaves))) {
 		p.rec.Class = saved.Class
-		copy(p.bits, saved.Bits)
 		p.shared = saved.Shared
 		p.rec.without(p.layout, p.shared)
 		if saved.Charge == p.rec.charge() {
+			if _, err := s.fs.Stat(path); err == nil { // else nothing is left of it
+				copy(p.bits, saved.Bits)
+			}
 			if err := p.openFile(); err != nil {
 				return err
 			}
@@ -138,6 +145,9 @@ func (p *Partial) fresh(ctx context.Context, dir string) error {
 	if err := s.reserve(ctx, charge); err != nil {
 		return err
 	}
+	mu := s.stripe(p.layout.Root) // a collection may be about to remove the file of an earlier fetch
+	mu.Lock()
+	defer mu.Unlock()
 	err := p.openFile()
 	if err == nil {
 		err = errors.Join(s.syncDir(dir), p.save(p.bits, pebble.Sync))
@@ -156,15 +166,15 @@ func (p *Partial) adoptMore(ctx context.Context) error {
 	if err := p.adopt(ctx); err != nil {
 		return err
 	}
+	p.count()
 	more := p.rec.charge() - before
+	if more == 0 {
+		return nil
+	}
 	if more > 0 {
 		if err := s.reserve(ctx, more); err != nil {
 			return err
 		}
-	}
-	p.count()
-	if more == 0 {
-		return nil
 	}
 	err := p.save(p.bits, pebble.Sync)
 	if err == nil {
@@ -181,14 +191,19 @@ func (p *Partial) adopt(ctx context.Context) error {
 	buf := s.buffer()
 	defer s.recycle(buf)
 	shared, found := newBitmap(len(l.Leaves)), false
-	seen := make(map[unixfs.Digest]bool, len(l.Leaves))
+	seen := make(map[unixfs.Digest]int, len(l.Leaves))
+	p.twins = map[int]int{}
 	for i, d := range l.Leaves {
-		again := seen[d]
-		seen[d] = true
-		if p.bits.has(i) {
-			continue
-		}
+		first, again := seen[d]
 		if !again {
+			seen[d] = i
+		}
+		switch {
+		case p.bits.has(i):
+			continue
+		case again:
+			p.twins[i] = first
+		default:
 			owner, err := s.find(d, buf[:l.LeafSize(i)])
 			if err = errors.Join(err, ctx.Err()); errors.Is(err, ErrNotFound) || errors.Is(err, ErrCorrupt) {
 				continue
@@ -210,75 +225,98 @@ func (p *Partial) adopt(ctx context.Context) error {
 	return nil
 }
 
-// reopenDamaged turns a damaged object back into a partial and keeps its good blocks; done tells whether there was one.
-func (p *Partial) reopenDamaged(ctx context.Context) (done bool, err error) {
-	for {
-		done, shared, err := p.unindexDamaged()
-		if err != nil || !shared {
-			if done && err == nil {
-				err = p.salvage()
-			}
-			return done, err
-		}
-		if err := p.s.bequeath(ctx, p.layout.Root, nil); err != nil {
-			return false, err
+// reopenDamaged turns a damaged object back into a partial and keeps its good blocks. One that is not damaged is [ErrExists].
+func (p *Partial) reopenDamaged(ctx context.Context, old record) error {
+	s, root := p.s, p.layout.Root
+	if !s.info(root, old).Damaged {
+		return ErrExists
+	}
+	more := max(0, p.rec.charge()-old.charge()) // a file in place becomes a copy
+	if err := s.reserve(ctx, more); err != nil {
+		return err
+	}
+	err := p.unlistDamaged(&old)
+	for errors.Is(err, errNeeded) {
+		if err = s.bequeath(ctx, root, nil); err == nil {
+			err = p.unlistDamaged(&old)
 		}
 	}
+	if err != nil {
+		s.settle(0, -more)
+		return err
+	}
+	s.settle(p.rec.charge()-old.charge(), -more)
+	return p.salvage(old)
 }
 
-// unindexDamaged is one attempt of reopenDamaged; shared tells that it waits until the leaves that others need have moved.
-func (p *Partial) unindexDamaged() (done, shared bool, err error) {
+// unlistDamaged makes the index call the object unfinished. It changes before any file does: a crash after that costs the good
+// blocks and nothing else.
+func (p *Partial) unlistDamaged(old *record) (err error) {
 	s, root := p.s, p.layout.Root
-	s.gate.Lock()
+	s.gate.Lock() // nobody begins to share with it
 	defer s.gate.Unlock()
-	old, err := s.record(root)
-	switch {
-	case errors.Is(err, ErrNotFound):
-		return false, false, nil
-	case err != nil:
-		return false, false, err
-	case !old.Damaged:
-		return false, false, ErrExists
+	mu := s.stripe(root)
+	mu.Lock()
+	defer mu.Unlock()
+	if *old, err = s.record(root); err != nil {
+		return err
 	}
-	if shared, err = s.needed(root, nil); shared || err != nil {
-		return false, shared, err
+	if !s.info(root, *old).Damaged {
+		return ErrExists // repaired meanwhile
 	}
-	// The index changes first: a crash after that costs the good blocks and nothing else.
+	if needed, err := s.needed(root, nil); err != nil {
+		return err
+	} else if needed {
+		return errNeeded
+	}
 	p.rec.Class = old.Class
 	batch := s.db.NewBatch()
 	defer batch.Close()
 	b, err := wire.Marshal(partialRecord{Class: old.Class, Charge: p.rec.charge(), Bits: p.bits})
 	if err == nil {
-		err = errors.Join(s.unindex(batch, root, old), batch.Set(cidKey(keyPartial, root), b, nil))
+		err = errors.Join(s.unindex(batch, root, *old), batch.Set(cidKey(keyPartial, root), b, nil))
 	}
 	if err == nil {
-		err = batch.Commit(pebble.Sync)
+		err = s.apply(batch, pebble.Sync)
 	}
-	if err != nil {
-		return false, false, err
-	}
-	s.settle(p.rec.charge()-old.charge(), 0)
-	return true, false, nil
+	return err
 }
 
-// salvage takes over the file of a damaged object and finds its good blocks.
-func (p *Partial) salvage() error {
+// salvage takes over the file of a damaged object, or what is left of a file in place, and finds its good blocks.
+func (p *Partial) salvage(old record) error {
 	s, root := p.s, p.layout.Root
-	_, name := s.objectPath(root)
-	if err := s.fs.Rename(name, p.path); err != nil {
-		s.log.Warn("a damaged object has no file: it is fetched from the start", "cid", root, "err", err)
+	if old.filed() {
+		_, name := s.objectPath(root)
+		if err := s.fs.Rename(name, p.path); err != nil {
+			s.log.Warn("a damaged object has no file: it is fetched from the start", "cid", root, "err", err)
+		}
 	}
 	if err := p.openFile(); err != nil {
 		return err
+	}
+	from := p.file
+	if old.External != nil {
+		f, err := s.fs.Open(string(old.External.Path))
+		if err != nil {
+			return nil // all of it is missing
+		}
+		defer f.Close()
+		from = f
 	}
 	buf := s.buffer()
 	defer s.recycle(buf)
 	for i, want := range p.layout.Leaves {
 		leaf := buf[:p.layout.LeafSize(i)]
-		n, _ := p.file.ReadAt(leaf, p.layout.LeafOffset(i))
-		if n == len(leaf) && unixfs.Sum(leaf) == want {
-			p.bits.set(i)
+		n, _ := from.ReadAt(leaf, p.layout.LeafOffset(i))
+		if n < len(leaf) || unixfs.Sum(leaf) != want {
+			continue
 		}
+		if old.External != nil {
+			if _, err := p.file.WriteAt(leaf, p.layout.LeafOffset(i)); err != nil {
+				return err
+			}
+		}
+		p.bits.set(i)
 	}
 	p.count()
 	return nil
@@ -386,7 +424,7 @@ func (p *Partial) save(bits bitmap, how *pebble.WriteOptions) error {
 	if err != nil {
 		return err
 	}
-	return p.s.db.Set(cidKey(keyPartial, p.layout.Root), b, how)
+	return p.s.set(cidKey(keyPartial, p.layout.Root), b, how)
 }
 
 // Commit turns the complete partial into an object and closes it. The partial is closed also when Commit fails. Blocks that
@@ -403,7 +441,7 @@ func (p *Partial) Commit(ctx context.Context) (Info, error) {
 	if err := p.finish(); err != nil {
 		return Info{}, err
 	}
-	return s.commit(&newObject{cid: root, rec: p.rec, temp: p.path, layout: p.layout, shared: p.shared, charged: true})
+	return s.commit(&newObject{cid: root, rec: p.rec, temp: p.path, layout: p.layout, shared: p.shared, partial: true})
 }
 
 // Close saves the progress and releases the partial; a later Begin resumes it.

@@ -15,8 +15,7 @@ import (
 )
 
 // Reader reads one object. Each block is hashed before a byte of it is returned. It is safe for concurrent use; calls take
-// turns. The object stays readable until Close even if it is deleted; one that shares leaves with another object only until both
-// are.
+// turns. The object stays readable until Close even if it is deleted; one that shares leaves with another object only until both are.
 type Reader struct {
 	s      *Store
 	cid    cid.Cid
@@ -63,7 +62,11 @@ func (s *Store) openRecord(ctx context.Context, c cid.Cid, rec record) (*Reader,
 		return nil, err
 	}
 	if rec.Damaged {
-		return nil, fmt.Errorf("storage: open %s: %w", c, ErrCorrupt)
+		why := ErrCorrupt
+		if rec.External != nil {
+			why = errChanged()
+		}
+		return nil, fmt.Errorf("storage: open %s: %w", c, why)
 	}
 	r := &Reader{s: s, cid: c, rec: rec, current: -1, chunk: -1}
 	var err error
@@ -73,17 +76,20 @@ func (s *Store) openRecord(ctx context.Context, c cid.Cid, rec record) (*Reader,
 	if r.shared, err = s.sharedBits(c, rec); err != nil {
 		return nil, err
 	}
-	if rec.Inline {
+	switch {
+	case rec.Inline:
 		if r.inline, err = s.get(cidKey(keyValue, c)); err == nil {
 			err = r.verify(0, r.inline)
 		}
-	} else {
+	case rec.External != nil:
+		r.file, err = s.openExternal(c, rec)
+	default:
 		_, name := s.objectPath(c)
 		if r.file, err = s.fs.Open(name); errors.Is(err, fs.ErrNotExist) {
 			if _, gone := s.record(c); gone != nil {
 				return nil, gone // deleted since
 			}
-			err = fmt.Errorf("%w: %w", s.damaged(c), err)
+			err = fmt.Errorf("%w: %w", s.damaged(c, rec), err)
 		}
 	}
 	if err != nil {
@@ -128,9 +134,17 @@ func (r *Reader) BlockSize(i int) int64 {
 	return r.cuts.LeafSize(i)
 }
 
+// Cuts says where the leaves begin and end.
+func (r *Reader) Cuts() unixfs.Cuts { return r.cuts }
+
 // Block reads leaf i into the front of dst, which must be large enough, verifies it and returns it. On an error dst holds
 // nothing of use.
 func (r *Reader) Block(i int, dst []byte) ([]byte, error) {
+	r.s.reads.Add(1)
+	return r.block(i, dst)
+}
+
+func (r *Reader) block(i int, dst []byte) ([]byte, error) {
 	if i < 0 || i >= r.Blocks() {
 		return nil, fmt.Errorf("storage: %s has %d blocks, not block %d: %w", r.cid, r.Blocks(), i, ErrNotFound)
 	}
@@ -166,7 +180,7 @@ func (r *Reader) verify(i int, block []byte) error {
 	if unixfs.Sum(block) == want {
 		return nil
 	}
-	return fmt.Errorf("storage: %s block %d: %w", r.cid, i, r.s.damaged(r.cid))
+	return fmt.Errorf("storage: %s block %d: %w", r.cid, i, r.s.damaged(r.cid, r.rec))
 }
 
 func (r *Reader) digest(i int) (unixfs.Digest, error) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -44,6 +45,36 @@ func TestConformance(t *testing.T) {
 			opts.FS = vfs.NewMem()
 			return open(t, "/store", opts)
 		})
+	})
+}
+
+// TestCrashableConformance runs the suite on a file system that forgets what was not synced, and loses power at the end of each
+// test: nothing that was acknowledged is missing.
+func TestCrashableConformance(t *testing.T) {
+	storetest.Run(t, func(t *testing.T, opts storage.Options) *storage.Store {
+		mem := vfs.NewCrashableMem()
+		opts.FS = mem
+		s := open(t, "/store", opts)
+		t.Cleanup(func() { // runs before the store is closed
+			after := opts
+			after.FS = mem.CrashClone(vfs.CrashCloneCfg{})
+			again := open(t, "/store", after)
+			ctx := context.Background()
+			want, err := s.List(ctx)
+			pins, perr := s.Pins(ctx)
+			got, gerr := again.List(ctx)
+			kept, kerr := again.Pins(ctx)
+			if err = errors.Join(err, perr, gerr, kerr); err != nil {
+				t.Fatal(err)
+			}
+			if !reflect.DeepEqual(got, want) || !reflect.DeepEqual(kept, pins) {
+				t.Errorf("after a loss of power %v and pins %v, before %v and %v", got, kept, want, pins)
+			}
+			if rep, err := again.Verify(ctx); err != nil || len(rep.Faults) != 0 {
+				t.Errorf("%+v, %v", rep, err)
+			}
+		})
+		return s
 	})
 }
 

@@ -112,7 +112,7 @@ func (r *run) load(ctx context.Context) error {
 }
 
 func (r *run) fetch(ctx context.Context) error {
-	transfer.Serve(r.pair.Server, r.from, nil)
+	transfer.Serve(r.pair.Server, r.from, transfer.ServeOptions{})
 	f := transfer.NewFetcher(r.pair.Client, nil, r.to, transfer.Options{})
 	return f.Fetch(ctx, r.object, []peer.ID{r.pair.Server.ID()})
 }

@@ -72,6 +72,18 @@ func (c Cuts) LeafSize(i int) int64 {
 	return c.Ends[i] - c.LeafOffset(i)
 }
 
+// Largest returns the content bytes of the largest leaf.
+func (c Cuts) Largest() int64 {
+	if c.Ends == nil {
+		return min(c.BlockSize, c.Size)
+	}
+	most := int64(0)
+	for i := range c.Ends {
+		most = max(most, c.LeafSize(i))
+	}
+	return most
+}
+
 // LeafAt returns the leaf that holds the byte at an offset below Size.
 func (c Cuts) LeafAt(offset int64) int {
 	if c.Ends == nil {

@@ -56,6 +56,7 @@ type Record struct {
 	Pace            string     `cbor:"pace"` // auto or fixed
 	Bits            float64    `cbor:"bits"` // budget of the auto pace, per parameter and step
 	Codec           string     `cbor:"codec"`
+	Group           uint64     `cbor:"group"` // most members that average with each other in a round; 0 chooses
 	Fragments       uint64     `cbor:"fragments"`
 	Overlap         string     `cbor:"overlap"` // auto, never or always
 	OuterRate       float64    `cbor:"outer_learning_rate"`
@@ -81,7 +82,7 @@ func (f *File) Bind(owner peer.ID, dataset cid.Cid, attempt uint64) (Record, err
 		Context: uint64(f.Train.Context), Peers: uint64(f.Market.Peers),
 		LearningRate: f.Train.LearningRate, MinRate: f.Train.MinRate, Warmup: uint64(f.Train.Warmup),
 		WeightDecay: f.Train.WeightDecay, Clip: f.Train.Clip, Seed: f.Train.Seed,
-		Pace: f.Rounds.Pace, Bits: f.Rounds.Bits, Codec: f.Rounds.Codec, Fragments: uint64(f.Rounds.Fragments), Overlap: f.Rounds.Overlap,
+		Pace: f.Rounds.Pace, Bits: f.Rounds.Bits, Codec: f.Rounds.Codec, Group: uint64(f.Rounds.Group), Fragments: uint64(f.Rounds.Fragments), Overlap: f.Rounds.Overlap,
 		OuterRate: f.Rounds.OuterRate, OuterMomentum: f.Rounds.Momentum,
 		CheckpointEvery: uint64(f.Checkpoint.Every),
 	}
@@ -229,8 +230,9 @@ func (r Record) checkRounds() error {
 	if r.Pace != PaceAuto && r.Pace != PaceFixed || r.Overlap != OverlapAuto && r.Overlap != OverlapNever && r.Overlap != OverlapAlways {
 		return fmt.Errorf("%w: pace %.20q, overlap %.20q, allowed: auto, fixed; auto, never, always", ErrRecord, r.Pace, r.Overlap)
 	}
-	if !(r.Bits >= 0 && r.Bits <= 1e6) || r.Fragments < 1 || r.Fragments > MaxFragments {
-		return fmt.Errorf("%w: %v bits, %d fragments, allowed: 0 to 1e6, 1 to %d", ErrRecord, r.Bits, r.Fragments, uint64(MaxFragments))
+	if !(r.Bits >= 0 && r.Bits <= 1e6) || r.Fragments < 1 || r.Fragments > MaxFragments || r.Group == 1 || r.Group > MaxPeers {
+		return fmt.Errorf("%w: %v bits, %d fragments, groups of %d, allowed: 0 to 1e6, 1 to %d, 0 or 2 to %d",
+			ErrRecord, r.Bits, r.Fragments, r.Group, uint64(MaxFragments), uint64(MaxPeers))
 	}
 	return nil
 }

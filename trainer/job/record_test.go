@@ -129,6 +129,7 @@ func TestHostileRecordsAreRefused(t *testing.T) {
 		"bits":        func(r *Record) { r.Bits = 1e7 },
 		"few bits":    func(r *Record) { r.Bits = -1 },
 		"fragments":   func(r *Record) { r.Fragments = 0 },
+		"groups":      func(r *Record) { r.Group = 1 },
 		"top":         func(r *Record) { r.Codec = "top4096" },
 		"rate":        func(r *Record) { r.LearningRate = -1 },
 		"version":     func(r *Record) { r.Version = 2 },

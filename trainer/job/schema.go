@@ -51,6 +51,7 @@ func Schema() []Field {
 		{"rounds.bits", "number", d.Rounds.Bits, "bits", "budget of the auto pace: what a peer downloads for each parameter and optimiser step; 0 is no limit"},
 		{"rounds.local_steps", "integer", d.Rounds.LocalSteps, "steps", "optimiser steps between two averagings; with the auto pace it only says how long a run of so many rounds is"},
 		{"rounds.codec", "string", d.Rounds.Codec, "", "how updates travel: auto, fp32, int8, int4, or top1 to top2048, which sends so many of every 4,096 numbers"},
+		{"rounds.group", "integer", d.Rounds.Group, "peers", "most peers that average with each other in one round; 0 is all of up to 16, and groups of 8 where there are more"},
 		{"rounds.fragments", "integer", d.Rounds.Fragments, "", "parts in which the weights travel, one each round"},
 		{"rounds.overlap", "string", d.Rounds.Overlap, "", "whether the next round's steps run beside the exchange: auto, never or always"},
 		{"rounds.outer_learning_rate", "number", d.Rounds.OuterRate, "", "η of the outer Nesterov step, with a fixed pace"},

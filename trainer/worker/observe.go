@@ -228,6 +228,9 @@ func (o *Observer) report(c round.Commit, live []mate) (Report, bool) {
 		r.Live = append(r.Live, m.id)
 	}
 	r.add(round.Accept(set), o.cfg.MostTokens)
+	if len(r.Contributors) == 0 {
+		r.Loss = float64(c.Loss) / 1e6
+	}
 	return r, true
 }
 
