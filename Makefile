@@ -13,7 +13,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 RACE_PKGS = $(shell go list ./... | grep -v -e /trainer/engine -e '/trainer/lab$$')
 
 .DEFAULT_GOAL := help
-.PHONY: help build static demo test test-faults race lint fuzz bench docs clean
+.PHONY: help build static demo test test-crash test-faults race lint fuzz bench docs clean
 
 help: ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | while IFS="$$(printf '\t')" read -r t d; do printf '  make %-11s %s\n' "$$t" "$$d"; done
@@ -34,6 +34,10 @@ test: ## run the tests
 test-faults: ## break training runs on purpose, for an hour: deaths at every step, of every process, churn, partitions
 	CAPANODE_FAULT_LONG=1 go test -timeout 4h -count=1 -v ./trainer/faultlab
 	CAPANODE_FAULT_LONG=1 go test -timeout 1h -count=1 -v -run 'NoProcessIsSpecial|C16' ./cmd/capanode ./p2p ./market/book
+
+# The short form of these tests is part of `make test`.
+test-crash: ## break the store on purpose, for a quarter of an hour: SIGKILL, power loss at every write, full disks, 10,000 flipped bits
+	CAPANODE_CRASH_LONG=1 go test -timeout 2h -count=1 -v -run 'Crash|Kill|Fault|Flip|Model' ./storage
 
 # GoMLX kernels step outside their slices by uintptr arithmetic, which checkptr takes for a bug.
 race: ## run the tests under the race detector, all but the engine's arithmetic

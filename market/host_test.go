@@ -12,6 +12,7 @@ import (
 	"github.com/capacloud/capanode/market/offer"
 	"github.com/capacloud/capanode/market/query"
 	"github.com/capacloud/capanode/p2p"
+	"github.com/capacloud/capanode/p2p/nettest"
 	"github.com/capacloud/capanode/p2p/peertest"
 )
 
@@ -80,7 +81,7 @@ func TestOverRealHosts(t *testing.T) {
 	buyer.Start()
 	t.Cleanup(buyer.Close)
 	x := startExchange(t, h, db)
-	eventually(t, "two offers", func() bool { return x.Book().Len() == 2 })
+	nettest.Eventually(t, "two offers", func() bool { return x.Book().Len() == 2 })
 	found := time.Since(began)
 	leases, err := buyer.LeaseAll(t.Context(), x.Book().Query(query.Query{}).Offers, 2, ask())
 	if err != nil {

@@ -17,9 +17,7 @@ import (
 	"github.com/capacloud/capanode/storage/safetensors"
 	"github.com/capacloud/capanode/trainer/engine"
 	"github.com/capacloud/capanode/trainer/hf"
-	"github.com/capacloud/capanode/trainer/job"
 	"github.com/capacloud/capanode/trainer/round"
-	"github.com/capacloud/capanode/trainer/tokenizer"
 )
 
 // keepCheckpoints is how many checkpoints of a run a provider keeps.
@@ -32,16 +30,13 @@ func checkpointPin(run string, round uint64) string {
 
 // publishModel writes the state's model as a Hugging Face folder into the store, pins it and returns its CID. The folder
 // holds nothing that differs between members.
-func publishModel(ctx context.Context, n *Node, r job.Record, run cid.Cid, s *round.State) (cid.Cid, error) {
+func publishModel(ctx context.Context, t *task, s *round.State) (cid.Cid, error) {
+	n, r, run := t.p.Node, t.rec, t.run
 	program, err := r.Model.Program()
 	if err != nil {
 		return cid.Undef, err
 	}
 	params, _, err := engine.Layout(program.Params)
-	if err != nil {
-		return cid.Undef, err
-	}
-	tok, err := tokenizer.ByName(r.Tokenizer)
 	if err != nil {
 		return cid.Undef, err
 	}
@@ -55,7 +50,7 @@ func publishModel(ctx context.Context, n *Node, r job.Record, run cid.Cid, s *ro
 	}
 	defer os.RemoveAll(dir) // the store holds the copy that counts
 	proof := s.Proof()
-	err = hf.Write(dir, hf.Model{Spec: r.Model, Params: params, Weights: s.Weights, Tokenizer: tok, Provenance: hf.Provenance{
+	err = hf.Write(dir, hf.Model{Spec: r.Model, Params: params, Weights: s.Weights, Tokenizer: t.tok, Provenance: hf.Provenance{
 		Name: r.Name, Run: run.String(), Dataset: r.Dataset.String(), Round: s.Round, Step: s.Steps, Tokens: s.Tokens, State: proof.State(s.Weights).String(),
 		Head: proof.Head.String(), Momentum: proof.Momentum.String(),
 	}})

@@ -20,13 +20,14 @@ import (
 	"github.com/capacloud/capanode/trainer/engine"
 	"github.com/capacloud/capanode/trainer/hf"
 	"github.com/capacloud/capanode/trainer/round"
+	"github.com/capacloud/capanode/trainer/tokenizer"
 )
 
 // pullTime bounds the fetch of a model.
 const pullTime = 10 * time.Minute
 
 // modelSlack is how much more than the weights a model folder may hold, in bytes.
-const modelSlack = 8 << 20
+const modelSlack = 8<<20 + tokenizer.MaxFile
 
 // pulled is a model folder that was fetched and read.
 type pulled struct {
@@ -106,6 +107,9 @@ func (r *requester) judge(m hf.Model) error {
 	p := m.Provenance
 	if p.Run != r.run.String() || p.Step > r.rec.Steps() {
 		return fmt.Errorf("it says step %d of run %s: %w", p.Step, p.Run, errForeign)
+	}
+	if m.Tokenizer == nil || m.Tokenizer.Name() != r.rec.Tokenizer {
+		return fmt.Errorf("its tokenizer is not %s: %w", r.rec.Tokenizer, errForeign)
 	}
 	agreed := r.verified.state(p.Round)
 	if agreed == "" {
@@ -282,10 +286,24 @@ func (r *requester) measure(ctx context.Context, m *pulled) error {
 		return err
 	}
 	m.loss = loss
-	// One token is one byte for the byte tokenizer.
 	r.emit(EvalEvent{Type: "eval", Run: r.run.String(), Round: m.model.Provenance.Round, Loss: loss, Perplexity: math.Exp(loss),
-		BitsPerByte: loss / math.Ln2, Tokens: tokens})
+		BitsPerByte: loss / math.Ln2 * float64(tokens) / float64(textBytes(m.model.Tokenizer, batches)), Tokens: tokens})
 	return nil
+}
+
+// textBytes counts the bytes of text that the targets of batches stand for; an end of text counts as one.
+func textBytes(t tokenizer.Tokenizer, batches []engine.Batch) uint64 {
+	var sum uint64
+	var one [1]int32
+	var text []byte
+	for _, b := range batches {
+		for _, id := range b.Targets {
+			one[0] = id
+			text = t.Decode(text[:0], one[:])
+			sum += uint64(max(1, len(text)))
+		}
+	}
+	return sum
 }
 
 // heldOutLoss is the mean loss of a model over batches of one shape, in nats per token.

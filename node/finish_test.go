@@ -46,3 +46,25 @@ func TestJudgeModel(t *testing.T) {
 		}
 	}
 }
+
+// Where members' weights differ, a model in mid-run is taken on the word of its member, but only for the agreed ledger.
+func TestJudgeModelOfGroups(t *testing.T) {
+	run := wire.RecordCID([]byte("run"))
+	s := round.NewState(run, 2, []float32{1, -2, 3.5})
+	set := []round.Signed{{Header: round.Header{Tokens: 10, Ranges: []round.Range{{Shard: 1, From: 0, To: 4}}}, Author: "a", ID: round.Hash{1}}}
+	s.Advance(set, set, round.Turn{Steps: 1, Groups: true})
+	log := openLog(t, filepath.Join(t.TempDir(), "work.jsonl"))
+	if err := log.add(worker.Report{Round: 0, Total: 10, Next: s.Key(), Work: work{"a": 10}}); err != nil {
+		t.Fatal(err)
+	}
+	r := &requester{run: run, rec: job.Record{Rounds: 3, LocalSteps: 1}, verified: log}
+	proof := s.Proof()
+	m := hf.Model{Weights: []float32{9, 9, 9}, Provenance: hf.Provenance{Run: run.String(), Round: 1, Head: proof.Head.String(), Momentum: proof.Momentum.String()}}
+	if err := r.judge(m); err != nil {
+		t.Errorf("a member's own weights: %v", err)
+	}
+	m.Provenance.Head = proof.Momentum.String()
+	if err := r.judge(m); !errors.Is(err, errForeign) {
+		t.Errorf("another ledger: %v, want errForeign", err)
+	}
+}

@@ -276,7 +276,7 @@ func loadModel(ctx context.Context, u Use, what string) (m hf.Model, err error) 
 func readForUse(dir string) (hf.Model, error) {
 	m, err := hf.Read(dir)
 	if err == nil && m.Tokenizer == nil {
-		err = fmt.Errorf("model %s: its tokenizer is not one that this version knows: %w", dir, hf.ErrUnsupported)
+		err = fmt.Errorf("model %s: %w: %w", dir, hf.ErrUnsupported, m.TokenizerProblem)
 	}
 	return m, err
 }

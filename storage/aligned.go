@@ -26,7 +26,7 @@ func (s *Store) PutFile(ctx context.Context, r io.ReaderAt, size int64, opts Put
 	if !ok {
 		return s.Put(ctx, io.NewSectionReader(r, 0, size), opts)
 	}
-	if err := checkPin(opts.Pin, false); err != nil {
+	if err := checkPut(opts); err != nil {
 		return Info{}, err
 	}
 	info, err := s.putCut(ctx, r, cuts, opts, true)
@@ -82,6 +82,9 @@ func (s *Store) putCut(ctx context.Context, r io.ReaderAt, cuts unixfs.Cuts, opt
 		}
 	}()
 	err = im.run(ctx)
+	if err == nil && opts.whole != nil {
+		err = opts.whole()
+	}
 	err = errors.Join(err, f.Sync(), f.Close())
 	var layout *unixfs.Layout
 	if err == nil {

@@ -49,6 +49,7 @@ func (s *Store) commit(o *newObject) (Info, error) {
 	}
 	ch, err := s.prepare(batch, o)
 	if err == nil {
+		s.changed(o.cid)
 		err = s.apply(batch, pebble.Sync)
 	}
 	if err != nil {
@@ -108,12 +109,10 @@ func (s *Store) prepare(batch *pebble.Batch, o *newObject) (ch change, err error
 	if err := s.endPartial(batch, o, &ch); err != nil {
 		return ch, err
 	}
-	keep := present && s.keeps(old, o.rec)
-	if present && !keep && old.filed() && !o.rec.filed() {
-		if needed, err := s.needed(o.cid, nil); err != nil {
+	keep := false
+	if present {
+		if keep, err = s.keeps(o.cid, old, o.rec); err != nil {
 			return ch, err
-		} else if needed {
-			return ch, fmt.Errorf("storage: %s: other objects share its blocks, so it cannot give way to a file in place: %w", o.cid, ErrExists)
 		}
 	}
 	if keep {
@@ -126,14 +125,14 @@ func (s *Store) prepare(batch *pebble.Batch, o *newObject) (ch change, err error
 		ch.used += old.charge()
 		return ch, s.putRecord(batch, o.cid, o.rec)
 	}
-	if err := s.checkShared(o); err != nil {
-		return ch, err
-	}
 	ch.used += o.rec.charge()
 	if present {
 		if err := s.replace(batch, o, old, &ch); err != nil {
 			return ch, err
 		}
+	}
+	if err := s.checkShared(o); err != nil {
+		return ch, err
 	}
 	if err := s.moveIn(o, &ch); err != nil {
 		return ch, err
@@ -142,15 +141,17 @@ func (s *Store) prepare(batch *pebble.Batch, o *newObject) (ch change, err error
 }
 
 // keeps tells whether an object that is here serves instead of a new one of the same content. Bytes of the store's own are
-// never given up for a file in place, unless they are only cached; a file in place gives way to a copy.
-func (s *Store) keeps(old, rec record) bool {
+// never given up for a file in place, unless they are only cached and nobody shares them; a file in place gives way to a copy.
+func (s *Store) keeps(c cid.Cid, old, rec record) (bool, error) {
 	switch {
 	case old.Damaged:
-		return false
+		return false, nil
 	case old.External != nil:
-		return false
+		return false, nil
+	case rec.External == nil || old.Class == Owned:
+		return true, nil
 	}
-	return rec.External == nil || old.Class == Owned
+	return s.needed(c, nil)
 }
 
 // replace writes the removal of those entries into the batch that the new object does not overwrite.
@@ -158,9 +159,6 @@ func (s *Store) replace(batch *pebble.Batch, o *newObject, old record, ch *chang
 	var errs []error
 	if old.External != nil {
 		errs = append(errs, s.forgetPath(batch, o.cid, old.External.Path))
-	}
-	if old.Shared > 0 {
-		errs = append(errs, batch.Delete(cidKey(keyShared, o.cid), nil)) // what the new one shares is written after this
 	}
 	if old.Inline && !o.rec.Inline {
 		errs = append(errs, batch.Delete(cidKey(keyValue, o.cid), nil))

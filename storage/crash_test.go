@@ -77,6 +77,8 @@ func crashAtAnyWrite(t *testing.T, seed uint64, steps, every int) {
 	}
 	defer m.Close()
 	var during *storetest.Model
+	what := ""
+	m.Start = func(op string) { what = op }
 	m.Done = func(d *storetest.Model) { during = d }
 	tested := 0
 	for step := range steps {
@@ -92,7 +94,7 @@ func crashAtAnyWrite(t *testing.T, seed uint64, steps, every int) {
 		for i, at := range taken {
 			tested++
 			if err := checkCrash(at, during); err != nil {
-				t.Fatalf("seed %d, step %d, crash %d with %d %% of what was not synced: %v", seed, step, i, at.unsynced, err)
+				t.Fatalf("seed %d, step %d: %s, crash %d with %d %% of what was not synced: %v", seed, step, what, i, at.unsynced, err)
 			}
 		}
 	}

@@ -188,3 +188,10 @@ func (s *Store) damaged(c cid.Cid, rec record) error {
 	}
 	return ErrCorrupt
 }
+
+// markDamaged is damaged for an object that is known by name only.
+func (s *Store) markDamaged(c cid.Cid) {
+	if rec, err := s.record(c); err == nil {
+		_ = s.damaged(c, rec)
+	}
+}

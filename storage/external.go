@@ -200,7 +200,8 @@ func (s *Store) addKnown(rec record, opts PutOptions) (info Info, ok bool, err e
 	if opts.Pin != "" {
 		err = errors.Join(err, batch.Set(pinKey(opts.Pin), b, nil))
 	}
-	if err = errors.Join(err); err == nil {
+	if err == nil {
+		s.changed(c)
 		err = s.apply(batch, pebble.Sync)
 	}
 	if err != nil {
@@ -310,5 +311,6 @@ func (s *Store) amend(c cid.Cid, change func(*record)) error {
 	if err != nil || string(after) == string(before) {
 		return err
 	}
+	s.changed(c)
 	return s.set(cidKey(keyObject, c), after, pebble.Sync)
 }

@@ -98,7 +98,7 @@ func (a *adder) copyFile(ctx context.Context, path string, opts PutOptions) (Inf
 		}
 		return err
 	}
-	return a.s.PutFile(ctx, f, before.Size(), opts)
+	return a.s.PutFile(ctx, f, opts.Size, opts)
 }
 
 func (a *adder) addFolder(ctx context.Context, path string, opts PutOptions, depth int) (cid.Cid, uint64, error) {

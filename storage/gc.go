@@ -22,6 +22,8 @@ const (
 	// evictShare is the part of the quota that an eviction frees beyond what is wanted, so that a full cache does not look
 	// through the whole index for each new object.
 	evictShare = 64
+	// everything is more bytes than a store can hold: what a collection wants.
+	everything = 1 << 62
 )
 
 // Removed counts what a collection or eviction removed.
@@ -45,9 +47,6 @@ func (s *Store) GC(ctx context.Context) (Removed, error) {
 	return s.evict(ctx, everything)
 }
 
-// everything is more bytes than a store can hold.
-const everything = 1 << 62
-
 // protection is a new reason to keep an object.
 type protection struct {
 	cid  cid.Cid
@@ -63,16 +62,26 @@ func (s *Store) protected(p protection) {
 	}
 }
 
+// changed tells a collection that is under way, if any, that it must not rely on what it has seen of a record. Call it before the
+// record changes, with its stripe.
+func (s *Store) changed(c cid.Cid) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.collecting {
+		s.stale[c] = true
+	}
+}
+
 // candidate is a cached object or an abandoned fetch that may go.
 type candidate struct {
 	cid     cid.Cid
 	rank    rank
 	use     uint64 // LRU clock, or with a known next use how far away it is
 	bytes   int64
+	keys    int // index entries
 	partial bool
-
-	late  bool // waited at the end of the queue for those that share with it to go
-	moved int  // how often what others share has been moved out of it
+	// inline and filed say where a single block was when it was scanned; for all else the record is read again.
+	inline, filed bool
 }
 
 // rank is the first criterion of the order in which candidates go.
@@ -109,29 +118,32 @@ type collection struct {
 	s     *Store
 	kept  map[cid.Cid]bool
 	queue []candidate // in the order in which they go
-	owed  []candidate // could not go, because objects that stay share their blocks
 }
 
 // evict removes unprotected cached objects until want bytes are free or none is left. The caller holds the token of evicting.
 func (s *Store) evict(ctx context.Context, want int64) (total Removed, err error) {
 	s.mu.Lock()
-	s.collecting, s.fresh = true, nil
+	s.collecting, s.fresh, s.stale = true, nil, map[cid.Cid]bool{}
 	s.mu.Unlock()
 	defer func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.collecting, s.fresh = false, nil
+		s.collecting, s.fresh, s.stale = false, nil, nil
 	}()
 	c := &collection{s: s, kept: map[cid.Cid]bool{}}
 	err = c.scan(ctx)
+	switch {
+	case want < everything:
+	case s.sharing.Load():
+		slices.Reverse(c.queue) // the newer ones share with the older ones: then little has to move
+	default: // the order of the index is as good as any other, and much faster
+		slices.SortFunc(c.queue, func(a, b candidate) int { return cmp.Compare(a.cid.KeyString(), b.cid.KeyString()) })
+	}
 	for err == nil && len(c.queue) > 0 && total.Bytes < want {
 		var gone []removal
 		for err == nil && len(c.queue) > 0 && len(gone) < gcSync && total.Bytes < want {
 			var step []removal
 			step, err = c.step(ctx, want-total.Bytes)
-			if err == nil {
-				err = c.settleOwed(ctx, want)
-			}
 			for _, r := range step {
 				total.Objects++
 				total.Bytes += r.bytes
@@ -146,46 +158,60 @@ func (s *Store) evict(ctx context.Context, want int64) (total Removed, err error
 	return total, err
 }
 
-// step removes the front of the queue from the index, in one turn at the gate.
+// step removes the front of the queue from the index, in one turn at the gate. Leaves that objects which stay share with those
+// that go move to them before.
 func (c *collection) step(ctx context.Context, want int64) ([]removal, error) {
 	s := c.s
 	if err := errors.Join(ctx.Err(), c.protect(ctx)); err != nil { // most of it, before anybody waits
 		return nil, err
+	}
+	next := c.front(want)
+	for _, x := range next {
+		if err := s.bequeath(ctx, x.cid, leaving(next)); err != nil {
+			s.log.Warn("an object that others share cannot go", "cid", x.cid, "err", err)
+		}
 	}
 	s.gate.Lock()
 	defer s.gate.Unlock()
 	if err := c.protect(ctx); err != nil {
 		return nil, err
 	}
+	next, err := s.spare(slices.DeleteFunc(next, func(x candidate) bool { return c.kept[x.cid] }))
+	if err != nil {
+		return nil, err
+	}
 	defer s.lockStripes()()
 	batch := s.db.NewBatch()
 	defer batch.Close()
 	var out []removal
-	sum := int64(0)
-	for len(c.queue) > 0 && batch.Count() < gcKeys && sum < want {
-		front, err := c.front(want)
+	for _, x := range next {
+		gone, err := c.unlist(batch, x)
+		if errors.Is(err, ErrNotFound) {
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
-		for _, next := range front {
-			gone, err := s.unlist(batch, next)
-			if errors.Is(err, ErrNotFound) {
-				continue
-			}
-			if err != nil {
-				return nil, err
-			}
-			sum += gone.bytes
-			out = append(out, gone)
-		}
-		if s.sharing.Load() {
-			break // what the index says of who holds what is old now
-		}
+		out = append(out, gone)
 	}
 	if err := s.apply(batch, pebble.NoSync); err != nil {
 		return nil, fmt.Errorf("storage: remove: %w", err)
 	}
 	return out, nil
+}
+
+// front takes from the queue what one turn removes: enough to free want bytes, and about gcKeys entries at most.
+func (c *collection) front(want int64) []candidate {
+	n, keys, sum := 0, 0, int64(0)
+	for ; n < len(c.queue) && keys < gcKeys && sum < want; n++ {
+		if x := c.queue[n]; !c.kept[x.cid] {
+			keys += x.keys
+			sum += x.bytes
+		}
+	}
+	next := slices.Clone(c.queue[:n])
+	c.queue = c.queue[n:]
+	return slices.DeleteFunc(next, func(x candidate) bool { return c.kept[x.cid] })
 }
 
 // protect marks what was protected since it was called last.
@@ -207,6 +233,23 @@ func (c *collection) protect(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// unlist writes the removal of one candidate into the batch. Of a single block that nobody has touched since the scan, which is
+// what most objects are, the index is not read again.
+func (c *collection) unlist(batch *pebble.Batch, next candidate) (removal, error) {
+	s := c.s
+	s.mu.Lock()
+	stale := s.stale[next.cid]
+	s.mu.Unlock()
+	if stale || !next.inline && !next.filed {
+		return s.unlist(batch, next)
+	}
+	out := removal{cid: next.cid, bytes: next.bytes}
+	if next.filed {
+		_, out.file = s.objectPath(next.cid)
+	}
+	return out, s.unindex(batch, next.cid, record{Kind: Block, Inline: next.inline})
 }
 
 // unlist writes the removal of one candidate into the batch.
@@ -299,7 +342,9 @@ func (c *collection) scan(ctx context.Context) error {
 			}
 			return nil
 		}
-		c.queue = append(c.queue, candidate{cid: id, rank: unknown, use: uses.of(id), bytes: rec.charge()})
+		single := rec.Kind != File && rec.External == nil
+		c.queue = append(c.queue, candidate{cid: id, rank: unknown, use: uses.of(id), bytes: rec.charge(),
+			keys: 4 + rec.blocks() + 2*rec.Nodes, inline: single && rec.Inline, filed: single && !rec.Inline})
 		return nil
 	})
 	if err = errors.Join(err, uses.it.Close()); err != nil {
@@ -312,7 +357,7 @@ func (c *collection) scan(ctx context.Context) error {
 	}
 	err = s.eachPartial(ctx, func(id cid.Cid, rec partialRecord) error {
 		if !s.isActive(id) && rec.Class != Owned {
-			c.queue = append(c.queue, candidate{cid: id, rank: abandoned, bytes: rec.Charge, partial: true})
+			c.queue = append(c.queue, candidate{cid: id, rank: abandoned, bytes: rec.Charge, keys: 1, partial: true})
 		}
 		return nil
 	})

@@ -51,7 +51,8 @@ type record struct {
 	External *external `cbor:"external,omitempty"` // where a file in place lies; nil when the store has the bytes itself
 }
 
-// charge is what the object costs of the quota: files in place only what the store keeps beside them.
+// charge is what the object costs of the quota: files in place only what the store keeps beside them, and no leaf that another
+// object pays for.
 func (r record) charge() int64 {
 	if r.External != nil {
 		return r.NodeBytes
@@ -90,16 +91,17 @@ func (s *Store) info(c cid.Cid, r record) Info {
 
 // place says where in an object a block is.
 type place struct {
-	kind   byte // placeLeaf, placeNode, placeWhole or placeShared
+	kind   byte
 	offset uint64
 	length uint64
 }
 
 const (
-	placeLeaf   = 1 // offset bytes into the content
-	placeNode   = 2 // interior node number offset
-	placeWhole  = 3 // the object is this block
-	placeShared = 4 // as placeLeaf, but the bytes are not here: another object's placeLeaf has them
+	placeLeaf    = 1 // offset bytes into the content
+	placeNode    = 2 // interior node number offset
+	placeWhole   = 3 // the object is this block
+	placeShared  = 4 // as placeLeaf, but the bytes are not here: another object's placeLeaf has them
+	placeOutside = 5 // as placeLeaf, in a file in place: nobody shares it, as it may go at any time
 )
 
 func (p place) encode() []byte {
@@ -257,7 +259,7 @@ func (s *Store) indexObject(batch *pebble.Batch, o *newObject) error {
 // indexLeaves writes the leaf table of a file and the place of each leaf into the batch.
 func (s *Store) indexLeaves(batch *pebble.Batch, o *newObject) error {
 	c, leaves := o.cid, o.layout.Leaves
-	var errs []error
+	errs := []error{batch.Delete(cidKey(keyShared, c), nil)} // of a damaged object that this one replaces
 	if o.shared != nil {
 		errs = append(errs, batch.Set(cidKey(keyShared, c), o.shared, nil))
 		s.sharing.Store(true)
@@ -268,6 +270,9 @@ func (s *Store) indexLeaves(batch *pebble.Batch, o *newObject) error {
 		for j, d := range leaves[i:min(i+leafChunk, len(leaves))] {
 			chunk = append(chunk, d[:]...)
 			where := place{placeLeaf, uint64(o.layout.LeafOffset(i + j)), uint64(o.layout.LeafSize(i + j))}
+			if o.rec.External != nil {
+				where.kind = placeOutside
+			}
 			if o.shared.has(i + j) {
 				if own[d] {
 					continue // the same leaf is here at another place
@@ -299,15 +304,11 @@ func (s *Store) unindex(batch *pebble.Batch, c cid.Cid, rec record) error {
 	errs := []error{
 		batch.Delete(cidKey(keyObject, c), nil),
 		batch.Delete(cidKey(keyUse, c), nil),
+		batch.Delete(cidKey(keyCuts, c), nil),
+		batch.Delete(cidKey(keyShared, c), nil),
 	}
 	if rec.Inline {
 		errs = append(errs, batch.Delete(cidKey(keyValue, c), nil))
-	}
-	if rec.Leaves > 0 {
-		errs = append(errs, batch.Delete(cidKey(keyCuts, c), nil))
-	}
-	if rec.Shared > 0 {
-		errs = append(errs, batch.Delete(cidKey(keyShared, c), nil))
 	}
 	if rec.External != nil {
 		errs = append(errs, s.forgetPath(batch, c, rec.External.Path))

@@ -11,7 +11,11 @@ import (
 	"syscall"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
 )
+
+// indexCache is the memory in bytes for blocks of the index.
+const indexCache = 16 << 20
 
 func (s *Store) open(ctx context.Context) error {
 	_, err := s.fs.Stat(s.dir)
@@ -26,7 +30,7 @@ func (s *Store) open(ctx context.Context) error {
 	}
 	lock, err := s.fs.Lock(s.fs.PathJoin(s.dir, "LOCK"))
 	switch {
-	case errors.Is(err, syscall.EROFS), errors.Is(err, syscall.EPERM):
+	case errors.Is(err, syscall.EROFS), errors.Is(err, fs.ErrPermission) && errors.As(err, new(*fs.PathError)): // not of the lock
 		return s.unwritable(err)
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("%w: %w", ErrLocked, err)
@@ -34,10 +38,13 @@ func (s *Store) open(ctx context.Context) error {
 		return err
 	}
 	s.lock = lock
+	cache := pebble.NewCache(indexCache)
+	defer cache.Unref()
 	s.db, err = pebble.Open(s.fs.PathJoin(s.dir, "index"), &pebble.Options{
-		FS:                 s.fs,
+		FS:                 manifestFS{s.fs},
 		FormatMajorVersion: pebble.FormatNewest,
 		Logger:             indexLogger{s.log},
+		Cache:              cache,
 		MemTableSize:       8 << 20,
 		MaxOpenFiles:       256,
 	})
@@ -51,6 +58,29 @@ func (s *Store) open(ctx context.Context) error {
 		return err
 	}
 	return s.recover(ctx)
+}
+
+// manifestFS makes the names of pebble's manifests durable before anything says that they are current. Pebble relies on a file
+// system that keeps changes of a folder in their order; not all do.
+type manifestFS struct{ vfs.FS }
+
+// Unwrap implements [vfs.FS].
+func (m manifestFS) Unwrap() vfs.FS { return m.FS }
+
+// Create implements [vfs.FS].
+func (m manifestFS) Create(name string, category vfs.DiskWriteCategory) (vfs.File, error) {
+	f, err := m.FS.Create(name, category)
+	if err != nil || !strings.HasPrefix(m.PathBase(name), "MANIFEST") {
+		return f, err
+	}
+	dir, err := m.OpenDir(m.PathDir(name))
+	if err == nil {
+		err = errors.Join(dir.Sync(), dir.Close())
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 func (s *Store) checkVersion() error {

@@ -42,8 +42,7 @@ type Partial struct {
 	file   vfs.File
 	path   string
 	shared bitmap             // blocks that are in another place of the store; fixed after begin
-	twins  map[int]int        // of these, the ones that occur earlier in the file, and where
-	holds  map[cid.Cid]func() // keep what holds the others here
+	holds  map[cid.Cid]func() // keep those here
 
 	mu       sync.Mutex
 	bits     bitmap
@@ -59,7 +58,8 @@ type Partial struct {
 
 // Begin starts or resumes the fetch of a file of several leaves. node returns the interior nodes of the file, root first;
 // they are verified here. Blocks that other objects of the store hold are shared with them: they are not missing and cost
-// nothing. The rest is reserved before Begin returns. A complete object is [ErrExists]; a damaged one becomes a partial that lacks only its bad blocks; one that another caller is fetching is [ErrBusy].
+// nothing. The rest is reserved before Begin returns. A complete object is [ErrExists]; a damaged
+// one becomes a partial that lacks only its bad blocks; one that another caller is fetching is [ErrBusy].
 func (s *Store) Begin(ctx context.Context, root cid.Cid, node func(cid.Cid) ([]byte, error)) (*Partial, error) {
 	layout, err := unixfs.Resolve(root, func(c cid.Cid) ([]byte, error) {
 		block, err := node(c)
@@ -166,15 +166,15 @@ func (p *Partial) adoptMore(ctx context.Context) error {
 	if err := p.adopt(ctx); err != nil {
 		return err
 	}
-	p.count()
 	more := p.rec.charge() - before
-	if more == 0 {
-		return nil
-	}
 	if more > 0 {
 		if err := s.reserve(ctx, more); err != nil {
 			return err
 		}
+	}
+	p.count()
+	if more == 0 {
+		return nil
 	}
 	err := p.save(p.bits, pebble.Sync)
 	if err == nil {
@@ -191,19 +191,14 @@ func (p *Partial) adopt(ctx context.Context) error {
 	buf := s.buffer()
 	defer s.recycle(buf)
 	shared, found := newBitmap(len(l.Leaves)), false
-	seen := make(map[unixfs.Digest]int, len(l.Leaves))
-	p.twins = map[int]int{}
+	seen := make(map[unixfs.Digest]bool, len(l.Leaves))
 	for i, d := range l.Leaves {
-		first, again := seen[d]
-		if !again {
-			seen[d] = i
-		}
-		switch {
-		case p.bits.has(i):
+		again := seen[d]
+		seen[d] = true
+		if p.bits.has(i) {
 			continue
-		case again:
-			p.twins[i] = first
-		default:
+		}
+		if !again {
 			owner, err := s.find(d, buf[:l.LeafSize(i)])
 			if err = errors.Join(err, ctx.Err()); errors.Is(err, ErrNotFound) || errors.Is(err, ErrCorrupt) {
 				continue
@@ -228,58 +223,62 @@ func (p *Partial) adopt(ctx context.Context) error {
 // reopenDamaged turns a damaged object back into a partial and keeps its good blocks. One that is not damaged is [ErrExists].
 func (p *Partial) reopenDamaged(ctx context.Context, old record) error {
 	s, root := p.s, p.layout.Root
-	if !s.info(root, old).Damaged {
-		return ErrExists
-	}
-	more := max(0, p.rec.charge()-old.charge()) // a file in place becomes a copy
-	if err := s.reserve(ctx, more); err != nil {
-		return err
-	}
-	err := p.unlistDamaged(&old)
-	for errors.Is(err, errNeeded) {
-		if err = s.bequeath(ctx, root, nil); err == nil {
-			err = p.unlistDamaged(&old)
+	for s.info(root, old).Damaged {
+		more := max(0, p.rec.charge()-old.charge()) // a file in place becomes a copy, what was shared is fetched
+		if err := s.reserve(ctx, more); err != nil {
+			return err
+		}
+		done, err := p.unlistDamaged(old)
+		if done && err == nil {
+			s.settle(p.rec.charge()-old.charge(), -more)
+			return p.salvage(old)
+		}
+		s.settle(0, -more)
+		if err == nil {
+			err = s.bequeath(ctx, root, nil)
+		}
+		if err == nil {
+			old, err = s.record(root)
+		}
+		if err != nil {
+			return err
 		}
 	}
-	if err != nil {
-		s.settle(0, -more)
-		return err
-	}
-	s.settle(p.rec.charge()-old.charge(), -more)
-	return p.salvage(old)
+	return ErrExists
 }
 
 // unlistDamaged makes the index call the object unfinished. It changes before any file does: a crash after that costs the good
-// blocks and nothing else.
-func (p *Partial) unlistDamaged(old *record) (err error) {
+// blocks and nothing else. It is not done while others need leaves of the object, or when the object has changed since.
+func (p *Partial) unlistDamaged(old record) (done bool, err error) {
 	s, root := p.s, p.layout.Root
-	s.gate.Lock() // nobody begins to share with it
+	s.gate.Lock() // nobody begins to share its leaves
 	defer s.gate.Unlock()
 	mu := s.stripe(root)
 	mu.Lock()
 	defer mu.Unlock()
-	if *old, err = s.record(root); err != nil {
-		return err
+	now, err := s.record(root)
+	if err != nil {
+		return false, err
 	}
-	if !s.info(root, *old).Damaged {
-		return ErrExists // repaired meanwhile
+	if !s.info(root, now).Damaged {
+		return false, ErrExists // repaired meanwhile
 	}
-	if needed, err := s.needed(root, nil); err != nil {
-		return err
-	} else if needed {
-		return errNeeded
+	needed, err := s.needed(root, nil)
+	if needed || err != nil || now.charge() != old.charge() || now.filed() != old.filed() {
+		return false, err
 	}
-	p.rec.Class = old.Class
+	p.rec.Class = now.Class
 	batch := s.db.NewBatch()
 	defer batch.Close()
-	b, err := wire.Marshal(partialRecord{Class: old.Class, Charge: p.rec.charge(), Bits: p.bits})
+	b, err := wire.Marshal(partialRecord{Class: now.Class, Charge: p.rec.charge(), Bits: p.bits})
 	if err == nil {
-		err = errors.Join(s.unindex(batch, root, *old), batch.Set(cidKey(keyPartial, root), b, nil))
+		err = errors.Join(s.unindex(batch, root, now), batch.Set(cidKey(keyPartial, root), b, nil))
 	}
 	if err == nil {
+		s.changed(root)
 		err = s.apply(batch, pebble.Sync)
 	}
-	return err
+	return err == nil, err
 }
 
 // salvage takes over the file of a damaged object, or what is left of a file in place, and finds its good blocks.

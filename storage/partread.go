@@ -8,7 +8,7 @@ import (
 	"github.com/capacloud/capanode/storage/unixfs"
 )
 
-// Has reports whether block i has arrived.
+// Has reports whether block i is here: it has arrived, or another object has it.
 func (p *Partial) Has(i int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -17,13 +17,7 @@ func (p *Partial) Has(i int) bool {
 
 // has is called with mu held.
 func (p *Partial) has(i int) bool {
-	if i < 0 || i >= len(p.layout.Leaves) {
-		return false
-	}
-	if first, ok := p.twins[i]; ok {
-		i = first
-	}
-	return p.bits.has(i) || p.shared.has(i)
+	return i >= 0 && i < len(p.layout.Leaves) && (p.bits.has(i) || p.shared.has(i))
 }
 
 // Block reads a block that has arrived into the front of dst, which must be large enough, verifies it and returns it. One that
@@ -47,18 +41,10 @@ func (p *Partial) Block(i int, dst []byte) ([]byte, error) {
 		return nil, fmt.Errorf("storage: %s block %d: %d bytes do not fit %d: %w", p.layout.Root, i, size, len(dst), io.ErrShortBuffer)
 	}
 	dst = dst[:size]
-	at := i
-	if first, ok := p.twins[i]; ok {
-		at = first
+	if p.shared.has(i) {
+		return p.lent(i, dst)
 	}
-	if p.shared.has(at) {
-		if _, err := p.s.find(p.layout.Leaves[i], dst); err != nil {
-			clear(dst)
-			return nil, fmt.Errorf("storage: %s block %d, shared with another object: %w", p.layout.Root, i, err)
-		}
-		return dst, nil
-	}
-	n, err := p.file.ReadAt(dst, p.layout.LeafOffset(at))
+	n, err := p.file.ReadAt(dst, p.layout.LeafOffset(i))
 	if err != nil && err != io.EOF {
 		return nil, fmt.Errorf("storage: %s block %d: %w", p.layout.Root, i, err)
 	}
@@ -68,9 +54,18 @@ func (p *Partial) Block(i int, dst []byte) ([]byte, error) {
 	clear(dst)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.bits.has(at) && !p.closed {
-		p.bits.clear(at)
+	if p.bits.has(i) && !p.closed {
+		p.bits.clear(i)
 		p.missing++
 	}
 	return nil, fmt.Errorf("storage: %s block %d: %w", p.layout.Root, i, ErrCorrupt)
+}
+
+// lent reads a block that another object has.
+func (p *Partial) lent(i int, dst []byte) ([]byte, error) {
+	if _, err := p.s.find(p.layout.Leaves[i], dst); err != nil {
+		clear(dst)
+		return nil, fmt.Errorf("storage: %s block %d, shared with another object: %w", p.layout.Root, i, err)
+	}
+	return dst, nil
 }

@@ -172,9 +172,9 @@ func (s *Store) endLeases(ctx context.Context) error {
 // pin or lease reaches is [ErrPinned]. The entries of a deleted folder stay as cached objects.
 func (s *Store) Delete(ctx context.Context, c cid.Cid) error {
 	for {
-		gone, err := s.delete(ctx, c)
-		s.unfile(gone)
-		if !errors.Is(err, errNeeded) {
+		gone, needed, err := s.delete(ctx, c)
+		if !needed || err != nil {
+			s.unfile(gone)
 			return err
 		}
 		if err := s.bequeath(ctx, c, nil); err != nil {
@@ -183,44 +183,41 @@ func (s *Store) Delete(ctx context.Context, c cid.Cid) error {
 	}
 }
 
-// errNeeded says that an object cannot go before the leaves that others share have moved.
-var errNeeded = errors.New("other objects share its blocks")
-
-func (s *Store) delete(ctx context.Context, c cid.Cid) ([]removal, error) {
+// delete is one attempt; needed tells that it waits until the leaves that others share have moved.
+func (s *Store) delete(ctx context.Context, c cid.Cid) (gone []removal, needed bool, err error) {
 	s.gate.Lock()
 	defer s.gate.Unlock()
 	if _, err := s.record(c); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	pins, err := s.Pins(ctx)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	reached := map[cid.Cid]bool{}
 	for _, p := range pins {
 		if err := s.mark(ctx, p.CID, reached); err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		if reached[c] {
-			return nil, fmt.Errorf("storage: delete %s: unpin %q first: %w", c, p.Name, ErrPinned)
+			return nil, false, fmt.Errorf("storage: delete %s: unpin %q first: %w", c, p.Name, ErrPinned)
 		}
 	}
-	if needed, err := s.needed(c, nil); err != nil {
-		return nil, err
-	} else if needed {
-		return nil, errNeeded
+	if needed, err = s.needed(c, nil); needed || err != nil {
+		return nil, needed, err
 	}
 	defer s.lockStripes()()
 	batch := s.db.NewBatch()
 	defer batch.Close()
-	gone, err := s.unlist(batch, candidate{cid: c})
+	one, err := s.unlist(batch, candidate{cid: c})
 	if err == nil {
+		s.changed(c)
 		err = s.apply(batch, pebble.Sync)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("storage: delete %s: %w", c, s.diskError(err))
+		return nil, false, fmt.Errorf("storage: delete %s: %w", c, s.diskError(err))
 	}
-	return []removal{gone}, nil
+	return []removal{one}, false, nil
 }
 
 // Disown makes objects cached ones: they may be evicted unless a pin, a lease or an owned folder reaches them. Those that are
@@ -237,6 +234,7 @@ func (s *Store) Disown(ctx context.Context, all ...cid.Cid) error {
 			continue
 		}
 		rec.Class = Cached
+		s.changed(c)
 		if err == nil {
 			err = s.putRecord(batch, c, rec)
 		}

@@ -15,7 +15,8 @@ import (
 )
 
 // Reader reads one object. Each block is hashed before a byte of it is returned. It is safe for concurrent use; calls take
-// turns. The object stays readable until Close even if it is deleted; one that shares leaves with another object only until both are.
+// turns. The object stays readable until Close even if it is deleted; one that shares leaves with another object only until both
+// are.
 type Reader struct {
 	s      *Store
 	cid    cid.Cid
@@ -129,13 +130,13 @@ func (r *Reader) Size() int64 { return r.rec.Size }
 // Blocks returns the number of leaves: one for everything but a file of several leaves.
 func (r *Reader) Blocks() int { return r.rec.blocks() }
 
+// Cuts says where the leaves begin and end.
+func (r *Reader) Cuts() unixfs.Cuts { return r.cuts }
+
 // BlockSize returns the content bytes of leaf i.
 func (r *Reader) BlockSize(i int) int64 {
 	return r.cuts.LeafSize(i)
 }
-
-// Cuts says where the leaves begin and end.
-func (r *Reader) Cuts() unixfs.Cuts { return r.cuts }
 
 // Block reads leaf i into the front of dst, which must be large enough, verifies it and returns it. On an error dst holds
 // nothing of use.
@@ -335,7 +336,7 @@ func (s *Store) GetBlock(ctx context.Context, c cid.Cid, buf []byte) ([]byte, er
 // codec returns the codec of the block at the place inside the object.
 func (p place) codec(owner cid.Cid) uint64 {
 	switch p.kind {
-	case placeLeaf, placeShared:
+	case placeLeaf, placeShared, placeOutside:
 		return cid.Raw
 	case placeNode:
 		return cid.DagProtobuf
@@ -361,13 +362,13 @@ func (s *Store) blockIn(ctx context.Context, owner cid.Cid, where place, buf []b
 		return nil, err
 	}
 	i := 0
-	if where.kind == placeLeaf {
+	if where.kind == placeLeaf || where.kind == placeOutside {
 		if where.offset >= uint64(rec.Size) {
 			return nil, fmt.Errorf("storage: %s: block at %d of %d bytes: %w", owner, where.offset, rec.Size, ErrCorrupt)
 		}
 		i = r.cuts.LeafAt(int64(where.offset))
 	}
-	if int64(len(buf)) < r.BlockSize(i) {
+	if buf == nil || int64(len(buf)) < r.BlockSize(i) { // nil would say that an empty block is not there
 		buf = make([]byte, r.BlockSize(i))
 	}
 	return r.Block(i, buf)

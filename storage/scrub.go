@@ -192,15 +192,15 @@ func (x *scrubber) object(ctx context.Context, c cid.Cid, rec record) error {
 	if err != nil {
 		return err
 	}
-	x.st.Objects++
 	if fault != nil {
-		x.st.Faults++
-		x.rep.Faults = append(x.rep.Faults, *fault)
 		x.s.log.Warn("a stored object is damaged", "cid", c, "block", fault.Block, "err", fault.Err)
+		x.rep.Faults = append(x.rep.Faults, *fault)
 		if err := x.repair(ctx, c, rec, fault); err != nil {
-			return err
+			return err // it is looked at again when the pass goes on
 		}
+		x.st.Faults++
 	}
+	x.st.Objects++
 	x.st.Next, x.st.Block = append([]byte(c.KeyString()), 0), 0
 	return nil
 }

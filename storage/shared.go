@@ -104,8 +104,7 @@ type holding struct {
 // errStop ends a walk over the index early.
 var errStop = errors.New("stop")
 
-// holders calls f for every file object that has the leaf, whether in a file of the store or not, until f returns false. Files in
-// place hold nothing: their owner may change them at any time.
+// holders calls f for every file object that has the leaf, whether in its own file or not, until f returns false.
 func (s *Store) holders(d unixfs.Digest, f func(holding) bool) error {
 	err := s.each(context.Background(), append([]byte{keyBlock}, d[:]...), func(key, value []byte) error {
 		where, err := decodePlace(value)
@@ -115,11 +114,6 @@ func (s *Store) holders(d unixfs.Digest, f func(holding) bool) error {
 		owner, err := cid.Cast(key)
 		if err != nil {
 			return fmt.Errorf("storage: index key: %w", err)
-		}
-		if where.kind == placeLeaf {
-			if rec, err := s.record(owner); err != nil || !rec.filed() {
-				return err
-			}
 		}
 		if !f(holding{owner, where}) {
 			return errStop
@@ -187,17 +181,10 @@ func (s *Store) find(d unixfs.Digest, dst []byte) (owner cid.Cid, err error) {
 			return h.cid, nil
 		}
 		if errors.Is(err, ErrCorrupt) {
-			s.blame(h.cid)
+			s.markDamaged(h.cid)
 		}
 	}
 	return cid.Undef, err
-}
-
-// blame marks an object damaged whose bytes another one could not use.
-func (s *Store) blame(c cid.Cid) {
-	if rec, err := s.record(c); err == nil {
-		_ = s.damaged(c, rec)
-	}
 }
 
 // lent returns leaf i of an object, which is in another place.
@@ -228,17 +215,17 @@ type bequest struct {
 
 // bequeath moves every leaf that others share and only this object holds to one of them, so that it can go. The copies are
 // made and synced outside the gate; who holds what changes in one synced batch. A crash before that batch leaves bytes in a
-// hole, which nobody reads. Objects in avoid inherit nothing.
-func (s *Store) bequeath(ctx context.Context, c cid.Cid, avoid map[cid.Cid]bool) error {
+// hole, which nobody reads. Objects that leave together inherit nothing.
+func (s *Store) bequeath(ctx context.Context, c cid.Cid, leaving map[cid.Cid]bool) error {
 	for s.sharing.Load() {
-		list, err := s.bequests(ctx, c, avoid, bequestBytes)
+		list, err := s.bequests(ctx, c, leaving, bequestBytes)
 		if err != nil || len(list) == 0 {
 			return err
 		}
 		if err := s.copyLeaves(list); err != nil {
 			return fmt.Errorf("storage: move shared blocks out of %s: %w", c, s.diskError(err))
 		}
-		if err := s.handOver(c, avoid, list); err != nil {
+		if err := s.handOver(c, leaving, list); err != nil {
 			return fmt.Errorf("storage: move shared blocks out of %s: %w", c, s.diskError(err))
 		}
 	}
@@ -310,6 +297,42 @@ func (s *Store) needed(c cid.Cid, leaving map[cid.Cid]bool) (bool, error) {
 	return len(list) > 0, err
 }
 
+// leaving lists the objects of a removal.
+func leaving(list []candidate) map[cid.Cid]bool {
+	out := make(map[cid.Cid]bool, len(list))
+	for _, c := range list {
+		if !c.partial {
+			out[c.cid] = true
+		}
+	}
+	return out
+}
+
+// spare takes out of a removal, with the gate held, whatever an object that stays needs. Each one that is spared may need others.
+func (s *Store) spare(list []candidate) ([]candidate, error) {
+	for s.sharing.Load() {
+		going := leaving(list)
+		rest := make([]candidate, 0, len(list))
+		for _, c := range list {
+			needed := false
+			if !c.partial {
+				var err error
+				if needed, err = s.needed(c.cid, going); err != nil {
+					return nil, err
+				}
+			}
+			if !needed {
+				rest = append(rest, c)
+			}
+		}
+		if len(rest) == len(list) {
+			break
+		}
+		list = rest
+	}
+	return list, nil
+}
+
 // copyLeaves writes leaves into the holes of their heirs' files and syncs those.
 func (s *Store) copyLeaves(list []bequest) (err error) {
 	files := map[cid.Cid]vfs.File{}
@@ -350,24 +373,24 @@ func (s *Store) copyLeaves(list []bequest) (err error) {
 }
 
 // handOver makes the copies count: heirs hold and pay, the giver shares.
-func (s *Store) handOver(c cid.Cid, avoid map[cid.Cid]bool, list []bequest) error {
+func (s *Store) handOver(c cid.Cid, leaving map[cid.Cid]bool, list []bequest) error {
 	s.gate.Lock() // nobody commits or removes while who holds what changes
 	defer s.gate.Unlock()
 	unlock := s.lockStripes() // and nobody is marked
-	broken, err := s.handOverLocked(c, avoid, list)
+	broken, err := s.handOverLocked(c, leaving, list)
 	unlock()
 	for _, id := range broken {
-		s.blame(id)
+		s.markDamaged(id)
 	}
 	return err
 }
 
-func (s *Store) handOverLocked(c cid.Cid, avoid map[cid.Cid]bool, list []bequest) (broken []cid.Cid, err error) {
+func (s *Store) handOverLocked(c cid.Cid, leaving map[cid.Cid]bool, list []bequest) (broken []cid.Cid, err error) {
 	objects := map[cid.Cid]*sharer{}
 	batch := s.db.NewBatch()
 	defer batch.Close()
 	for _, b := range list {
-		now, err := s.bequest(c, avoid, b.digest)
+		now, err := s.bequest(c, leaving, b.digest)
 		if err != nil {
 			return nil, err
 		}

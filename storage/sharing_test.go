@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -485,7 +487,7 @@ func (m *sharingModel) check(t *rapid.T) {
 func TestSharingModel(t *testing.T) {
 	lives := 0
 	rapid.Check(t, func(t *rapid.T) {
-		if lives++; lives > sharingLives && !long() {
+		if lives++; lives > sharingLives {
 			return
 		}
 		donor, err := storage.OpenMem()
@@ -506,70 +508,76 @@ func TestSharingModel(t *testing.T) {
 	})
 }
 
+// sharingStep is what a crash in one step must not cost.
+type sharingStep struct {
+	stored map[cid.Cid]bool
+	open   cid.Cid // the step is about this one: it may be there or not
+}
+
 // TestCrashWhileSharing loses power between any two writes of a life of files that share: what was acknowledged is whole.
 func TestCrashWhileSharing(t *testing.T) {
 	ctx := context.Background()
-	every := 2
-	if testing.Short() {
-		every = 7
+	c := &crashes{mem: vfs.NewCrashableMem(), every: 1, rng: rand.New(rand.NewPCG(7, 7))}
+	var promises []sharingStep // by step
+	begin := func(id cid.Cid) {
+		next := sharingStep{map[cid.Cid]bool{}, id}
+		if len(promises) > 0 {
+			maps.Copy(next.stored, promises[len(promises)-1].stored)
+		}
+		promises = append(promises, next)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.step = len(promises) - 1
 	}
-	c := &crashes{mem: vfs.NewCrashableMem(), every: every, rng: rand.New(rand.NewPCG(7, 7))}
 	s := open(t, "/store", storage.Options{FS: errorfs.Wrap(c.mem, c)})
 	donor := open(t, "/donor", storage.Options{FS: vfs.NewMem()})
 	lists := [][]uint64{{1, 2, 3, 4, 5, 6, 7, 8}, {9, 2, 3, 4, 5, 6, 9, 8}, {9, 2, 10, 4, 11, 6, 7, 8}}
-	ids := make([]cid.Cid, len(lists))
+	parts := map[cid.Cid][]uint64{}
 	for i, list := range lists {
-		ids[i] = putParts(t, donor, storage.PutOptions{}, list...).CID
-	}
-	// Which files must be there after each step.
-	steps := []struct {
-		do   func() error
-		have []int
-	}{
-		{func() error { putParts(t, s, storage.PutOptions{}, lists[0]...); return nil }, []int{0}},
-		{func() error { fetchMissing(t, donor, s, ids[1]); return s.Pin(ctx, "1", ids[1]) }, []int{0, 1}},
-		{func() error { putParts(t, s, storage.PutOptions{Pin: "2"}, lists[2]...); return nil }, []int{0, 1, 2}},
-		{func() error { return s.Delete(ctx, ids[0]) }, []int{1, 2}},
-		{func() error { return s.Unpin(ctx, "1") }, []int{2}},
-		{func() error { _, err := s.GC(ctx); return err }, []int{2}},
-	}
-	tested := 0
-	var before []int
-	for n, step := range steps {
-		c.mu.Lock()
-		c.taken = nil
-		c.mu.Unlock()
-		if err := step.do(); err != nil {
-			t.Fatal(err)
-		}
-		c.mu.Lock()
-		taken := c.taken
-		c.mu.Unlock()
-		for _, crash := range taken {
-			tested++
-			after, err := storage.Open(ctx, "/store", storage.Options{FS: crash.fs})
-			if err != nil {
-				t.Fatalf("step %d: %v", n, err)
-			}
-			for _, i := range before {
-				if slices.Contains(step.have, i) {
-					readsAs(t, after, ids[i], lists[i]...)
-				}
-			}
-			rep, err := after.Verify(ctx)
-			if err != nil || len(rep.Faults) > 0 {
-				t.Fatalf("step %d with %d %% of unsynced data: %+v, %v", n, crash.unsynced, rep, err)
-			}
-			if err := after.Close(); err != nil {
+		id := putParts(t, donor, storage.PutOptions{}, list...).CID
+		parts[id] = list
+		begin(id)
+		if i == 1 {
+			fetchMissing(t, donor, s, id)
+			if err := s.Pin(ctx, fmt.Sprint(i), id); err != nil {
 				t.Fatal(err)
 			}
+		} else {
+			putParts(t, s, storage.PutOptions{Pin: fmt.Sprint(i)}, list...)
 		}
-		before = step.have
+		promises[len(promises)-1].stored[id] = true
 	}
-	for _, i := range before {
-		readsAs(t, s, ids[i], lists[i]...)
+	for i, list := range lists[:2] { // what the others share moves on
+		id := putParts(t, donor, storage.PutOptions{}, list...).CID
+		if err := s.Unpin(ctx, fmt.Sprint(i)); err != nil {
+			t.Fatal(err)
+		}
+		begin(id)
+		if err := s.Delete(ctx, id); err != nil {
+			t.Fatal(err)
+		}
+		delete(promises[len(promises)-1].stored, id)
 	}
-	if tested < 5 {
-		t.Fatalf("only %d crashes", tested)
+	if len(c.taken) < 20 {
+		t.Fatalf("only %d crashes", len(c.taken))
+	}
+	for n, crash := range c.taken {
+		after, err := storage.Open(ctx, "/store", storage.Options{FS: crash.fs})
+		if err != nil {
+			t.Fatalf("crash %d: %v", n, err)
+		}
+		state := promises[crash.step]
+		for id := range state.stored {
+			if id != state.open {
+				readsAs(t, after, id, parts[id]...)
+			}
+		}
+		rep, err := after.Verify(ctx)
+		if err != nil || len(rep.Faults) > 0 {
+			t.Fatalf("crash %d with %d %% of unsynced data: %+v, %v", n, crash.unsynced, rep, err)
+		}
+		if err := after.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

@@ -135,7 +135,7 @@ type PutOptions struct {
 	Class   Class  // [Owned] by default, or [Cached]; an object that is already owned stays owned
 	Size    int64  // expected content bytes, reserved at once; 0 means unknown: reserved block by block
 	InPlace bool   // [Store.AddPath] only: index files where they lie instead of copying them
-	Cut     Cutter // where the blocks of a copied file end, for [Store.PutFile] and [Store.AddPath]; nil cuts every 1 MiB
+	Cut     Cutter // where the blocks of a file end, for [Store.PutFile] and [Store.AddPath]; nil cuts every 1 MiB
 
 	// keep is called with the CID before anything could evict the new object.
 	keep func(cid.Cid)
@@ -164,8 +164,8 @@ type Store struct {
 	// gate orders root changes: commits hold it shared, whatever removes objects or adds protection holds it alone.
 	gate     sync.RWMutex
 	stripes  [64]sync.Mutex // one commit per CID at a time
-	sharing  atomic.Bool    // some object shares leaves with another one
 	evicting chan struct{}  // holds one token while something is collected
+	sharing  atomic.Bool    // some object shares leaves with another one
 	useSeq   atomic.Uint64  // clock of the LRU order
 	tempSeq  atomic.Uint64
 	reads    atomic.Uint64 // blocks read for others, so that scrubbing can stand back
@@ -183,6 +183,7 @@ type Store struct {
 	orders     map[*Order]bool  // known next uses
 	collecting bool             // a collection is under way and must hear of new protection
 	fresh      []protection     // since it began
+	stale      map[cid.Cid]bool // records that changed since it began
 }
 
 // Open opens or creates the store in dir and removes what a crash left behind.

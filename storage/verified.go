@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"io"
 	"sync"
 	"time"
 
@@ -82,25 +83,28 @@ func (v *verified) written(c cid.Cid, file fingerprint, blocks int) {
 	}
 }
 
-// Sound is [Reader.Block] for those who send a block to somebody who hashes it again: a block is hashed once after the store was
-// opened, and again when its file has changed. Reads for one's own use take Block.
-func (r *Reader) Sound(i int, dst []byte) ([]byte, error) {
-	if r.file == nil || i < 0 || i >= r.Blocks() || int64(len(dst)) < r.BlockSize(i) || r.shared.has(i) {
+// Hashed returns the bytes of leaf i as they are in the file, for those who send them to somebody who hashes them again; nil
+// unless the leaf was hashed since the store was opened and the file has not changed since. [Reader.Block] with nothing but
+// that in mind is [Reader.Check].
+func (r *Reader) Hashed(i int) *io.SectionReader {
+	if r.file == nil || i < 0 || i >= r.Blocks() || r.shared.has(i) {
+		return nil
+	}
+	file, err := fingerprintOf(r.file)
+	if err != nil || !r.s.verified.has(r.cid, file, i) {
+		return nil
+	}
+	return io.NewSectionReader(r.file, r.cuts.LeafOffset(i), r.BlockSize(i))
+}
+
+// Check is Block, and lets Hashed know.
+func (r *Reader) Check(i int, dst []byte) ([]byte, error) {
+	if r.file == nil {
 		return r.Block(i, dst)
 	}
-	before, err := fingerprintOf(r.file)
-	if err != nil {
-		return r.Block(i, dst)
-	}
-	if r.s.verified.has(r.cid, before, i) {
-		dst = dst[:r.BlockSize(i)]
-		if n, _ := r.file.ReadAt(dst, r.cuts.LeafOffset(i)); n == len(dst) {
-			return dst, nil
-		}
-		return r.Block(i, dst) // which says what is wrong
-	}
+	before, failed := fingerprintOf(r.file)
 	block, err := r.Block(i, dst)
-	if err == nil && time.Since(before.mtime) > settled {
+	if err == nil && failed == nil && !r.shared.has(i) && time.Since(before.mtime) > settled {
 		r.s.verified.add(r.cid, before, i, r.Blocks())
 	}
 	return block, err

@@ -13,6 +13,7 @@ import (
 	"github.com/capacloud/capanode/market"
 	"github.com/capacloud/capanode/market/offer"
 	"github.com/capacloud/capanode/p2p"
+	"github.com/capacloud/capanode/p2p/nettest"
 	"github.com/capacloud/capanode/p2p/peertest"
 )
 
@@ -205,7 +206,7 @@ func TestC16RememberedPeersSurviveAKill(t *testing.T) {
 	}
 	s := newSwarm(t, 2)
 	friend := s.providers[0].await("its name", typed("provider"))["peer"].(string)
-	eventually(t, "the second provider remembers the first", func() bool {
+	nettest.Eventually(t, "the second provider remembers the first", func() bool {
 		b, err := os.ReadFile(filepath.Join(s.homes[1], "peers.json"))
 		return err == nil && strings.Contains(string(b), friend)
 	})
@@ -215,7 +216,7 @@ func TestC16RememberedPeersSurviveAKill(t *testing.T) {
 	s.providers[1] = s.provider(1)
 	s.providers[1].await("ready without a bootstrap node", func(e map[string]any) bool { return e["state"] == "ready" })
 	ready := time.Since(begin)
-	eventually(t, "the two are connected", func() bool {
+	nettest.Eventually(t, "the two are connected", func() bool {
 		out, _, code := capanode(t, "status", "--home", s.homes[1], "-o", "json")
 		var status struct{ Peers int }
 		return code == exitDone && json.Unmarshal([]byte(out), &status) == nil && status.Peers == 1

@@ -106,6 +106,7 @@ var exitRules = []exitRule{
 	is(p2p.ErrTwin, exitLocked),
 	is(node.ErrNotAllowed, exitNotAllowed),
 	is(p2p.ErrIdentityMode, exitNotAllowed),
+	is(storage.ErrReadOnly, exitNotAllowed),
 	is(fs.ErrPermission, exitNotAllowed),
 	is(node.ErrNoOffers, exitNoOffers),
 	is(market.ErrGang, exitNoOffers),

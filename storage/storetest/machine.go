@@ -115,6 +115,9 @@ func (m *Machine) about(c cid.Cid, pin string) {
 	m.Model.Busy[c] = true
 	if pin != "" {
 		m.Model.Loose[c] = storage.Pin{Name: pin, CID: c}
+		if old, ok := m.Model.Pins[pin]; ok { // whether it still is pinned depends on how far this comes
+			m.Model.Busy[old.CID] = true
+		}
 	}
 }
 

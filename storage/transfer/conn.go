@@ -16,7 +16,7 @@ import (
 )
 
 // newsEvery is how often a source that has not everything yet is asked for what it got since.
-const newsEvery = 500 * time.Millisecond
+const newsEvery = 200 * time.Millisecond
 
 // lane is a way to one source: a stream to a peer, or a web server.
 type lane interface {
@@ -68,14 +68,14 @@ func (c *conn) work(ctx context.Context, p *plan) {
 		if next.over {
 			return
 		}
+		if _, _, partial := p.known(c.flow); partial && time.Since(asked) >= newsEvery {
+			asked = time.Now()
+			if !c.askHave(p) {
+				return
+			}
+		}
 		if len(next.blocks) == 0 {
 			p.pause(ctx, c.flow, next)
-			if _, _, partial := p.known(c.flow); partial && time.Since(asked) >= newsEvery {
-				asked = time.Now()
-				if !c.askHave(p) {
-					return
-				}
-			}
 			continue
 		}
 		n := c.s.f.mem.acquire(ctx, c.flow, p, p.batch())
@@ -273,7 +273,7 @@ func (c *conn) answer(ctx context.Context, p *plan, block int) (bool, error) {
 		at += n
 	}
 	c.s.f.down.wire.Add(uint64(h.length))
-	c.got(p.blockSize)
+	c.got(int64(h.size), p.blockSize)
 	c.working.Add(1)
 	c.s.hand(func() {
 		defer c.working.Done()

@@ -26,6 +26,8 @@ type flow struct {
 	owed   int64     // bytes that were asked for and have not arrived
 	mark   time.Time // since when sample counts
 	sample int64     // bytes since then
+	sum    float64   // bytes of the samples, and
+	time   float64   // their seconds, both forgotten over rateMemory: the rate is their quotient
 	heard  time.Time // last sign of life, or when it began to owe
 	probe  time.Time // when it was asked while it owed nothing; zero once answered
 	rtt    time.Duration
@@ -103,27 +105,23 @@ func (f *flow) alive() {
 	f.heard = now
 }
 
-// got notes a block: the rate is an average that forgets over rateMemory.
-func (f *flow) got(n int64) {
+// got notes a block of n bytes, for which owed were counted.
+func (f *flow) got(n, owed int64) {
 	now := time.Now()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.owed -= n
+	f.owed -= owed
 	f.bytes += n
 	f.blocks++
 	f.heard = now
 	if f.sample += n; f.sample < minSample {
 		return
 	}
+	// Blocks that come in a bunch share the time before the first of them.
 	took := max(now.Sub(f.mark).Seconds(), 1e-6)
-	fresh := float64(f.sample) / took
-	f.mark, f.sample = now, 0
-	if f.rate == 0 {
-		f.rate = fresh
-		return
-	}
-	// Bytes that come in a bunch share the time before the first of them: weighting by time averages that out.
-	f.rate += (fresh - f.rate) * (1 - math.Exp(-took/rateMemory.Seconds()))
+	keep := math.Exp(-took / rateMemory.Seconds())
+	f.sum, f.time = keep*f.sum+float64(f.sample), keep*f.time+took
+	f.rate, f.mark, f.sample = f.sum/f.time, now, 0
 }
 
 // forgave notes that blocks will not come.

@@ -238,7 +238,7 @@ func (p *plan) overdue(f *flow, a ask, now time.Time) bool {
 	if now.Sub(a.at) < p.hedge {
 		return false
 	}
-	if a.from.isDead() || a.from.silent(now) >= p.hedge {
+	if a.from.isDead() || a.from.silent(now) >= p.hedge || now.Sub(a.at) > horizon+p.hedge {
 		return true
 	}
 	if rate := a.from.speed(); rate > 0 && rate*slowShare < p.median() {

@@ -31,7 +31,7 @@ type Reader struct {
 	mu      sync.Mutex // guards what follows
 	whole   *storage.Reader
 	size    int64
-	cuts    unixfs.Cuts
+	cuts    unixfs.Cuts // where its blocks begin and end
 	pos     int64
 	buf     *[unixfs.MaxBlock]byte
 	current int // verified block in buf, -1 for none

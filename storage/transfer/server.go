@@ -67,6 +67,9 @@ type Server struct {
 	peers  map[peer.ID]*bucket
 }
 
+// yamuxFrame is what the multiplexer sends at a time in bytes: 64 KiB less its header.
+const yamuxFrame = 64<<10 - 12
+
 // sendBuffer holds an answer: header and block.
 type sendBuffer [headerSize + unixfs.MaxBlock]byte
 
@@ -184,8 +187,16 @@ func (a *answerer) turn(ctx context.Context, req Request) error {
 	}
 	for _, run := range req.Ranges {
 		for i := run.First; i < run.First+run.Count; i++ {
+			encoded := a.mayEncode(req)
+			if !encoded {
+				if sent, err := a.pass(ctx, req.CID.Cid, i); err != nil {
+					return err
+				} else if sent {
+					continue
+				}
+			}
 			block, err := a.block(ctx, req.CID.Cid, int(i))
-			if err == nil && a.mayEncode(req) {
+			if err == nil && encoded {
 				if sent, sendErr := a.sendEncoded(ctx, i, block, req.Encodings); sent || sendErr != nil {
 					if sendErr != nil {
 						return sendErr
@@ -228,7 +239,46 @@ func (a *answerer) block(ctx context.Context, c cid.Cid, i int) ([]byte, error) 
 		}
 		a.open, a.reader = c, r
 	}
-	return a.reader.Sound(i, a.buf[headerSize:])
+	return a.reader.Check(i, a.buf[headerSize:])
+}
+
+// pass sends a leaf that was hashed before in pieces that stay in the processor's cache between the file and the stream. False
+// means that it takes the long way, by block and send.
+func (a *answerer) pass(ctx context.Context, c cid.Cid, i uint32) (bool, error) {
+	if a.reader == nil || a.open != c {
+		return false, nil
+	}
+	leaf := a.reader.Hashed(int(i))
+	if leaf == nil {
+		return false, nil
+	}
+	start := time.Now()
+	plain(statusBlock, i, int(leaf.Size())).put(a.buf[:])
+	for at := headerSize; leaf.Size() > 0; at = 0 {
+		n, err := leaf.Read(a.buf[at:yamuxFrame])
+		if err == io.EOF {
+			break
+		}
+		if err == nil {
+			err = a.write(ctx, a.buf[:at+n])
+		}
+		if err != nil {
+			return false, fmt.Errorf("transfer: send block %d of %s: %w", i, c, err)
+		}
+	}
+	if short := leaf.Size() - position(leaf); short != 0 {
+		return false, fmt.Errorf("transfer: send block %d of %s: its file ended %d bytes early", i, c, short)
+	}
+	a.pace.wrote(time.Since(start), int(leaf.Size()))
+	a.s.up.block(int(leaf.Size()))
+	a.s.up.wire.Add(uint64(leaf.Size()))
+	return true, nil
+}
+
+// position returns how far a section was read.
+func position(s *io.SectionReader) int64 {
+	at, _ := s.Seek(0, io.SeekCurrent) // of a section, which cannot fail
+	return at
 }
 
 // have says which blocks of an object are here.
@@ -340,4 +390,15 @@ func (r *room) leave(id peer.ID) {
 	}
 	close(r.changed)
 	r.changed = make(chan struct{})
+}
+
+// Sending returns how many blocks are in memory on their way out, and how many of them at most for one peer.
+func (s *Server) Sending() (blocks, onePeer int) {
+	s.room.mu.Lock()
+	defer s.room.mu.Unlock()
+	for _, n := range s.room.held {
+		blocks += n
+		onePeer = max(onePeer, n)
+	}
+	return blocks, onePeer
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -337,7 +336,7 @@ func (s *session) states() []SourceProgress {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := make([]SourceProgress, 0, len(s.order))
-	for _, name := range slices.Clone(s.order) {
+	for _, name := range s.order {
 		src := s.sources[name]
 		p := SourceProgress{Source: name, State: "dialling"}
 		p.Bytes, p.Rate = src.now()

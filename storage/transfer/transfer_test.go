@@ -28,7 +28,12 @@ import (
 	"github.com/capacloud/capanode/storage/unixfs"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if order := os.Getenv(victim); order != "" {
+		os.Exit(fetchAndExit(order))
+	}
+	goleak.VerifyTestMain(m)
+}
 
 const mib = unixfs.BlockSize
 

@@ -321,7 +321,7 @@ func (w *web) block(ctx context.Context, p *plan, block int, body io.Reader, lim
 		f.recycle(buf)
 		return fmt.Errorf("transfer: seed %s: read block of %d bytes after %d: %w", w.url, limit.size, n, err)
 	}
-	w.got(p.blockSize)
+	w.got(int64(n), p.blockSize)
 	w.working.Add(1)
 	w.s.hand(func() {
 		defer w.working.Done()

@@ -53,6 +53,18 @@ func (c Cuts) Count() int {
 	return int(max(1, (c.Size+c.BlockSize-1)/max(1, c.BlockSize)))
 }
 
+// Largest returns the content bytes of the largest leaf.
+func (c Cuts) Largest() int64 {
+	if c.Ends == nil {
+		return c.BlockSize
+	}
+	most := int64(0)
+	for i := range c.Ends {
+		most = max(most, c.LeafSize(i))
+	}
+	return most
+}
+
 // LeafOffset returns the content bytes before leaf i.
 func (c Cuts) LeafOffset(i int) int64 {
 	switch {
@@ -70,18 +82,6 @@ func (c Cuts) LeafSize(i int) int64 {
 		return min(c.BlockSize, c.Size-int64(i)*c.BlockSize)
 	}
 	return c.Ends[i] - c.LeafOffset(i)
-}
-
-// Largest returns the content bytes of the largest leaf.
-func (c Cuts) Largest() int64 {
-	if c.Ends == nil {
-		return min(c.BlockSize, c.Size)
-	}
-	most := int64(0)
-	for i := range c.Ends {
-		most = max(most, c.LeafSize(i))
-	}
-	return most
 }
 
 // LeafAt returns the leaf that holds the byte at an offset below Size.

@@ -51,9 +51,7 @@ func Build(ctx context.Context, o Options, store Store) (dataset.Manifest, wire.
 		return fail(fmt.Errorf("data: %w: %d files looked at, %d empty, %d binary, %d passed over by name: check data.paths and data.include",
 			ErrEmpty, report.Files, report.Empty, report.Binary, report.Filtered))
 	}
-	slices.SortFunc(documents, func(a, b document) int {
-		return cmp.Or(cmp.Compare(a.order, b.order), bytes.Compare(a.sum[:], b.sum[:]))
-	})
+	shuffle(documents)
 	threshold := heldOut(documents, o.ValFraction)
 	report.TrainTokens, report.ValTokens = countTokens(documents, threshold)
 	if report.TrainShards, report.ValShards, err = shardCounts(o, report.TrainTokens, report.ValTokens); err != nil {
@@ -69,10 +67,14 @@ func Build(ctx context.Context, o Options, store Store) (dataset.Manifest, wire.
 			return fail(err)
 		}
 	}
+	made, err := storeTokenizer(ctx, o.Tokenizer, store)
+	if err != nil {
+		return fail(err)
+	}
 	m := dataset.Manifest{
 		Version:     dataset.Version,
 		Name:        o.Name,
-		Tokenizer:   dataset.Tokenizer{Kind: o.Tokenizer.Name(), Vocab: uint64(o.Tokenizer.Vocab())},
+		Tokenizer:   made,
 		Dtype:       o.dtype(),
 		Shards:      append(b.train.shards, b.val.shards...),
 		TrainTokens: report.TrainTokens,
@@ -91,6 +93,13 @@ func Build(ctx context.Context, o Options, store Store) (dataset.Manifest, wire.
 		return fail(fmt.Errorf("data: store manifest: %w", err))
 	}
 	return m, wire.Link{Cid: c}, report, nil
+}
+
+// shuffle puts documents into an order that depends on their content and the seed alone.
+func shuffle(documents []document) {
+	slices.SortFunc(documents, func(a, b document) int {
+		return cmp.Or(cmp.Compare(a.order, b.order), bytes.Compare(a.sum[:], b.sum[:]))
+	})
 }
 
 func (o Options) withDefaults() Options {

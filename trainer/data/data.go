@@ -44,7 +44,7 @@ type Options struct {
 	Paths       []string            // files, folders (walked) and patterns
 	Include     []string            // suffixes (".go") or patterns ("*_test.go") of file names; empty takes every file
 	MaxBytes    int64               // stop after so many bytes of text; 0 is no cap
-	Tokenizer   tokenizer.Tokenizer // must give the same IDs when a text is cut at line ends
+	Tokenizer   tokenizer.Tokenizer // long texts are encoded in sections, cut where [tokenizer.Cut] allows if they can be
 	ValFraction float64             // share of the documents that is held out, in [0, 1)
 	ShardTokens uint64              // tokens in a shard, at least; 0 chooses by corpus size
 	Context     int                 // tokens in a training window; 0 means 512

@@ -93,10 +93,13 @@ func FuzzSections(f *testing.F) {
 	f.Add([]byte("line\n"), 40000)
 	f.Add([]byte("日本語"), 20000)
 	f.Add([]byte{0xff, 0xf0, 0x80}, 30000)
+	f.Add([]byte("two words\n\n"), 20000)
+	bpe := trainedOn(f, func(yield func([]byte, error) bool) { yield([]byte("two words and two words"), nil) })
 	f.Fuzz(func(t *testing.T, piece []byte, times int) {
 		text := bytes.Repeat(piece, max(0, min(times, 300_000/max(1, len(piece)))))
 		var joined []byte
-		err := eachSection(context.Background(), bytes.NewReader(text), func(part []byte) error {
+		tok := []tokenizer.Tokenizer{tokenizer.Byte{}, bpe}[len(text)%2]
+		err := eachSection(context.Background(), bytes.NewReader(text), tok, func(part []byte) error {
 			if len(part) == 0 || len(part) > sectionBytes {
 				t.Fatalf("section of %d bytes", len(part))
 			}

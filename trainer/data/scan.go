@@ -10,6 +10,8 @@ import (
 	"io"
 	"math"
 	"unicode/utf8"
+
+	"github.com/capacloud/capanode/trainer/tokenizer"
 )
 
 const (
@@ -79,7 +81,7 @@ func (s *scanner) file(ctx context.Context, f corpusFile) error {
 	whole := sha256.New()
 	limited := &io.LimitedReader{R: text, N: s.left}
 	var size, invalid int64
-	err = eachSection(ctx, limited, func(part []byte) error {
+	err = eachSection(ctx, limited, s.Tokenizer, func(part []byte) error {
 		bad := invalidBytes(part)
 		if size == 0 && binaryText(part, bad) {
 			return errBinary
@@ -134,9 +136,9 @@ func (s *scanner) key(sum []byte) uint64 {
 
 var errBinary = errors.New("binary")
 
-// eachSection calls f with consecutive pieces of at most [sectionBytes], each ending after a line end where its second
-// half has one, else between characters. The piece is only valid during the call.
-func eachSection(ctx context.Context, r io.Reader, f func(part []byte) error) error {
+// eachSection calls f with consecutive pieces of at most [sectionBytes], each ending where a cut changes no token or after a
+// line end, where its second half has such a place, else between characters. The piece is only valid during the call.
+func eachSection(ctx context.Context, r io.Reader, t tokenizer.Tokenizer, f func(part []byte) error) error {
 	buf := make([]byte, sectionBytes)
 	have := 0
 	for {
@@ -154,7 +156,7 @@ func eachSection(ctx context.Context, r io.Reader, f func(part []byte) error) er
 		if err != nil {
 			return err
 		}
-		cut := sectionEnd(buf)
+		cut := sectionEnd(buf, t)
 		if err := f(buf[:cut]); err != nil {
 			return err
 		}
@@ -163,7 +165,10 @@ func eachSection(ctx context.Context, r io.Reader, f func(part []byte) error) er
 }
 
 // sectionEnd returns where to cut a full buffer.
-func sectionEnd(buf []byte) int {
+func sectionEnd(buf []byte, t tokenizer.Tokenizer) int {
+	if at := tokenizer.Cut(t, buf); at >= len(buf)/2 && at < len(buf) {
+		return at
+	}
 	if line := bytes.LastIndexByte(buf, '\n') + 1; line >= len(buf)/2 {
 		return line
 	}

@@ -40,7 +40,7 @@ const (
 // What is read of a file at most, in bytes.
 const (
 	maxJSON      = 1 << 20
-	maxTokenizer = 64 << 20 // vocabularies of other models run to tens of megabytes
+	maxTokenizer = tokenizer.MaxFile // vocabularies of other models run to tens of megabytes
 )
 
 // Model is all that a folder says.
@@ -49,8 +49,10 @@ type Model struct {
 	Params     []engine.Param // canonical order; offsets point into Weights
 	Weights    []float32
 	Type       Type                // how the folder stores the weights; a bfloat16 one does not prove that they belong to a state
-	Tokenizer  tokenizer.Tokenizer // nil leaves the tokenizer files out; nil after Read when the folder has another one
+	Tokenizer  tokenizer.Tokenizer // nil leaves the tokenizer files out; nil after Read when the folder has none that can be applied
 	Provenance Provenance          // zero after Read when the folder has none
+
+	TokenizerProblem error // after Read: why the folder's tokenizer cannot be applied
 }
 
 // Provenance says where a model comes from. It is written into the folder, so it may hold only what every peer of the
@@ -166,7 +168,7 @@ func ReadFrom(src Source) (Model, error) {
 		return Model{}, fmt.Errorf("%w: %w", ErrFormat, err)
 	}
 	m := Model{Spec: spec, Params: params}
-	if m.Tokenizer, err = readTokenizer(src); err != nil {
+	if err := m.readTokenizer(src); err != nil {
 		return Model{}, err
 	}
 	err = readJSON(src, provenanceFile, &m.Provenance)

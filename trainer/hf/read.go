@@ -51,17 +51,31 @@ type osFile struct {
 
 func (f osFile) Size() int64 { return f.size }
 
-// readTokenizer returns the tokenizer of a folder, nil where it has none or one that this program cannot apply.
-func readTokenizer(src Source) (tokenizer.Tokenizer, error) {
+// readTokenizer reads the tokenizer of a folder. A model without one, or with one that this program cannot apply, is still
+// a model.
+func (m *Model) readTokenizer(src Source) error {
 	raw, err := readSmall(src, tokenizer.HuggingFaceName, maxTokenizer)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		m.TokenizerProblem = fmt.Errorf("hf: there is no %s: %w", tokenizer.HuggingFaceName, ErrUnsupported)
+		return nil
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
-	tok, _ := tokenizer.Recognize(raw)
-	return tok, nil
+	config, err := readSmall(src, tokenizer.ConfigName, maxJSON)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	tok, err := tokenizer.Load(raw, config)
+	if err == nil && tok.Vocab() > m.Spec.Vocab {
+		err = fmt.Errorf("it has %d tokens, the model %d: %w", tok.Vocab(), m.Spec.Vocab, ErrFormat)
+	}
+	if err != nil {
+		m.TokenizerProblem = fmt.Errorf("hf: tokenizer: %w", err)
+		return nil
+	}
+	m.Tokenizer = tok
+	return nil
 }
 
 // readSmall reads a file of at most limit bytes.

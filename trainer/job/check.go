@@ -41,8 +41,8 @@ func (f *File) check() error {
 	if (len(f.Data.Paths) == 0) == (f.Data.CID == "") {
 		return f.wrong("data", "needs paths (text to read) or cid (a dataset made before), one of them")
 	}
-	if f.Data.Tokenizer != "bytes" {
-		return f.wrong("data.tokenizer", "%q is not a tokenizer of this version; write bytes", f.Data.Tokenizer)
+	if _, err := f.Data.Choice(); err != nil {
+		return f.wrong("data.tokenizer", "%v", err)
 	}
 	if f.Model.Preset != "" && f.Model != (ModelPart{Preset: f.Model.Preset}) {
 		return f.wrong("model.preset", "give a preset or sizes, not both")

@@ -64,10 +64,16 @@ type Record struct {
 	CheckpointEvery uint64     `cbor:"checkpoint_every"` // rounds
 }
 
+// Dataset is what a run's record says of its dataset.
+type Dataset struct {
+	CID       cid.Cid
+	Tokenizer string // name of the exact mapping that made the tokens
+	Vocab     int    // of the tokenizer: the model's, too
+}
+
 // Bind makes the record of a job file for its owner, dataset and attempt.
-func (f *File) Bind(owner peer.ID, dataset cid.Cid, attempt uint64) (Record, error) {
-	tok := tokenizer.Byte{} // the one that check lets pass
-	spec, err := f.spec(tok.Vocab())
+func (f *File) Bind(owner peer.ID, dataset Dataset, attempt uint64) (Record, error) {
+	spec, err := f.spec(dataset.Vocab)
 	if err != nil {
 		return Record{}, err
 	}
@@ -77,7 +83,7 @@ func (f *File) Bind(owner peer.ID, dataset cid.Cid, attempt uint64) (Record, err
 	}
 	r := Record{
 		Version: RecordVersion, Name: f.Name, Task: f.Task, Owner: []byte(owner), Attempt: attempt,
-		Model: spec, Dataset: wire.Link{Cid: dataset}, Tokenizer: tok.Name(),
+		Model: spec, Dataset: wire.Link{Cid: dataset.CID}, Tokenizer: dataset.Tokenizer,
 		LocalSteps: uint64(f.Rounds.LocalSteps), Batch: uint64(f.Train.Batch), MicroBatch: uint64(micro),
 		Context: uint64(f.Train.Context), Peers: uint64(f.Market.Peers),
 		LearningRate: f.Train.LearningRate, MinRate: f.Train.MinRate, Warmup: uint64(f.Train.Warmup),
@@ -186,11 +192,14 @@ func (r Record) Check() error {
 	if err := r.Model.Validate(); err != nil {
 		return fmt.Errorf("%w: %w", ErrRecord, err)
 	}
-	tok, err := tokenizer.ByName(r.Tokenizer)
+	tok, err := tokenizer.ParseName(r.Tokenizer)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrRecord, err)
 	}
-	if !r.Dataset.Defined() || tok.Vocab() != r.Model.Vocab || r.Context != uint64(r.Model.Context) || !nameRule.MatchString(r.Name) {
+	if tok.Vocab != 0 && tok.Vocab != r.Model.Vocab || int(tok.End) >= r.Model.Vocab {
+		return fmt.Errorf("%w: the model has a vocabulary of %d, tokenizer %s does not fit it", ErrRecord, r.Model.Vocab, r.Tokenizer)
+	}
+	if !r.Dataset.Defined() || r.Context != uint64(r.Model.Context) || !nameRule.MatchString(r.Name) {
 		return fmt.Errorf("%w: dataset %v, vocabulary %d, context %d, name %q do not fit together", ErrRecord, r.Dataset, r.Model.Vocab, r.Context, r.Name)
 	}
 	for _, n := range []struct {

@@ -34,7 +34,7 @@ func Schema() []Field {
 		{"data.include", "list", nil, "", "file name suffixes to keep in folders, such as .go"},
 		{"data.max_bytes", "integer", 0, "bytes", "read at most so much text; 0 is no cap"},
 		{"data.shard_tokens", "integer", 0, "tokens", "size of one shard; 0 chooses by corpus size"},
-		{"data.tokenizer", "string", d.Data.Tokenizer, "", "bytes"},
+		{"data.tokenizer", "string", d.Data.Tokenizer, "", "bytes; bpe:SIZE, trained on the corpus; the path of a tokenizer.json, relative to the job file, or its CID"},
 		{"data.validation", "number", d.Data.Validation, "", "share of documents held out"},
 		{"train.rounds", "integer", 30, "rounds", "length of the run"},
 		{"train.tokens", "integer", 0, "tokens", "length of the run, all peers together; instead of rounds"},

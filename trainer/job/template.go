@@ -14,7 +14,7 @@ data:
   paths: [%q]     # files, folders and globs of text; .gz and .zst are read too
   # include: [.go, .md]    # keep only these file names in folders
   # max_bytes: 8000000     # stop reading here
-  tokenizer: bytes         # 256 bytes and an end-of-text mark
+  tokenizer: bytes         # 256 bytes and an end-of-text mark; or bpe:4096, or a tokenizer.json
   validation: 0.02         # share of the documents held out to measure the loss
 
 model:

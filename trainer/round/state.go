@@ -11,6 +11,7 @@ import (
 	"slices"
 
 	"github.com/ipfs/go-cid"
+	"github.com/libp2p/go-libp2p/core/peer"
 )
 
 // StateVersion is the version of the state's byte format.
@@ -29,7 +30,7 @@ type State struct {
 	Steps    uint64    // nominal local steps committed: what the learning rate and the tempo go by
 	History  Hash      // chain over the committed sets
 	Apart    bool      // members' arrays differ
-	Mixed    uint64    // rounds of the finale that count so far
+	Mixed    uint64    // axes of the finale's grid that are done
 	View     []Seat    // among whom the next round is dealt, ascending; empty before the first round
 	Pulse    Pulse     // what the run measures about itself
 	Cursors  []uint64  // next sample position of each shard, counted from the shard's first epoch
@@ -229,9 +230,10 @@ func decodeHead(b []byte, shape Shape) (*State, []byte, error) {
 
 // Turn is what a round was, besides its headers.
 type Turn struct {
-	Steps  uint64                // nominal local steps; in the finale they are counted when it is over
-	Groups bool                  // members averaged in groups smaller than the run
-	Finale func(members int) int // set in the finale: how many of its rounds in a row bring so many members together
+	Steps  uint64    // nominal local steps; in the finale they are counted when it is over
+	Groups bool      // members averaged in groups smaller than the run
+	Offers []peer.ID // in the finale: whose weights are averaged, ascending
+	Axes   int       // of the finale's grid: how many of its rounds in a row bring these members together
 }
 
 // Advance moves the ledger past a round: one more round, the accepted headers' tokens, their ranges, the pulse, the history and
@@ -254,18 +256,19 @@ func (s *State) Advance(set, accepted []Signed, t Turn) {
 		}
 	}
 	s.Pulse = s.Pulse.After(headers)
-	before, authors := s.Members(), authorsOf(set)
-	s.View = nextView(s.View, authors, t.Finale == nil)
-	if t.Finale == nil {
+	authors := authorsOf(set)
+	s.View = nextView(s.View, authors, t.Axes == 0)
+	if t.Axes == 0 {
 		s.Steps += t.Steps
 		s.Apart = s.Apart || t.Groups
 		return
 	}
-	// A mean of which somebody was missing brings nobody together but those of one group.
-	if s.Mixed++; t.Groups && !slices.Equal(before, authors) {
+	// Who was missing from a mean along one axis is missing from some of the means only, which are then not all the same; the
+	// others begin again. In one group all have the same mean whoever was in it.
+	if s.Mixed++; t.Axes > 1 && !slices.Equal(t.Offers, authors) {
 		s.Mixed = 0
 	}
-	if !t.Groups || s.Mixed >= uint64(t.Finale(len(authors))) {
+	if s.Mixed >= uint64(t.Axes) {
 		s.Apart, s.Mixed = false, 0
 		s.Steps += t.Steps
 	}

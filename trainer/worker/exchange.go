@@ -161,7 +161,7 @@ func (x *exchange) start(ctx context.Context) {
 			x.passOn(ctx)
 		}
 		x.do(ctx, func(a round.Attempt) (round.Attempt, []round.Action) { return a.Publish(x.own.Signed) })
-	case x.listen && x.seated() && !x.pace().finale:
+	case x.listen && x.seated():
 		message, h, err := x.hello()
 		if err != nil {
 			x.log.Error("hello not sent", "error", err) // a bug: our own records fit their limits
@@ -262,8 +262,8 @@ func (w *worker) trained(h round.Signed) error {
 	rows, windows := uint64(w.cfg.Plan.BatchRows), uint64(h.Steps)*uint64(w.cfg.Plan.BatchRows)
 	n, fits := h.Fits(w.state.Cursors, w.windows)
 	switch {
-	case (h.Role == round.RoleWeights) != b.finale:
-		return fmt.Errorf("role %d, and whether the round is of the finale is %v", h.Role, b.finale)
+	case (h.Role == round.RoleWeights) != (b.finale != nil):
+		return fmt.Errorf("role %d, in the finale %v", h.Role, b.finale != nil)
 	case h.Codec != b.codec.ID() || uint64(h.Fragments) != b.fragments || int(h.Group) != b.group:
 		return fmt.Errorf("codec %.64s in %d fragments and groups of %d, the round has %s in %d and groups of %d",
 			h.Codec, h.Fragments, h.Group, b.codec.ID(), b.fragments, b.group)
@@ -289,8 +289,8 @@ func sliceSize(n int) uint64 {
 
 // expected is what a mate's blob must hold.
 type expected struct {
-	update, slice int     // elements
-	limit         float64 // largest norm of either
+	update, slice     int     // elements
+	limit, sliceLimit float64 // largest norms
 }
 
 // fetch gets a blob in the background.
@@ -302,7 +302,7 @@ func (x *exchange) fetch(ctx context.Context, f round.Fetch) {
 		want.update = len(x.state.Weights)
 	} else {
 		from, to = x.healing(b)
-		want.slice = to - from
+		want.slice, want.sliceLimit = to-from, x.sliceLimit()
 	}
 	x.fetches.Go(func() {
 		began := time.Now()
@@ -314,6 +314,15 @@ func (x *exchange) fetch(ctx context.Context, f round.Fetch) {
 		case <-ctx.Done():
 		}
 	})
+}
+
+// sliceLimit is the largest norm of a mate's healing slice. All have come from the same weights by as many steps, so a slice
+// that is much further from them than the own one is not what it should be.
+func (x *exchange) sliceLimit() float64 {
+	if x.own == nil || x.own.slice == nil {
+		return x.limit
+	}
+	return min(x.limit, 4*outer.Norm(x.own.slice)+x.limit/1000)
 }
 
 // fetchBlob fetches an update, and the healing slice behind it, and checks them: length, codec, finiteness, and a norm that
@@ -335,7 +344,7 @@ func fetchBlob(ctx context.Context, blobs Blobs, f round.Fetch, want expected) (
 	}
 	cut := len(raw) - int(f.Header.Slice)
 	if update, err = unpack(c, raw[:cut], want.update, want.limit); err == nil && want.slice > 0 {
-		slice, err = unpack(healCodec, raw[cut:], want.slice, want.limit)
+		slice, err = unpack(healCodec, raw[cut:], want.slice, want.sliceLimit)
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("worker: update of %s: %w", f.Header.Author, err)

@@ -54,36 +54,49 @@ func (w *worker) view() []peer.ID {
 	return ids
 }
 
-// groups returns who averages with whom in the round from the own state; nil where all are in one group.
+// groups returns who averages with whom in the round from the own state, in the order in which sums are taken; nil where all are
+// in one group.
 func (w *worker) groups(b pace) [][]peer.ID {
 	if b.group == 0 {
 		return nil
 	}
 	members := w.dealt()
-	grouping := round.Grouping{Seed: w.cfg.Plan.Seed, Size: b.group}
-	groups := make([][]peer.ID, 0, len(members)/b.group+1)
-	for _, places := range grouping.Groups(w.state.Round, len(members)) {
-		group := make([]peer.ID, len(places))
-		for i, p := range places {
-			group[i] = members[p]
+	var places [][]int
+	if b.finale == nil {
+		places = round.Grouping{Seed: w.cfg.Plan.Seed, Size: b.group}.Groups(w.state.Round, len(members))
+	} else {
+		places = round.Lines(b.finale, min(int(w.state.Mixed), len(b.finale)-1))
+	}
+	groups := make([][]peer.ID, len(places))
+	for i, group := range places {
+		for _, p := range group {
+			groups[i] = append(groups[i], members[p])
 		}
-		groups = append(groups, group)
 	}
 	return groups
+}
+
+// offers lists whose weights the finale averages: the first of the members, as many as its grid has points.
+func (w *worker) offers(b pace) []peer.ID {
+	points := 1
+	for _, side := range b.finale {
+		points *= side
+	}
+	return w.dealt()[:min(points, len(w.dealt()))]
 }
 
 // turn is what the ledger is told about a round.
 func (w *worker) turn(b pace) round.Turn {
 	t := round.Turn{Steps: b.steps, Groups: b.group > 0}
-	if b.finale {
-		t.Finale = round.Grouping{Seed: w.cfg.Plan.Seed, Size: b.group}.Rounds
+	if b.finale != nil {
+		t.Axes, t.Offers = len(b.finale), w.offers(b)
 	}
 	return t
 }
 
 // healing returns the part of the weights that the round heals: a slice of the fragment that it averages.
 func (w *worker) healing(b pace) (from, to int) {
-	if !b.heal || b.finale {
+	if !b.heal || b.finale != nil {
 		return 0, 0
 	}
 	lo, hi := w.fragment(b)
@@ -101,10 +114,15 @@ func (w *worker) away(dst []float32, from int) []float32 {
 	return dst
 }
 
-// offerWeights makes this peer's update of a round of the finale: all of its weights.
+// offerWeights makes this peer's update of a round of the finale: all of its weights. Who has no place in the grid sits it out.
 func (w *worker) offerWeights(ctx context.Context) error {
+	b := w.pace()
+	if _, ok := slices.BinarySearch(w.offers(b), w.self); !ok {
+		w.listen = true
+		return nil
+	}
 	w.enter(round.PhaseTraining)
-	header := w.fill(round.Header{Role: round.RoleWeights, Loss: w.state.Pulse.Loss, View: round.HashView(w.dealt())}, w.pace())
+	header := w.fill(round.Header{Role: round.RoleWeights, Loss: w.state.Pulse.Loss, View: round.HashView(w.dealt())}, b)
 	return w.encode(ctx, header, w.away(w.mean, 0), nil, 0)
 }
 
@@ -162,24 +180,34 @@ func (w *worker) healSlice(mates []round.Signed, blobs exchanged, b pace) error 
 	return outer.Heal(w.state.Weights[from:to], mean, own, 1)
 }
 
-// rejoin takes the state of a mate that has committed a round of the finale which this peer's weights are no part of.
-func (w *worker) rejoin(ctx context.Context, set []round.Hash) error {
-	var donors []peer.ID
-	for id, c := range w.board.about(w.state.Round, w.hash).commits {
-		if slices.Equal(c.Set, set) {
-			donors = append(donors, id)
+// sitOut waits for the end of a finale that this peer's weights are no part of, and takes over what it led to. Where all who are
+// part of it are gone, the peer goes on with those that are left.
+func (w *worker) sitOut(ctx context.Context) error {
+	w.enter(round.PhaseListening)
+	tick := time.NewTicker(round.HeartbeatInterval / 4)
+	defer tick.Stop()
+	for !w.draining() {
+		at, hope := w.claim(), false
+		for _, m := range w.board.mates(time.Now()) {
+			if m.claim.Steps >= w.cfg.Plan.TotalSteps() {
+				if claim, ok := w.beaten(); ok {
+					return w.adopt(ctx, claim)
+				}
+			}
+			hope = hope || m.takesPart(at) || m.claim.Round > at.Round && m.claim.Tokens >= at.Tokens
+		}
+		if !hope {
+			w.listen, w.members = false, nil
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-w.board.changed:
+		case <-tick.C:
 		}
 	}
-	if len(donors) > 0 {
-		slices.Sort(donors)
-		return w.heal(ctx, donors)
-	}
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(round.HeartbeatInterval / 4):
-		return nil
-	}
+	return nil
 }
 
 // hello makes the header by which a peer that sits a round out asks to be dealt in from the next one on.

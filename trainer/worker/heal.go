@@ -41,22 +41,21 @@ func (w *worker) heal(ctx context.Context, donors []peer.ID) error {
 			w.doubted[donor] = time.Now()
 			continue
 		}
+		if err := w.settleFeedback(got); err != nil {
+			return err
+		}
 		if speaks && !got.state.Apart {
 			w.keepSide(got.lineage)
 		}
 		w.mu.Lock()
 		w.state, w.hash, w.lineage = got.state, got.state.Key(), got.lineage
 		w.mu.Unlock()
-		if got.ledger {
-			w.feedback.Abort()
-		} else {
-			w.feedback.Reset() // what it corrected is not in this state
-		}
 		w.rewind()
 		w.result.Healed++
 		w.result.Down += got.size
 		w.settle(w.lost == nil)
 		w.snapshot(0, 0)
+		w.checkpoint()
 		w.log.Info("took over the state of a mate", "donor", donor, "round", w.state.Round, "state", w.hash.Short())
 		return nil
 	}
@@ -65,6 +64,23 @@ func (w *worker) heal(ctx context.Context, donors []peer.ID) error {
 	w.warn(fmt.Errorf("worker: round %d: %w: %w", w.state.Round, ErrNoDonor, failed))
 	w.enter(round.PhaseExchanging)
 	return nil
+}
+
+// settleFeedback closes the books before another state is taken over. A state that came about from the own one holds what this
+// peer has said so far, so what it has left unsaid still is: the residual stays, less the last update if that went in. On the
+// other side of a fork it corrects what never was said.
+func (w *worker) settleFeedback(got handed) error {
+	if !got.ledger && !got.lineage.Has(round.Ancestor{State: w.hash, Tokens: w.state.Tokens}) {
+		w.feedback.Reset()
+		return nil
+	}
+	entered := false
+	if w.own != nil {
+		for _, c := range w.board.about(w.state.Round, w.hash).commits {
+			entered = entered || slices.Contains(c.Set, w.own.ID) && got.lineage.Knows(c.Next)
+		}
+	}
+	return w.credit(entered)
 }
 
 // handed is a state as a mate handed it out.

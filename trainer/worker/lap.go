@@ -267,7 +267,7 @@ func (w *worker) runAhead(ctx context.Context) {
 		last-- // the finale's
 	}
 	if w.own == nil || w.own.Merge != nil || w.listen || w.lap != nil || w.retry > 0 || w.draining() ||
-		b.finale || next >= last || !w.overlaps() {
+		b.finale != nil || next >= last || !w.overlaps() {
 		return
 	}
 	cursors := slices.Clone(w.state.Cursors)

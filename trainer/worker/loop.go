@@ -45,12 +45,15 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 // round takes the worker one step further: usually from one committed state to the next. An attempt that comes to nothing
 // leaves everything as it was, and the next call tries again.
 func (w *worker) round(ctx context.Context) error {
+	if w.listen && w.pace().finale != nil {
+		return w.sitOut(ctx)
+	}
 	// A mate holds a state that beats ours: a fork to heal, or rounds that we missed.
 	if claim, ok := w.beaten(); ok {
 		return w.adopt(ctx, claim)
 	}
 	if !w.listen && w.own == nil {
-		if err := w.contribute(ctx); err != nil {
+		if err := w.contribute(ctx); err != nil || w.listen && w.pace().finale != nil {
 			return err
 		}
 	}
@@ -84,7 +87,7 @@ func (w *worker) round(ctx context.Context) error {
 
 // contribute makes this peer's update of the round: what its local steps gave, or what its side of a fork had trained.
 func (w *worker) contribute(ctx context.Context) error {
-	if w.pace().finale {
+	if w.pace().finale != nil {
 		w.lost = nil
 		return w.offerWeights(ctx)
 	}
@@ -111,8 +114,9 @@ func (w *worker) commit(ctx context.Context, d round.Decide, blobs exchanged) er
 	accepted := round.Accept(d.Headers)
 	b := w.pace()
 	own := w.own != nil && slices.ContainsFunc(accepted, func(h round.Signed) bool { return h.ID == w.own.ID })
-	if b.finale && !own {
-		return w.rejoin(ctx, d.IDs)
+	if b.finale != nil && !own {
+		w.listen = true // the others go on without these weights
+		return nil
 	}
 	report := w.report(accepted, blobs)
 	from, to := w.fragment(b)
@@ -173,7 +177,7 @@ func (w *worker) advance(set, accepted []round.Signed, blobs exchanged, b pace) 
 	mates := slices.DeleteFunc(slices.Clone(accepted), func(h round.Signed) bool { return !blobs.mate(h) || h.Role == round.RoleHello })
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if b.finale {
+	if b.finale != nil {
 		whole, err = true, w.assemble(mates, blobs, b)
 	} else {
 		whole, err = w.average(mates, blobs, b)

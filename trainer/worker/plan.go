@@ -103,9 +103,9 @@ type pace struct {
 	codec     codec.Codec
 	outer     outer.Settings
 	fragments uint64
-	group     int  // most members of a group; 0: all are in one
-	heal      bool // a slice of the members' weights travels with their updates
-	finale    bool // no local steps: all of the weights travel
+	group     int   // most members of a group; 0: all are in one
+	heal      bool  // a slice of the members' weights travels with their updates
+	finale    []int // sides of the grid in which all of the weights travel, without local steps; nil before the end
 }
 
 // ledger is what the pace of a round follows from.
@@ -131,9 +131,9 @@ func (p Plan) pace(l ledger, members int) pace {
 		end--
 	}
 	if l.apart && l.steps >= end {
-		b.steps, b.codec, b.finale = 1, mergeCodec, true
-		if b.group > 0 && (round.Grouping{Size: b.group}).Rounds(members) == 0 {
-			b.group = 0
+		b.steps, b.codec, b.finale = 1, mergeCodec, []int{members}
+		if b.group > 0 {
+			b.finale = round.Grid(members, b.group)
 		}
 		return b
 	}
@@ -205,13 +205,20 @@ func (p Plan) check() error {
 	return nil
 }
 
-// pace returns how the round goes that starts at the committed state.
-func (w *worker) pace() pace { return w.cfg.Plan.pace(ledgerOf(w.state), len(w.dealt())) }
+// pace returns how the round goes that starts at the committed state. Whether there are groups follows from the members in the
+// state, so that all switch in the same round; in the first round from those that live.
+func (w *worker) pace() pace {
+	members := 0
+	if w.state.Round == 0 || w.seated() {
+		members = len(w.dealt())
+	}
+	return w.cfg.Plan.pace(ledgerOf(w.state), members)
+}
 
 // fragment returns the part of the weights that the round averages.
 func (w *worker) fragment(b pace) (from, to int) {
 	n := len(w.state.Weights)
-	if b.finale {
+	if b.finale != nil {
 		return 0, n
 	}
 	parts := max(min(int(b.fragments), codec.Blocks(n)), 1)

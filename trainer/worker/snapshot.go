@@ -27,6 +27,7 @@ const keepSnapshots = 2
 type snapshot struct {
 	state    *round.State
 	steps    uint64    // optimiser steps of the inner AdamW
+	seq      uint64    // of the last heartbeat, and room for those until the next snapshot
 	m, v     []float32 // its moments
 	residual []float32 // error feedback
 	fast     []float32 // fast weights where they are not the state's: when the weights travel in fragments
@@ -82,7 +83,7 @@ func (s snapshot) save(dir string) (err error) {
 	return err
 }
 
-// write writes magic, size of the state, state, steps, moments and residual, and the SHA-256 of all that.
+// write writes magic, size of the state, state, counters, moments and residual, and the SHA-256 of all that.
 func (s snapshot) write(w io.Writer) error {
 	buf := bufio.NewWriterSize(w, 1<<20)
 	sum := sha256.New()
@@ -97,7 +98,7 @@ func (s snapshot) write(w io.Writer) error {
 	if s.fast != nil {
 		arrays = append(arrays, s.fast)
 	}
-	if err := binary.Write(out, binary.LittleEndian, []uint64{s.steps, uint64(len(arrays))}); err != nil {
+	if err := binary.Write(out, binary.LittleEndian, []uint64{s.steps, s.seq, uint64(len(arrays))}); err != nil {
 		return err
 	}
 	for _, array := range arrays {
@@ -165,16 +166,19 @@ func readSnapshot(path string, shape round.Shape) (*snapshot, error) {
 	return decodeSnapshot(path, b, shape)
 }
 
+// tail is the bytes between the state and the arrays: three counters.
+const tail = 3 * 8
+
 // maxSnapshot returns the size of the largest snapshot: one with fast weights and a full view.
 func maxSnapshot(shape round.Shape) int64 {
-	return int64(len(snapshotMagic)) + 8 + shape.MaxSize() + 16 + 4*4*int64(shape.Params) + sha256.Size
+	return int64(len(snapshotMagic)) + 8 + shape.MaxSize() + tail + 4*4*int64(shape.Params) + sha256.Size
 }
 
 // decodeSnapshot reads a snapshot's bytes.
 func decodeSnapshot(path string, b []byte, shape round.Shape) (*snapshot, error) {
 	n := shape.Params
 	before := len(snapshotMagic) + 8
-	if len(b) < before+16+sha256.Size {
+	if len(b) < before+tail+sha256.Size {
 		return nil, fmt.Errorf("worker: load snapshot %s: %d bytes: %w", path, len(b), ErrSnapshot)
 	}
 	body, sum := b[:len(b)-sha256.Size], b[len(b)-sha256.Size:]
@@ -183,7 +187,7 @@ func decodeSnapshot(path string, b []byte, shape round.Shape) (*snapshot, error)
 	}
 	stateSize := binary.LittleEndian.Uint64(body[len(snapshotMagic):])
 	body = body[before:]
-	if left := uint64(len(body)) - 16; stateSize > left || (left-stateSize)%uint64(4*n) != 0 || (left-stateSize)/uint64(4*n) > 4 {
+	if left := uint64(len(body)) - tail; stateSize > left || (left-stateSize)%uint64(4*n) != 0 || (left-stateSize)/uint64(4*n) > 4 {
 		return nil, fmt.Errorf("worker: load snapshot %s: state of %d bytes in %d: %w", path, stateSize, len(b), ErrSnapshot)
 	}
 	state, err := round.DecodeState(body[:stateSize], shape)
@@ -191,9 +195,9 @@ func decodeSnapshot(path string, b []byte, shape round.Shape) (*snapshot, error)
 		return nil, fmt.Errorf("worker: load snapshot %s: %w: %w", path, ErrSnapshot, err)
 	}
 	body = body[stateSize:]
-	s := &snapshot{state: state, steps: binary.LittleEndian.Uint64(body)}
-	count := binary.LittleEndian.Uint64(body[8:])
-	body = body[16:]
+	s := &snapshot{state: state, steps: binary.LittleEndian.Uint64(body), seq: binary.LittleEndian.Uint64(body[8:])}
+	count := binary.LittleEndian.Uint64(body[16:])
+	body = body[tail:]
 	arrays := []*[]float32{&s.m, &s.v, &s.residual, &s.fast}[:len(body)/(4*n)]
 	if uint64(len(arrays)) != count || count < 3 {
 		return nil, fmt.Errorf("worker: load snapshot %s: %d arrays, it says %d: %w", path, len(arrays), count, ErrSnapshot)

@@ -32,6 +32,10 @@ const defaultKeepRounds = 4
 // doubtTime is how long the announcements of a peer that did not deliver its state are passed over.
 const doubtTime = 30 * round.HeartbeatInterval
 
+// seqRoom is how far beyond the last heartbeat's number a process goes on that starts from a snapshot: a day of nanoseconds, more than
+// passes between two snapshots, so that mates do not take its heartbeats for old ones although its clock was set back.
+const seqRoom = uint64(24 * time.Hour)
+
 // worker is one peer in one run.
 type worker struct {
 	cfg     Config
@@ -165,7 +169,7 @@ func (w *worker) restore() error {
 		return nil
 	}
 	inner := w.cfg.Engine.State()
-	w.state, inner.Steps = s.state, s.steps
+	w.state, inner.Steps, w.seq = s.state, s.steps, s.seq
 	copy(inner.M, s.m)
 	copy(inner.V, s.v)
 	copy(w.feedback.Residual(), s.residual)
@@ -250,12 +254,7 @@ func (w *worker) linger(ctx context.Context) (over bool, err error) {
 	defer tick.Stop()
 	for time.Now().Before(until) {
 		if claim, ok := w.beaten(); ok {
-			before := w.hash
-			err := w.adopt(ctx, claim)
-			if w.hash != before {
-				w.checkpoint()
-			}
-			return false, err
+			return false, w.adopt(ctx, claim)
 		}
 		same := true
 		for _, m := range w.board.mates(time.Now()) {
@@ -348,7 +347,9 @@ func (w *worker) snapshot(from, to int) {
 	if w.cfg.SnapshotDir == "" || w.state.Round%every != 0 && !w.over() {
 		return
 	}
-	s := snapshot{state: w.state, residual: w.feedback.Residual()}
+	w.mu.RLock()
+	s := snapshot{state: w.state, residual: w.feedback.Residual(), seq: w.seq + seqRoom}
+	w.mu.RUnlock()
 	var fast []float32
 	if w.lap == nil {
 		inner := w.cfg.Engine.State()
@@ -433,9 +434,12 @@ func (w *worker) beatOn(ctx context.Context) {
 	}
 }
 
+// count gives the next heartbeat its number, which grows whatever the clock does.
+func (w *worker) count(now time.Time) { w.seq = max(w.seq+1, uint64(now.UnixNano())) }
+
 func (w *worker) beat(ctx context.Context) {
 	w.mu.Lock()
-	w.seq = max(w.seq+1, uint64(time.Now().UnixNano()))
+	w.count(time.Now())
 	b := round.Heartbeat{
 		Version: round.Version, Run: wire.Link{Cid: w.cfg.Run}, Seq: w.seq, Round: w.state.Round,
 		State: w.hash, Tokens: w.state.Tokens, Steps: w.state.Steps, Phase: w.phase, Speed: w.speed,
