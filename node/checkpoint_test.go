@@ -48,7 +48,7 @@ func TestCheckpointsShareFrozenTensors(t *testing.T) {
 	var used [2]int64
 	for i := range used {
 		s.Round = uint64(i + 1)
-		if _, err := publishModel(ctx, n, r, run, s); err != nil {
+		if _, err := publishModel(ctx, &task{p: &provider{Node: n}, rec: r, run: run, tok: tokenizer.Byte{}}, s); err != nil {
 			t.Fatal(err)
 		}
 		used[i] = n.store.Usage().Used
