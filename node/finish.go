@@ -5,9 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"math"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -16,6 +16,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/capacloud/capanode/market/lease"
+	"github.com/capacloud/capanode/storage"
 	"github.com/capacloud/capanode/trainer/engine"
 	"github.com/capacloud/capanode/trainer/hf"
 	"github.com/capacloud/capanode/trainer/round"
@@ -169,34 +170,36 @@ func (r *requester) pull(ctx context.Context, c cid.Cid) (*pulled, error) {
 
 // readModel reads a model folder out of the store.
 func (n *Node) readModel(ctx context.Context, c cid.Cid) (hf.Model, int64, error) {
-	tmp, err := os.MkdirTemp(n.home.Path("runs"), readingDir)
+	size, _, err := n.store.Compare(ctx, c, cid.Undef)
 	if err != nil {
 		return hf.Model{}, 0, err
 	}
-	defer os.RemoveAll(tmp)
-	dir := tmp + "/model"
-	if err := n.store.Export(ctx, c, dir); err != nil {
-		return hf.Model{}, 0, err
-	}
-	size, err := folderSize(dir)
+	entries, err := n.store.Entries(ctx, c)
 	if err != nil {
 		return hf.Model{}, 0, err
 	}
-	m, err := hf.Read(dir)
-	return m, size, err
+	m, err := hf.ReadFrom(storedFolder{ctx, n.store, entries})
+	if err != nil {
+		return hf.Model{}, 0, fmt.Errorf("model %s: %w", c, err)
+	}
+	return m, size, nil
 }
 
-func folderSize(dir string) (int64, error) {
-	entries, err := os.ReadDir(dir)
-	var sum int64
-	for _, e := range entries {
-		info, ierr := e.Info()
-		if ierr != nil {
-			return 0, ierr
+// storedFolder lets a model be read where it is stored.
+type storedFolder struct {
+	ctx     context.Context
+	store   *storage.Store
+	entries []storage.Entry
+}
+
+// Open implements [hf.Source].
+func (f storedFolder) Open(name string) (hf.File, error) {
+	for _, e := range f.entries {
+		if e.Name == name {
+			return f.store.Open(f.ctx, e.CID)
 		}
-		sum += info.Size()
 	}
-	return sum, err
+	return nil, fmt.Errorf("%s: %w", name, fs.ErrNotExist)
 }
 
 // collect pulls the model on which most members agree and pins it. At the end of a run it is measured on the held-out

@@ -60,19 +60,24 @@ func Get(ctx context.Context, u Use, what, dest string) error {
 	})
 }
 
-// exportSound writes an object to a path. One that turns out to be damaged while it is read is fetched anew, once.
+// exportSound writes an object to a path.
 func (n *Node) exportSound(ctx context.Context, c cid.Cid, dest string) error {
+	return n.sound(ctx, c, func() error { return n.store.Export(ctx, c, dest) })
+}
+
+// sound reads an object with f. One that turns out to be damaged while it is read is fetched anew, once.
+func (n *Node) sound(ctx context.Context, c cid.Cid, f func() error) error {
 	if err := n.need(ctx, c); err != nil {
 		return err
 	}
-	err := n.store.Export(ctx, c, dest)
+	err := f()
 	if !errors.Is(err, storage.ErrCorrupt) {
 		return err
 	}
 	if ferr := n.need(ctx, c); ferr != nil {
 		return fmt.Errorf("%w: no peer could repair it: %w", err, ferr)
 	}
-	return n.store.Export(ctx, c, dest)
+	return f()
 }
 
 // Pin protects an object under a name, for good or, when a duration is given, for that long from now.

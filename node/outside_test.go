@@ -91,7 +91,7 @@ func TestArchiveBetweenHomes(t *testing.T) {
 	ctx := t.Context()
 	from, to := Use{Home: t.TempDir(), Config: private(t)}, Use{Home: t.TempDir(), Config: private(t)}
 	tree := storetest.Tree(t)
-	added, err := Add(ctx, from, []string{tree})
+	added, err := Add(ctx, from, []string{tree}, false)
 	if err != nil {
 		t.Fatal(err)
 	}

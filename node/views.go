@@ -25,7 +25,7 @@ func (n *Node) views() map[string]view {
 		"ledger":      func(context.Context, url.Values) (any, error) { return n.ledgerShow() },
 		"verify":      func(context.Context, url.Values) (any, error) { return ledger.Verify(n.db) },
 		"statement":   func(_ context.Context, q url.Values) (any, error) { return n.statement(q.Get("from"), q.Get("to")) },
-		"checkpoints": func(ctx context.Context, _ url.Values) (any, error) { return n.checkpoints(ctx) },
+		"checkpoints": func(ctx context.Context, _ url.Values) (any, error) { return n.weighed(ctx) },
 		"offers":      func(_ context.Context, q url.Values) (any, error) { return n.offers(q) },
 		"objects":     func(ctx context.Context, _ url.Values) (any, error) { return n.objects(ctx) },
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/capacloud/capanode/p2p"
 	"github.com/capacloud/capanode/p2p/wire"
 	"github.com/capacloud/capanode/storage"
+	"github.com/capacloud/capanode/storage/encode"
 	"github.com/capacloud/capanode/storage/unixfs"
 )
 
@@ -119,7 +120,7 @@ func (c *conn) request(k call) bool {
 		req.Have = true
 		req.Epoch, req.Since, _ = k.plan.known(c.flow)
 	case !k.plan.whole:
-		req.Ranges = rangesOf(k.blocks)
+		req.Ranges, req.Encodings = rangesOf(k.blocks), c.s.f.encodings()
 	}
 	c.s.f.down.requests.Add(1)
 	err := c.stream.SetDeadline(time.Now().Add(c.s.f.opts.Stall))
@@ -210,7 +211,7 @@ func (c *conn) giveUp(k call) {
 }
 
 // header reads the header of an answer.
-func (c *conn) header(want uint32, have bool) (header, error) {
+func (c *conn) header(want uint32, have, whole bool) (header, error) {
 	if err := c.stream.SetDeadline(time.Now().Add(c.s.f.opts.Stall)); err != nil {
 		return header{}, err
 	}
@@ -219,12 +220,16 @@ func (c *conn) header(want uint32, have bool) (header, error) {
 		return header{}, fmt.Errorf("transfer: read answer: %w", err)
 	}
 	c.answered()
-	return parseHeader(head[:], want, have)
+	from := c.s.f.encodings()
+	if have || whole {
+		from = 0
+	}
+	return parseHeader(head[:], want, have, from)
 }
 
 // hear reads what the source has.
 func (c *conn) hear(p *plan) error {
-	h, err := c.header(0, true)
+	h, err := c.header(0, true, false)
 	if err != nil {
 		return err
 	}
@@ -246,12 +251,12 @@ func (c *conn) hear(p *plan) error {
 
 // answer reads one block and hands it on. False means that the source ended the request because it does not have the block.
 func (c *conn) answer(ctx context.Context, p *plan, block int) (bool, error) {
-	h, err := c.header(uint32(block), false)
+	h, err := c.header(uint32(block), false, p.whole)
 	if err != nil || h.status != statusBlock {
 		return false, err
 	}
-	if int64(h.length) > p.blockSize {
-		return false, fmt.Errorf("transfer: block of %d bytes, its object's have at most %d: %w", h.length, p.blockSize, ErrProtocol)
+	if int64(h.size) > p.blockSize {
+		return false, fmt.Errorf("transfer: block of %d bytes, its object's have at most %d: %w", h.size, p.blockSize, ErrProtocol)
 	}
 	buf := c.s.f.buffer()
 	data := buf[:h.length]
@@ -271,25 +276,52 @@ func (c *conn) answer(ctx context.Context, p *plan, block int) (bool, error) {
 		c.alive()
 		at += n
 	}
-	c.got(int64(h.length), p.blockSize)
+	c.s.f.down.wire.Add(uint64(h.length))
+	c.got(int64(h.size), p.blockSize)
 	c.working.Add(1)
 	c.s.hand(func() {
 		defer c.working.Done()
-		c.settle(p, block, data)
+		if h.encoding == encode.Raw {
+			c.settle(p, block, data)
+		} else {
+			c.decode(p, block, h, data)
+		}
 		c.s.f.recycle(buf)
 	})
 	return true, nil
+}
+
+// decode decodes a block, then settles it.
+func (c *conn) decode(p *plan, block int, h header, data []byte) {
+	f := c.s.f
+	d := f.decoders.Get().(*encode.Decoder)
+	defer f.decoders.Put(d)
+	buf := f.buffer()
+	defer f.recycle(buf)
+	if err := d.Decode(h.encoding, data, buf[:h.size]); err != nil {
+		f.down.refused.Add(1)
+		p.giveBack(c.flow, block)
+		f.mem.release(c.flow, p.blockSize)
+		c.blame(fmt.Errorf("transfer: block %d: %w: %w", block, ErrProtocol, err))
+		return
+	}
+	c.settle(p, block, buf[:h.size])
 }
 
 // settle hashes and writes a block.
 func (c *conn) settle(p *plan, block int, data []byte) {
 	defer c.s.f.mem.release(c.flow, p.blockSize)
 	if err := c.s.settle(p, c.flow, block, data); err != nil {
-		c.mu.Lock()
-		c.bad = err
-		c.mu.Unlock()
-		_ = c.stream.Reset() // nothing more that it sends is of use
+		c.blame(err)
 	}
+}
+
+// blame ends the use of a source: nothing more that it sends is of use.
+func (c *conn) blame(err error) {
+	c.mu.Lock()
+	c.bad = err
+	c.mu.Unlock()
+	_ = c.stream.Reset()
 }
 
 // settle takes a block from a source. An error says that the source is to blame.

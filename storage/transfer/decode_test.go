@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/capacloud/capanode/p2p/wire"
+	"github.com/capacloud/capanode/storage/encode"
 	"github.com/capacloud/capanode/storage/unixfs"
 )
 
@@ -42,8 +43,8 @@ func TestDecodersAllocateWithinLimits(t *testing.T) {
 		"request that claims 4 KiB":  {MaxRequest, func() { _, _ = readRequest(bytes.NewReader(claim(MaxRequest, 8))) }},
 		"request of many ranges":     {MaxRequest, func() { _, _ = readRequest(bytes.NewReader(largest.Bytes())) }},
 		"have of many runs":          {maxHave, func() { _, _ = parseHave(haves) }},
-		"header that claims 4 GiB":   {headerSize << 10, func() { _, _ = parseHeader(bytes.Repeat([]byte{0xff}, headerSize), 0, false) }},
-		"have header claims a block": {headerSize << 10, func() { _, _ = parseHeader(frameHead(statusHave, 1<<20), 0, true) }},
+		"header that claims 4 GiB":   {headerSize << 10, func() { _, _ = parseHeader(bytes.Repeat([]byte{0xff}, headerSize), 0, false, encode.All) }},
+		"have header claims a block": {headerSize << 10, func() { _, _ = parseHeader(frameHead(statusHave, 1<<20), 0, true, encode.All) }},
 	} {
 		c.decode()
 		var before, after runtime.MemStats
@@ -61,7 +62,7 @@ func TestDecodersAllocateWithinLimits(t *testing.T) {
 
 func frameHead(s status, length uint32) []byte {
 	b := make([]byte, headerSize)
-	header{s, 0, length}.put(b)
+	plain(s, 0, int(length)).put(b)
 	return b
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"github.com/capacloud/capanode/p2p"
 	"github.com/capacloud/capanode/storage"
+	"github.com/capacloud/capanode/storage/encode"
 	"github.com/capacloud/capanode/storage/unixfs"
 )
 
@@ -25,6 +26,7 @@ type Options struct {
 	Find   time.Duration // how long a fetch waits for a first or another source; default 10 s
 	Dial   time.Duration // how long opening a stream may take; default 5 s
 	Bans   *Bans         // who sent bad blocks before; nil remembers nobody
+	Raw    bool          // take no encoded blocks
 	Seed   *Server       // offers what has arrived before all has; nil offers only what is complete
 	Logger *slog.Logger  // nil discards
 }
@@ -60,6 +62,8 @@ type Fetcher struct {
 	rate   *bucket
 	bufs   sync.Pool // *[unixfs.MaxBlock]byte
 
+	decoders sync.Pool // *encode.Decoder
+
 	mu    sync.Mutex
 	files map[cid.Cid]*download // files being fetched
 	news  chan struct{}         // closed and replaced when files changes
@@ -73,7 +77,17 @@ func NewFetcher(net p2p.Network, router p2p.Router, store *storage.Store, opts O
 		mem: newMemory(opts.Memory), rate: newBucket(opts.Rate),
 		bufs:  sync.Pool{New: func() any { return new([unixfs.MaxBlock]byte) }},
 		files: map[cid.Cid]*download{}, news: make(chan struct{}),
+
+		decoders: sync.Pool{New: func() any { return encode.NewDecoder() }},
 	}
+}
+
+// encodings lists how blocks may come.
+func (f *Fetcher) encodings() encode.Set {
+	if f.opts.Raw {
+		return 0
+	}
+	return encode.All
 }
 
 // Stats returns what was fetched.

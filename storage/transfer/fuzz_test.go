@@ -12,6 +12,7 @@ import (
 
 	"github.com/capacloud/capanode/p2p/wire"
 	"github.com/capacloud/capanode/storage"
+	"github.com/capacloud/capanode/storage/encode"
 	"github.com/capacloud/capanode/storage/unixfs"
 )
 
@@ -69,12 +70,19 @@ func FuzzRequest(f *testing.F) {
 func FuzzAnswer(f *testing.F) {
 	block := []byte("the only right answer")
 	good := make([]byte, headerSize)
-	header{statusBlock, 3, uint32(len(block))}.put(good)
+	plain(statusBlock, 3, len(block)).put(good)
 	f.Add(append(good, block...))
 	f.Add(append(good[:headerSize:headerSize], "the only wrong answer"...))
 	denial := make([]byte, headerSize)
-	header{statusNotFound, 3, 0}.put(denial)
+	plain(statusNotFound, 3, 0).put(denial)
 	f.Add(denial)
+	packed := []byte{1, 0, 0, 0, 'x'} // no planes of anything
+	encoded := make([]byte, headerSize)
+	header{statusBlock, 3, encode.Planes4, uint32(len(packed)), uint32(len(block))}.put(encoded)
+	f.Add(append(encoded, packed...))
+	bomb := make([]byte, headerSize)
+	header{statusBlock, 3, encode.Zstd, 4, unixfs.MaxBlock}.put(bomb)
+	f.Add(append(bomb, 0x28, 0xb5, 0x2f, 0xfd))
 	f.Fuzz(func(t *testing.T, input []byte) {
 		s := alone(t)
 		c := newConn(s, &tape{Reader: bytes.NewReader(input)})
@@ -96,6 +104,7 @@ func FuzzAnswer(f *testing.F) {
 func alone(t *testing.T) *session {
 	f := &Fetcher{opts: Options{}.withDefaults(), mem: newMemory(0)}
 	f.bufs.New = func() any { return new([unixfs.MaxBlock]byte) }
+	f.decoders.New = func() any { return encode.NewDecoder() }
 	s := f.session(t.Context(), unixfs.RawCID(nil), Ask{})
 	go func() {
 		for job := range s.jobs {

@@ -82,6 +82,7 @@ func (s *small) serve(change func(block []byte)) p2p.Handler {
 
 func frame(status byte, block uint32, payload []byte) []byte {
 	b := binary.BigEndian.AppendUint32([]byte{status}, block)
+	b = binary.BigEndian.AppendUint32(append(b, 0), uint32(len(payload)))
 	b = binary.BigEndian.AppendUint32(b, uint32(len(payload)))
 	return append(b, payload...)
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/capacloud/capanode/p2p"
 	"github.com/capacloud/capanode/storage"
+	"github.com/capacloud/capanode/storage/encode"
 	"github.com/capacloud/capanode/storage/unixfs"
 )
 
@@ -24,14 +25,15 @@ type Stats struct {
 	Requests uint64
 	Blocks   uint64
 	Bytes    uint64 // of blocks
+	Wire     uint64 // of the same blocks as they travelled between peers, encoded
 	Refused  uint64 // server: requests for what is not here; fetcher: blocks that failed their hash
 }
 
 // counters is the running form of Stats.
-type counters struct{ requests, blocks, bytes, refused atomic.Uint64 }
+type counters struct{ requests, blocks, bytes, wire, refused atomic.Uint64 }
 
 func (c *counters) stats() Stats {
-	return Stats{c.requests.Load(), c.blocks.Load(), c.bytes.Load(), c.refused.Load()}
+	return Stats{c.requests.Load(), c.blocks.Load(), c.bytes.Load(), c.wire.Load(), c.refused.Load()}
 }
 
 func (c *counters) block(n int) {
@@ -44,6 +46,7 @@ type ServeOptions struct {
 	Rate    int64        // bytes per second to all peers together; 0 means no limit
 	PerPeer int64        // bytes per second to one peer, over all its streams; 0 means no limit
 	Memory  int64        // bytes of blocks that are being sent at a time; default 64 MiB, at least 4 MiB. One peer gets a quarter of it
+	Encode  Encode       // when blocks travel encoded to a client that takes it; default [EncodeIfFaster]
 	Logger  *slog.Logger // nil discards
 }
 
@@ -56,6 +59,7 @@ type Server struct {
 	rate  *bucket
 	room  room
 	bufs  sync.Pool // *sendBuffer
+	codes sync.Pool // *encode.Encoder
 
 	mu     sync.Mutex
 	offers map[cid.Cid]*offer
@@ -96,6 +100,7 @@ func newServer(store *storage.Store, o ServeOptions) *Server {
 		store: store, opts: o, log: o.Logger, rate: newBucket(o.Rate),
 		room:   room{free: blocks, share: max(1, blocks/4), held: map[peer.ID]int{}, changed: make(chan struct{})},
 		bufs:   sync.Pool{New: func() any { return new(sendBuffer) }},
+		codes:  sync.Pool{New: func() any { return encode.NewEncoder() }},
 		offers: map[cid.Cid]*offer{}, nodes: map[cid.Cid][]byte{}, peers: map[peer.ID]*bucket{},
 	}
 }
@@ -152,6 +157,10 @@ type answerer struct {
 	buf    *sendBuffer // while a request is being answered
 	open   cid.Cid
 	reader *storage.Reader // of open, nil when none is
+
+	last   cid.Cid // of which choice speaks
+	choice encode.Choice
+	pace   pace
 }
 
 func (a *answerer) close() {
@@ -178,12 +187,23 @@ func (a *answerer) turn(ctx context.Context, req Request) error {
 	}
 	for _, run := range req.Ranges {
 		for i := run.First; i < run.First+run.Count; i++ {
-			if sent, err := a.pass(ctx, req.CID.Cid, i); err != nil {
-				return err
-			} else if sent {
-				continue
+			encoded := a.mayEncode(req)
+			if !encoded {
+				if sent, err := a.pass(ctx, req.CID.Cid, i); err != nil {
+					return err
+				} else if sent {
+					continue
+				}
 			}
 			block, err := a.block(ctx, req.CID.Cid, int(i))
+			if err == nil && encoded {
+				if sent, sendErr := a.sendEncoded(ctx, i, block, req.Encodings); sent || sendErr != nil {
+					if sendErr != nil {
+						return sendErr
+					}
+					continue
+				}
+			}
 			if sendErr := a.send(ctx, i, block, err); err != nil || sendErr != nil {
 				return sendErr // a refusal ends the request, not the stream
 			}
@@ -232,7 +252,8 @@ func (a *answerer) pass(ctx context.Context, c cid.Cid, i uint32) (bool, error) 
 	if leaf == nil {
 		return false, nil
 	}
-	header{statusBlock, i, uint32(leaf.Size())}.put(a.buf[:])
+	start := time.Now()
+	plain(statusBlock, i, int(leaf.Size())).put(a.buf[:])
 	for at := headerSize; leaf.Size() > 0; at = 0 {
 		n, err := leaf.Read(a.buf[at:yamuxFrame])
 		if err == io.EOF {
@@ -248,7 +269,9 @@ func (a *answerer) pass(ctx context.Context, c cid.Cid, i uint32) (bool, error) 
 	if short := leaf.Size() - position(leaf); short != 0 {
 		return false, fmt.Errorf("transfer: send block %d of %s: its file ended %d bytes early", i, c, short)
 	}
+	a.pace.wrote(time.Since(start), int(leaf.Size()))
 	a.s.up.block(int(leaf.Size()))
+	a.s.up.wire.Add(uint64(leaf.Size()))
 	return true, nil
 }
 
@@ -268,19 +291,19 @@ func (a *answerer) have(ctx context.Context, req Request) error {
 	}
 	payload := h.encode()
 	n := copy(a.buf[headerSize:], payload)
-	header{statusHave, 0, uint32(n)}.put(a.buf[:])
+	plain(statusHave, 0, n).put(a.buf[:])
 	return a.write(ctx, a.buf[:headerSize+n])
 }
 
 // send writes one answer: a block, or why there is none.
 func (a *answerer) send(ctx context.Context, number uint32, block []byte, err error) error {
-	h := header{statusBlock, number, uint32(len(block))}
+	h := plain(statusBlock, number, len(block))
 	switch {
 	case errors.Is(err, storage.ErrNotFound) || errors.Is(err, storage.ErrWrongKind):
-		h = header{statusNotFound, number, 0}
+		h = plain(statusNotFound, number, 0)
 	case err != nil:
 		a.s.log.Warn("cannot serve a block", "block", number, "err", err)
-		h = header{statusUnavailable, number, 0}
+		h = plain(statusUnavailable, number, 0)
 	}
 	if h.status != statusBlock {
 		a.s.up.refused.Add(1)
@@ -289,11 +312,19 @@ func (a *answerer) send(ctx context.Context, number uint32, block []byte, err er
 	if h.length > 0 && &block[0] != &a.buf[headerSize] {
 		copy(a.buf[headerSize:], block) // the store had it elsewhere in memory: small
 	}
+	return a.finish(ctx, h)
+}
+
+// finish writes the answer that lies in the buffer.
+func (a *answerer) finish(ctx context.Context, h header) error {
+	start := time.Now()
 	if err := a.write(ctx, a.buf[:headerSize+h.length]); err != nil {
 		return fmt.Errorf("transfer: write block: %w", err)
 	}
 	if h.status == statusBlock {
-		a.s.up.block(int(h.length))
+		a.pace.wrote(time.Since(start), int(h.length))
+		a.s.up.block(int(h.size))
+		a.s.up.wire.Add(uint64(h.length))
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package transfer_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -307,8 +308,9 @@ func blocks(store *storage.Store, spoil func(n int, frame []byte) ([]byte, error
 				return
 			}
 			answer := func(number uint32, block []byte) error {
-				frame := []byte{0, byte(number >> 24), byte(number >> 16), byte(number >> 8), byte(number),
-					byte(len(block) >> 24), byte(len(block) >> 16), byte(len(block) >> 8), byte(len(block))}
+				frame := binary.BigEndian.AppendUint32([]byte{0}, number)
+				frame = binary.BigEndian.AppendUint32(append(frame, 0), uint32(len(block)))
+				frame = binary.BigEndian.AppendUint32(frame, uint32(len(block)))
 				frame, err := spoil(n, append(frame, block...))
 				n++
 				if err != nil { // what was sent still arrives
@@ -320,7 +322,7 @@ func blocks(store *storage.Store, spoil func(n int, frame []byte) ([]byte, error
 				return err
 			}
 			if req.Have { // it has everything
-				head := []byte{3, 0, 0, 0, 0, 0, 0, 0, 13, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+				head := []byte{3, 0, 0, 0, 0, 0, 0, 0, 0, 13, 0, 0, 0, 13, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 				if _, err := s.Write(head); err != nil {
 					return
 				}
@@ -375,11 +377,11 @@ func faults() map[string]func(n int, frame []byte) ([]byte, error) {
 		}),
 		"lies about the size": after(2, func(b []byte) ([]byte, error) {
 			b = bytes.Clone(b)
-			copy(b[5:9], []byte{0xff, 0xff, 0xff, 0xff})
+			copy(b[6:10], []byte{0xff, 0xff, 0xff, 0xff})
 			return b, nil
 		}),
 		"sends short blocks": after(2, func(b []byte) ([]byte, error) {
-			return append(append(b[:5:5], 0, 0, 0, 1), 'x'), nil
+			return append(append(b[:5:5], 0, 0, 0, 0, 1, 0, 0, 0, 1), 'x'), nil
 		}),
 		"answers for another block": after(2, func(b []byte) ([]byte, error) {
 			b = bytes.Clone(b)
@@ -390,7 +392,7 @@ func faults() map[string]func(n int, frame []byte) ([]byte, error) {
 			return append([]byte{99}, b[1:]...), nil
 		}),
 		"repeats itself": after(1, func(b []byte) ([]byte, error) { return append(bytes.Clone(b), b...), nil }),
-		"denies halfway": after(3, func(b []byte) ([]byte, error) { return append(append([]byte{1}, b[1:5]...), 0, 0, 0, 0), nil }),
+		"denies halfway": after(3, func(b []byte) ([]byte, error) { return append(append([]byte{1}, b[1:5]...), make([]byte, 9)...), nil }),
 	}
 }
 
@@ -562,7 +564,7 @@ func TestServerRefuses(t *testing.T) {
 			}
 		})
 	}
-	// Asking for what is not there costs the server nine bytes.
+	// Asking for what is not there costs the server fourteen bytes.
 	s, err := b.Open(ctx, a.ID(), transfer.Protocol)
 	if err != nil {
 		t.Fatal(err)
@@ -573,7 +575,7 @@ func TestServerRefuses(t *testing.T) {
 	if err := errors.Join(wire.WriteRecord(s, absent), s.CloseWrite()); err != nil {
 		t.Fatal(err)
 	}
-	if all, err := io.ReadAll(s); err != nil || !bytes.Equal(all, []byte{1, 0, 0, 0, 5, 0, 0, 0, 0}) {
+	if all, err := io.ReadAll(s); err != nil || !bytes.Equal(all, []byte{1, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0}) {
 		t.Fatalf("answer %x, %v", all, err)
 	}
 }

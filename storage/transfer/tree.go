@@ -193,6 +193,18 @@ func (s *session) node(ctx context.Context, c cid.Cid) ([]byte, error) {
 
 // file fetches a file of several leaves, one fetch per file at a time.
 func (t *tree) file(ctx context.Context, root unixfs.Block) error {
+	for again := 0; ; again++ {
+		err := t.fileOnce(ctx, root)
+		if again == maxAgain || !errors.Is(err, storage.ErrIncomplete) {
+			return err
+		}
+	}
+}
+
+// maxAgain is how often a file is begun again because an object that it shared blocks with was deleted before it was complete.
+const maxAgain = 3
+
+func (t *tree) fileOnce(ctx context.Context, root unixfs.Block) error {
 	f := t.s.f
 	d, err := f.begin(ctx, root.CID)
 	if err != nil {

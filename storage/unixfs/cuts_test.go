@@ -71,6 +71,9 @@ func TestCutsAddUp(t *testing.T) {
 		if c.Count() != len(ends) || c.Size != at {
 			t.Fatalf("%d leaves of %d bytes, want %d of %d", c.Count(), c.Size, len(ends), at)
 		}
+		if most := slices.MaxFunc(ends, func(a, b int64) int { return int(c.LeafSize(c.LeafAt(a-1)) - c.LeafSize(c.LeafAt(b-1))) }); c.Largest() != c.LeafSize(c.LeafAt(most-1)) {
+			t.Fatalf("the largest leaf has %d bytes", c.Largest())
+		}
 		for i, end := range ends {
 			if c.LeafOffset(i)+c.LeafSize(i) != end || c.LeafAt(c.LeafOffset(i)) != i || c.LeafAt(end-1) != i {
 				t.Fatalf("leaf %d at %d with %d bytes, want its end at %d", i, c.LeafOffset(i), c.LeafSize(i), end)
