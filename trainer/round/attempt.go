@@ -162,8 +162,12 @@ func (a Attempt) Waiting() []peer.ID {
 // View tells which peers live (this one included) and which of the others are still expected to send a header and a vote
 // for this round. Nothing is decided before the first view.
 func (a Attempt) View(live, expected []peer.ID) (Attempt, []Action) {
-	a.viewed, a.live = true, slices.Sorted(slices.Values(live))
-	a.expected = slices.DeleteFunc(slices.Sorted(slices.Values(expected)), func(id peer.ID) bool { return id == a.setup.Self })
+	live = slices.Sorted(slices.Values(live))
+	expected = slices.DeleteFunc(slices.Sorted(slices.Values(expected)), func(id peer.ID) bool { return id == a.setup.Self })
+	if a.viewed && slices.Equal(live, a.live) && slices.Equal(expected, a.expected) {
+		return a, nil
+	}
+	a.viewed, a.live, a.expected = true, live, expected
 	return a.settle()
 }
 
@@ -174,7 +178,12 @@ func (a Attempt) Publish(h Signed) (Attempt, []Action) {
 }
 
 // Header enters a mate's header. Headers of another round or parent are ignored, and so is the third header of one author.
-func (a Attempt) Header(h Signed) (Attempt, []Action) { return a.add(h).settle() }
+func (a Attempt) Header(h Signed) (Attempt, []Action) {
+	if _, known := a.find(h.ID); known {
+		return a, nil // shells say everything again and again; what is not new moves nothing
+	}
+	return a.add(h).settle()
+}
 
 // Held reports that a header's blob was fetched and is well formed.
 func (a Attempt) Held(id Hash) (Attempt, []Action) { return a.mark(id, blobHeld).settle() }
@@ -187,6 +196,9 @@ func (a Attempt) Seen(voter peer.ID, s Seen) (Attempt, []Action) {
 	if s.Round != a.setup.Round || s.Parent != a.setup.Parent || voter == a.setup.Self {
 		return a, nil
 	}
+	if old := a.ballot(voter); len(old) > 0 && slices.Equal(old, s.Headers) {
+		return a, nil
+	}
 	return a.cast(voter, s.Headers, s.Hellos).settle()
 }
 
@@ -196,6 +208,9 @@ func (a Attempt) Commit(from peer.ID, c Commit) (Attempt, []Action) {
 		return a, nil
 	}
 	i, found := slices.BinarySearchFunc(a.commits, from, func(x announcement, id peer.ID) int { return cmp.Compare(x.peer, id) })
+	if found && slices.Equal(a.commits[i].commit.Set, c.Set) && a.commits[i].commit.Total == c.Total {
+		return a, nil
+	}
 	a.commits = slices.Clone(a.commits)
 	if found {
 		a.commits[i].commit = c

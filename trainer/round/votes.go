@@ -26,6 +26,9 @@ func (a Attempt) outcome() Action {
 	if set := a.unanimous(); set != nil {
 		return a.build(set)
 	}
+	if !a.votesDue && !a.passed() {
+		return nil
+	}
 	set := a.quorum()
 	if len(set) > 0 {
 		set = a.welcome(set)
@@ -33,7 +36,7 @@ func (a Attempt) outcome() Action {
 	set = a.heaviest(set)
 	if !a.votesDue {
 		// An end other than a decision would only begin the next attempt, which would end at once as well.
-		if end, ok := a.build(set).(Decide); ok && len(set) > 0 && a.passed() {
+		if end, ok := a.build(set).(Decide); ok && len(set) > 0 {
 			return end
 		}
 		return nil

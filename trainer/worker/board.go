@@ -117,7 +117,9 @@ func (b *board) put(data []byte, now time.Time) {
 			w.beat, w.beatAt = *m.Heartbeat, now
 		}
 	case round.KindHeader:
-		if !slices.ContainsFunc(w.headers, func(a arrival) bool { return a.ID == m.Hash }) {
+		// Anybody may pass a header on; old ones must not push those out that count.
+		stale := m.Header.Round+1 < w.beat.Round
+		if !stale && !slices.ContainsFunc(w.headers, func(a arrival) bool { return a.ID == m.Hash }) {
 			w.headers = push(w.headers, arrival{round.Signed{Header: *m.Header, Author: m.From, ID: m.Hash}, now, data})
 		}
 	case round.KindSeen:
