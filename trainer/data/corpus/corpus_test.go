@@ -198,6 +198,9 @@ func TestTruncatedFilesKeepWhatCameBefore(t *testing.T) {
 }
 
 func TestBombsAreLeft(t *testing.T) {
+	if testing.Short() {
+		t.Skip("one goroutine and much arithmetic; the long form runs without -short")
+	}
 	bomb := strings.Repeat("boom boom\n", 3<<20)
 	for name, content := range map[string]string{"a.txt.gz": zipped(t, bomb), "a.txt.zst": squeezed(t, bomb)} {
 		_, c := read(t, map[string]string{name: content}, nil)
@@ -336,6 +339,7 @@ func TestStopping(t *testing.T) {
 	root := write(t, files)
 	before := runtime.NumGoroutine()
 	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
 	full := errors.New("full")
 	for _, want := range []error{full, context.Canceled} {
 		_, err := Read(ctx, Options{Paths: []string{root}}, func(*Batch) error {
