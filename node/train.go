@@ -213,14 +213,21 @@ func (r *requester) dataset(ctx context.Context) (cid.Cid, error) {
 		}
 		paths[i] = p
 	}
+	temp, err := r.dataTemp()
+	if err != nil {
+		return cid.Undef, err
+	}
 	_, link, report, err := data.Build(ctx, data.Options{
-		Name: r.file.Name, Paths: paths, Include: d.Include, MaxBytes: d.MaxBytes, Tokenizer: tokenizer.Byte{},
+		Name: r.file.Name, Corpus: corpusOptions(d, paths, r.file.Train.Seed), Tokenizer: tokenizer.Byte{}, Filters: d.Filters, TempDir: temp,
 		ValFraction: d.Validation, ShardTokens: uint64(d.ShardTokens), Context: r.file.Train.Context, Peers: r.file.Market.Peers, Seed: r.file.Train.Seed,
 	}, r.store)
 	if err != nil {
 		return cid.Undef, err
 	}
-	r.Node.log.Info("corpus", "files", report.Kept, "bytes", report.Bytes, "duplicates", report.Duplicates, "binary", report.Binary)
+	r.Node.log.Info("corpus", "documents", report.Kept, "bytes", report.Bytes, "duplicates", report.Duplicates, "binary", report.Read.Binary)
+	for _, w := range report.Warnings() {
+		r.emit(WarningEvent{Type: "warning", Warning: w})
+	}
 	if err := r.store.Pin(ctx, datasetPin(link.Cid.String()), link.Cid); err != nil {
 		return cid.Undef, err
 	}

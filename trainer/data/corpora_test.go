@@ -34,7 +34,7 @@ func TestRealCorpora(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if report.Kept != len(entries) || report.Bytes != int64(bytes) {
+	if report.Kept != int64(len(entries)) || report.Bytes != int64(bytes) {
 		t.Errorf("read %+v, want %d files of %d bytes", report, len(entries), bytes)
 	}
 	var kept int

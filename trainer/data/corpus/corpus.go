@@ -28,7 +28,7 @@ const (
 )
 
 // ErrOptions reports options that contradict themselves or name what does not exist.
-var ErrOptions = errors.New("invalid options")
+var ErrOptions = errors.New("invalid corpus options")
 
 // ErrField reports a structured file in which no record has the text field that was asked for.
 var ErrField = errors.New("no such text field")

@@ -336,6 +336,7 @@ func TestStopping(t *testing.T) {
 	root := write(t, files)
 	before := runtime.NumGoroutine()
 	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
 	full := errors.New("full")
 	for _, want := range []error{full, context.Canceled} {
 		_, err := Read(ctx, Options{Paths: []string{root}}, func(*Batch) error {

@@ -87,3 +87,38 @@ func (c *Counts) Broken() int64 {
 
 // Passed is the number of directory entries that were passed over.
 func (c *Counts) Passed() int64 { return c.Hidden + c.Links + c.Special + c.Excluded }
+
+// FirstProblem is the first example of a file that is not wholly in the corpus, or nothing.
+func (c *Counts) FirstProblem() string {
+	if len(c.Problems) == 0 {
+		return ""
+	}
+	return c.Problems[0].Path + ": " + c.Problems[0].Why
+}
+
+// Lines says in words what the counts hold, leaving zeros out.
+func (c *Counts) Lines() (lines []string) {
+	for _, x := range []struct {
+		n    int64
+		what string
+	}{
+		{c.Files, "files"}, {c.Empty, "empty files"}, {c.Binary, "binary files, left out"}, {c.Unreadable, "files that could not be read"},
+		{c.Damaged, "damaged files, kept up to the damage"}, {c.Bombs, "files that unpack to more than any text, left at that point"},
+		{c.Changed, "files that changed while they were read"}, {c.Unsupported, "files of a format that is not read"},
+		{c.Hidden, "hidden files and folders, passed over"}, {c.Links, "symbolic links, not followed"}, {c.Special, "pipes, sockets and devices, passed over"},
+		{c.Excluded, "files passed over by name"}, {c.Records, "records"}, {c.BadRecords, "broken records, left out"}, {c.NoField, "records without the text field"},
+		{c.NoText, "records without text"}, {c.TooLong, "records longer than the limit, left out"}, {c.Ragged, "rows with another number of fields than the header"},
+		{c.OtherMembers, "members that are no text, passed over"}, {c.BlankLines, "blank lines"}, {c.LostRows, "rows in pages that do not decode"},
+		{c.ByteOrderMarks, "byte order marks, removed"}, {c.UTF16, "files in UTF-16, turned into UTF-8"},
+		{c.Windows1252, "lines in Windows-1252, turned into UTF-8"}, {c.CRLF, "line ends CR LF, made LF"}, {c.NUL, "NUL bytes, removed"},
+		{c.Surrogates, "lone surrogates, made U+FFFD"}, {c.InvalidUTF8, "bytes of invalid UTF-8, kept"}, {c.NotSampled, "documents outside the sample"},
+	} {
+		if x.n > 0 {
+			lines = append(lines, fmt.Sprintf("%d %s", x.n, x.what))
+		}
+	}
+	if c.Capped {
+		lines = append(lines, "a cap ended the reading")
+	}
+	return lines
+}

@@ -38,6 +38,14 @@ func FormatNames() string {
 	return strings.Join(names, ", ")
 }
 
+// CheckFormat refuses a format that this version does not read, with [ErrOptions] or [ErrFormat].
+func CheckFormat(name string) error {
+	if f := Format(name); f != Auto && !f.readable() {
+		return f.refuse()
+	}
+	return nil
+}
+
 func (f Format) readable() bool { return slices.Contains(readableFormats, f) }
 
 // refuse is the error of a format that is not read.
