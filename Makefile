@@ -50,7 +50,7 @@ fuzz: ## run each fuzz target for FUZZTIME (10s)
 
 bench: build ## measure this machine; write docs/benchmarks.md and its plots
 	rm -rf .bench && mkdir .bench
-	for b in engine codec averaging storage market; do ./bin/capanode bench $$b -o json >.bench/$$b.json || exit 1; done
+	for b in engine codec averaging storage market data; do ./bin/capanode bench $$b -o json >.bench/$$b.json || exit 1; done
 	./bin/capanode bench page --plots docs .bench/*.json >.bench/page && mv .bench/page docs/benchmarks.md
 
 docs: build ## write the command reference under docs/commands

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/capacloud/capanode/gpu/cpu"
+	databench "github.com/capacloud/capanode/trainer/data/bench"
 	enginebench "github.com/capacloud/capanode/trainer/engine/bench"
 	"github.com/capacloud/capanode/trainer/engine/native"
 	"github.com/capacloud/capanode/trainer/lab/chart"
@@ -87,6 +88,12 @@ func Benches() []Bench {
 			[]string{"fetch_mb_per_second", "fetch_over_raw_stream", "fetch_over_kubo_get", "fetch_over_kubo_tuned", "fetch4_over_fetch1",
 				"import_mb_per_second", "import_over_kubo_add", "gc_100k_seconds", "checkpoint_delta_share", "cpu_seconds_per_gb"},
 			benchStorage},
+		{"data", "Read, clean and measure a corpus: rates of one processor",
+			"16 MiB of generated text, the same on every machine, are read as JSON lines, as plain text, as CSV and in gzip, and cleaned: measured as Gopher's filters, " +
+				"personal data, boilerplate and near duplicates need it. MB count text, seconds are of processor time, so that the rates are those of one core; each figure is the median of five. The baselines find the lines with a bufio.Scanner, " +
+				"decode them with encoding/json, decompress, and cut the text with bytes.Fields; read_over_scan, read_over_encoding_json and read_gzip_over_gunzip are " +
+				"quotients of rates taken one after the other.",
+			[]string{"read_mb_per_second", "clean_mb_per_second", "tokenize_mb_per_second", "bpe_train_mb_per_second"}, benchData},
 		{"market", "Time from the planner's start to ACTIVE leases over loopback, the handshake, the book", methodMarket,
 			[]string{"first_lease_ms_p95", "cold_lease_ms_p95", "gang3_ms_p95", "gang8_ms_p95", "handshake_ms_p50", "handshake_ms_p99", "beacons_per_second_per_core",
 				"duplicates_per_second_per_core", "query_10k_ms_p99", "query_100k_ms_p99", "bytes_per_offer"},
@@ -156,6 +163,14 @@ func (r *BenchReport) take(figures any) error {
 		}
 	}
 	return nil
+}
+
+func benchData(ctx context.Context, r *BenchReport) error {
+	f, err := databench.Run(ctx, databench.Options{})
+	if err != nil {
+		return err
+	}
+	return r.take(f)
 }
 
 func benchEngine(ctx context.Context, r *BenchReport) error {

@@ -145,6 +145,7 @@ type reading struct {
 	err    error
 
 	batch *Batch
+	room  int // of the next batch
 }
 
 func (r *reading) run() {
@@ -157,16 +158,35 @@ func (r *reading) run() {
 
 // emit adds a piece; text is copied, tokens are kept.
 func (r *reading) emit(p Piece) error {
-	if r.batch == nil {
-		r.batch = &Batch{buf: make([]byte, 0, min(batchBytes, max(4096, 2*len(p.Text))))}
-	}
-	b := r.batch
+	b := r.open(len(p.Text))
 	from := len(b.buf)
 	b.buf = append(b.buf, p.Text...) // pieces before keep the array that they point into, should this one be a new one
 	p.Text = b.buf[from:len(b.buf):len(b.buf)]
+	return r.push(p)
+}
+
+// emitClean adds a document of one piece, cleaned on the way.
+func (r *reading) emitClean(text []byte) error {
+	b := r.open(len(text))
+	from := len(b.buf)
+	b.buf = r.clean(b.buf, text)
+	return r.push(Piece{First: true, Last: true, Text: b.buf[from:len(b.buf):len(b.buf)]})
+}
+
+// open returns the batch that takes the next piece. The batches of a file grow with it: most files are small.
+func (r *reading) open(n int) *Batch {
+	if r.batch == nil {
+		r.batch = &Batch{buf: make([]byte, 0, max(r.room, 2*n, 4096))}
+	}
+	return r.batch
+}
+
+func (r *reading) push(p Piece) error {
+	b := r.batch
 	p.Source = r.file.source
 	b.Pieces = append(b.Pieces, p)
 	if len(b.buf)+4*len(p.Tokens) >= batchBytes-PieceBytes || len(b.Pieces) >= 4096 {
+		r.room = batchBytes
 		return r.flush()
 	}
 	return nil

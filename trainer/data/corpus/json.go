@@ -184,18 +184,21 @@ func (s *scan) skip() bool {
 	return false
 }
 
-// unescape appends the string at the scan's place to dst. A lone surrogate becomes U+FFFD, as in encoding/json; raw bytes
+// unescape appends the string at the scan's place to dst and ends the scan. A lone surrogate becomes U+FFFD, as in encoding/json; raw bytes
 // stay as they are.
 func (s *scan) unescape(dst []byte) ([]byte, bool) {
-	for s.i++; s.i < len(s.b); {
-		n := bytes.IndexAny(s.b[s.i:], "\"\\")
+	end := scan{b: s.b, i: s.i}
+	if !end.skipString() {
+		return dst, false
+	}
+	s.b = s.b[:end.i-1]
+	for s.i++; ; {
+		n := bytes.IndexByte(s.b[s.i:], '\\')
 		if n < 0 {
-			return dst, false
+			return append(dst, s.b[s.i:]...), true
 		}
 		dst = append(dst, s.b[s.i:s.i+n]...)
-		if s.i += n + 1; s.b[s.i-1] == '"' {
-			return dst, true
-		}
+		s.i += n + 1
 		if s.i >= len(s.b) {
 			return dst, false
 		}
@@ -215,7 +218,6 @@ func (s *scan) unescape(dst []byte) ([]byte, bool) {
 		}
 		dst = append(dst, "\"\\/\b\f\n\r\t"[at])
 	}
-	return dst, false
 }
 
 // unicode reads the four digits after \u, and the other half of a pair.

@@ -179,8 +179,7 @@ func (r *reading) record(text []byte) error {
 		return nil
 	}
 	if len(text) <= PieceBytes {
-		clean := r.clean(nil, text)
-		return r.emit(Piece{First: true, Last: true, Text: clean})
+		return r.emitClean(text)
 	}
 	return r.document(bytes.NewReader(text), false)
 }

@@ -380,6 +380,7 @@ type counter struct {
 	slots []slot
 	stamp uint32
 	shift int
+	mask  uint64
 }
 
 type slot struct {
@@ -394,12 +395,12 @@ func (c *counter) reset(n int) {
 	if c.stamp++; size > len(c.slots) || c.stamp == 0 {
 		c.slots, c.stamp = make([]slot, max(size, len(c.slots))), 1
 	}
-	c.shift = 64 - bits.Len(uint(len(c.slots)-1))
+	c.mask, c.shift = uint64(size-1), 64-bits.Len(uint(size-1)) // a short text stays within the cache
 }
 
 // add counts a hash and returns how often it was there.
 func (c *counter) add(h uint64) uint32 {
-	for i := h >> c.shift; ; i = (i + 1) & uint64(len(c.slots)-1) {
+	for i := h >> c.shift; ; i = (i + 1) & c.mask {
 		s := &c.slots[i]
 		if s.stamp != c.stamp {
 			*s = slot{h, c.stamp, 1}
