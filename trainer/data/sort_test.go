@@ -84,6 +84,9 @@ func TestSorterIsASort(t *testing.T) {
 
 // A build that spills gives the same dataset as one in memory, and leaves nothing behind.
 func TestBuildInLittleMemory(t *testing.T) {
+	if testing.Short() {
+		t.Skip("a long text; the long form runs without -short")
+	}
 	files := prose(300)
 	var long strings.Builder
 	for i := 0; long.Len() < 9<<20; i++ { // longer than what waits in memory for a document's end

@@ -157,7 +157,7 @@ func (f *Filters) set(w string) error {
 func suggest(name string) string {
 	all := FilterNames()
 	var near []string
-	for length := len(name); length >= 3 && len(near) == 0; length-- {
+	for length := len(name); length >= 2 && len(near) == 0; length-- {
 		for _, n := range all {
 			if strings.HasPrefix(n, name[:length]) {
 				near = append(near, n)
