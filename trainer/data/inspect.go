@@ -29,7 +29,10 @@ func Inspect(ctx context.Context, o Options) (Inspection, error) {
 	if err != nil {
 		return Inspection{}, fmt.Errorf("data: %w", err)
 	}
-	in := newInspector(o, filters)
+	in, err := newInspector(o, filters)
+	if err != nil {
+		return Inspection{}, err
+	}
 	for _, p := range o.Corpus.Paths {
 		in.names = append(in.names, filepath.Base(p))
 	}
@@ -59,7 +62,10 @@ func InspectDataset(ctx context.Context, m dataset.Manifest, read dataset.ReadFu
 		return Inspection{}, fmt.Errorf("data: %w", err)
 	}
 	o.Tokenizer = tok
-	in := newInspector(o, filters)
+	in, err := newInspector(o, filters)
+	if err != nil {
+		return Inspection{}, err
+	}
 	in.names, in.split = []string{string(dataset.Train), string(dataset.Val)}, true
 	texts := &shardTexts{m: m, read: read, tok: tok, counts: in.tokens}
 	if _, err := streamFrom(ctx, o, in.wants(), texts.each, in.add); err != nil {
@@ -107,7 +113,7 @@ type preset struct {
 	broken  int64
 }
 
-func newInspector(o Options, f quality.Filters) *inspector {
+func newInspector(o Options, f quality.Filters) (*inspector, error) {
 	in := &inspector{
 		o: o, filters: f, languages: tally{}, sources: tally{}, exact: quality.NewExact(exactMemory), near: quality.NewNear(nearMemory), lines: quality.NewLines(),
 		overlap: quality.NewOverlap(), sign: quality.NewSignature(), dropped: map[string]*Drop{},
@@ -119,14 +125,14 @@ func newInspector(o Options, f quality.Filters) *inspector {
 	for kind := range quality.PersonalKinds() {
 		in.personal = append(in.personal, Hints{Kind: quality.Personal(kind).String(), Samples: []string{}})
 	}
-	for _, rule := range quality.PresetRules() {
-		one, err := quality.ParseFilters([]string{rule})
-		if err != nil {
-			panic(err) // a rule of ours
-		}
-		in.presets = append(in.presets, preset{rule, one, 0})
+	rules, err := quality.PresetFilters()
+	if err != nil {
+		return nil, fmt.Errorf("data: %w", err)
 	}
-	return in
+	for i, rule := range quality.PresetRules() {
+		in.presets = append(in.presets, preset{rule, rules[i], 0})
+	}
+	return in, nil
 }
 
 func (in *inspector) wants() wants {

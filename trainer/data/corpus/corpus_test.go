@@ -198,6 +198,9 @@ func TestTruncatedFilesKeepWhatCameBefore(t *testing.T) {
 }
 
 func TestBombsAreLeft(t *testing.T) {
+	if testing.Short() {
+		t.Skip("one goroutine and much arithmetic; the long form runs without -short")
+	}
 	bomb := strings.Repeat("boom boom\n", 3<<20)
 	for name, content := range map[string]string{"a.txt.gz": zipped(t, bomb), "a.txt.zst": squeezed(t, bomb)} {
 		_, c := read(t, map[string]string{name: content}, nil)

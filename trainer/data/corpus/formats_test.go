@@ -52,6 +52,9 @@ func TestJSONL(t *testing.T) {
 
 // A line beyond the limit costs the limit's memory, and the lines after it are read.
 func TestLinesBeyondTheLimit(t *testing.T) {
+	if testing.Short() {
+		t.Skip("one goroutine and much arithmetic; the long form runs without -short")
+	}
 	path := filepath.Join(t.TempDir(), "a.jsonl")
 	f, err := os.Create(path)
 	if err != nil {
@@ -145,6 +148,9 @@ func TestParquet(t *testing.T) {
 }
 
 func TestDamagedParquet(t *testing.T) {
+	if testing.Short() {
+		t.Skip("one goroutine and much arithmetic; the long form runs without -short")
+	}
 	whole, err := os.ReadFile("testdata/zstd-v2.parquet")
 	if err != nil {
 		t.Fatal(err)

@@ -160,6 +160,9 @@ func signature(text string) *Signature {
 // Signatures estimate the Jaccard index of the sets that a slow computation finds, also of short texts whose places must be
 // filled from others.
 func TestSignaturesEstimateJaccard(t *testing.T) {
+	if testing.Short() {
+		t.Skip("one goroutine and much arithmetic; the long form runs without -short")
+	}
 	r := rand.New(rand.NewPCG(3, 4))
 	for _, n := range []int{12, 60, 2000} {
 		for _, edits := range []int{0, n / 60, n / 20, n / 6, n} {
@@ -222,6 +225,9 @@ func TestNearDuplicates(t *testing.T) {
 
 // Memory does not grow beyond its bound, and what was seen within the window is still known.
 func TestNearForgetsTheOldest(t *testing.T) {
+	if testing.Short() {
+		t.Skip("one goroutine and much arithmetic; the long form runs without -short")
+	}
 	n := NewNear(1) // the least: 2 × 4,096 slots
 	one := func(i int) *Signature {
 		return signature(fmt.Sprintf("a%d b%d c%d d%d e%d f%d g%d", i, i, i, i, i, i, i))

@@ -89,6 +89,19 @@ var presets = map[string][]string{
 // PresetRules lists the rules of all presets, each once.
 func PresetRules() []string { return append(slices.Clone(presets["gopher"]), presets["c4"]...) }
 
+// PresetFilters is each rule of [PresetRules] as a filter of its own.
+func PresetFilters() ([]Filters, error) {
+	var all []Filters
+	for _, rule := range PresetRules() {
+		f, err := ParseFilters([]string{rule})
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, f)
+	}
+	return all, nil
+}
+
 // nearRule and languageRule are the filters that are no limit of a number.
 const (
 	nearRule     = "near_duplicates"
