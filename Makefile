@@ -13,10 +13,10 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 RACE_PKGS = $(shell go list ./... | grep -v -e /trainer/engine -e '/trainer/lab$$')
 
 .DEFAULT_GOAL := help
-.PHONY: help build static demo test test-faults race lint fuzz bench docs clean
+.PHONY: help build static demo test test-crash test-faults test-interop race lint fuzz bench docs clean
 
 help: ## print this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | while IFS="$$(printf '\t')" read -r t d; do printf '  make %-11s %s\n' "$$t" "$$d"; done
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | while IFS="$$(printf '\t')" read -r t d; do printf '  make %-12s %s\n' "$$t" "$$d"; done
 
 build: ## build bin/capanode (NVML through cgo, SIMD kernels)
 	go build -ldflags '$(LDFLAGS)' -o bin/capanode ./cmd/capanode
@@ -35,6 +35,15 @@ test-faults: ## break training runs on purpose, for an hour: deaths at every ste
 	CAPANODE_FAULT_LONG=1 go test -timeout 4h -count=1 -v ./trainer/faultlab
 	CAPANODE_FAULT_LONG=1 go test -timeout 1h -count=1 -v -run 'NoProcessIsSpecial|C16' ./cmd/capanode ./p2p ./market/book
 
+# The Python interpreter is CAPANODE_PYTHON, or one that the test sets up with pip for itself.
+test-interop: ## compare with other programs: tokenizers with the Python package, blocks and archives with kubo, built in a module of its own
+	CAPANODE_INTEROP=1 go test -timeout 1h -count=1 -run Interop ./trainer/tokenizer
+	cd storage/ipfs/interop && go test -timeout 40m -count=1 -v ./...
+
+# The short form of these tests is part of `make test`.
+test-crash: ## break the store on purpose, for a quarter of an hour: SIGKILL, power loss at every write, full disks, 10,000 flipped bits
+	CAPANODE_CRASH_LONG=1 go test -timeout 2h -count=1 -v -run 'Crash|Kill|Fault|Flip|Model' ./storage
+
 # GoMLX kernels step outside their slices by uintptr arithmetic, which checkptr takes for a bug.
 race: ## run the tests under the race detector, all but the engine's arithmetic
 	go test -race -run 'Phases|Panic|Hung|Cancel|Thousand' ./trainer/engine/native
@@ -48,9 +57,11 @@ lint: ## gofmt, go vet, staticcheck
 fuzz: ## run each fuzz target for FUZZTIME (10s)
 	bash cmd/capanode/fuzz.sh $(or $(FUZZTIME),10s)
 
+# PEER_BINARY=/path/of/ipfs measures kubo beside the store.
 bench: build ## measure this machine; write docs/benchmarks.md and its plots
 	rm -rf .bench && mkdir .bench
-	for b in engine codec averaging storage market data; do ./bin/capanode bench $$b -o json >.bench/$$b.json || exit 1; done
+	for b in engine codec averaging "storage $(if $(PEER_BINARY),--peer-binary $(PEER_BINARY))" market data; do \
+		./bin/capanode bench $$b -o json >.bench/$${b%% *}.json || exit 1; done
 	./bin/capanode bench page --plots docs .bench/*.json >.bench/page && mv .bench/page docs/benchmarks.md
 
 docs: build ## write the command reference under docs/commands

@@ -2,27 +2,23 @@ package market
 
 import (
 	"context"
-	"crypto/rand"
 	"testing"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"github.com/libp2p/go-libp2p/core/crypto"
 
 	"github.com/capacloud/capanode/market/lease"
 	"github.com/capacloud/capanode/market/meter"
 	"github.com/capacloud/capanode/market/offer"
 	"github.com/capacloud/capanode/market/query"
 	"github.com/capacloud/capanode/p2p"
+	"github.com/capacloud/capanode/p2p/nettest"
+	"github.com/capacloud/capanode/p2p/peertest"
 )
 
 func startHost(t *testing.T, role p2p.Role, bootstrap []string) *p2p.Host {
-	key, _, err := crypto.GenerateEd25519Key(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
 	h, err := p2p.NewHost(t.Context(), p2p.Config{
-		Identity: key, Network: "test", Role: role, Listen: []string{"/ip4/127.0.0.1/tcp/0"}, Bootstrap: bootstrap, Logger: quietLog,
+		Identity: peertest.NewKey(t), Network: "test", Role: role, Listen: []string{"/ip4/127.0.0.1/tcp/0"}, Bootstrap: bootstrap, Logger: quietLog,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -85,7 +81,7 @@ func TestOverRealHosts(t *testing.T) {
 	buyer.Start()
 	t.Cleanup(buyer.Close)
 	x := startExchange(t, h, db)
-	eventually(t, "two offers", func() bool { return x.Book().Len() == 2 })
+	nettest.Eventually(t, "two offers", func() bool { return x.Book().Len() == 2 })
 	found := time.Since(began)
 	leases, err := buyer.LeaseAll(t.Context(), x.Book().Query(query.Query{}).Offers, 2, ask())
 	if err != nil {

@@ -24,6 +24,7 @@ import (
 	"github.com/capacloud/capanode/market/query"
 	"github.com/capacloud/capanode/p2p"
 	"github.com/capacloud/capanode/p2p/memnet"
+	"github.com/capacloud/capanode/p2p/nettest"
 	"github.com/capacloud/capanode/p2p/wire"
 )
 
@@ -49,25 +50,40 @@ func openDB(t testing.TB, fs vfs.FS) *DB {
 	return db
 }
 
-// eventually polls until the condition holds; the failure names what was awaited.
-func eventually(t testing.TB, what string, holds func() bool) {
-	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !holds(); {
-		if time.Now().After(end) {
-			t.Fatalf("waited in vain: %s", what)
-		}
-		<-time.After(5 * time.Millisecond)
-	}
+// machine is a node and its database, and what runs on them.
+type machine struct {
+	t       testing.TB
+	net     *memnet.Net
+	name    string
+	fs      *vfs.MemFS
+	node    *memnet.Node
+	db      *DB
+	start   func() interface{ Close() } // begins what runs
+	running interface{ Close() }
+}
+
+func (m *machine) open() {
+	m.node, m.db = m.net.Node(m.name), openDB(m.t, m.fs)
+	m.running = m.start()
+}
+
+func (m *machine) close() {
+	m.node.Close()
+	m.running.Close()
+	m.db.Close()
+}
+
+// crash kills the process and what it had not synced, and starts it again.
+func (m *machine) crash() {
+	after := m.fs.CrashClone(vfs.CrashCloneCfg{})
+	m.close()
+	m.fs = after
+	m.open()
 }
 
 // shop is one provider: node, database and seller.
 type shop struct {
-	t      testing.TB
-	net    *memnet.Net
-	name   string
-	fs     *vfs.MemFS
-	node   *memnet.Node
-	db     *DB
+	machine
 	seller *Seller
 	active chan lease.Lease
 	drains chan lease.Lease
@@ -76,14 +92,14 @@ type shop struct {
 }
 
 func newShop(t testing.TB, net *memnet.Net, name string, change func(*SellerConfig)) *shop {
-	s := &shop{t: t, net: net, name: name, fs: vfs.NewCrashableMem(), change: change}
+	s := &shop{machine: machine{t: t, net: net, name: name, fs: vfs.NewCrashableMem()}, change: change}
+	s.start = s.sell
 	s.open()
 	t.Cleanup(s.close)
 	return s
 }
 
-func (s *shop) open() {
-	s.node, s.db = s.net.Node(s.name), openDB(s.t, s.fs)
+func (s *shop) sell() interface{ Close() } {
 	s.active, s.drains, s.closes = make(chan lease.Lease, 64), make(chan lease.Lease, 64), make(chan lease.Lease, 64)
 	cfg := SellerConfig{
 		Net: s.node, DB: s.db, Slots: 1, Prices: Prices{PerHour: 360_000, WorkRate: 5}, MaxSeconds: 86400, Log: quietLog,
@@ -99,20 +115,7 @@ func (s *shop) open() {
 		s.t.Fatal(err)
 	}
 	s.seller.Start()
-}
-
-func (s *shop) close() {
-	s.node.Close()
-	s.seller.Close()
-	s.db.Close()
-}
-
-// crash kills the process and what it had not synced, and starts it again.
-func (s *shop) crash() {
-	after := s.fs.CrashClone(vfs.CrashCloneCfg{})
-	s.close()
-	s.fs = after
-	s.open()
+	return s.seller
 }
 
 func (s *shop) offer() offer.Offer {
@@ -121,7 +124,7 @@ func (s *shop) offer() offer.Offer {
 
 // released waits until no slot is on hold.
 func (s *shop) released() {
-	eventually(s.t, "released hold", func() bool {
+	nettest.Eventually(s.t, "released hold", func() bool {
 		s.seller.reg.mu.Lock()
 		defer s.seller.reg.mu.Unlock()
 		return s.seller.table.Free(1, time.Now()) == s.seller.table.Unbound(1)
@@ -130,12 +133,7 @@ func (s *shop) released() {
 
 // client is one requester.
 type client struct {
-	t      testing.TB
-	net    *memnet.Net
-	name   string
-	fs     *vfs.MemFS
-	node   *memnet.Node
-	db     *DB
+	machine
 	buyer  *Buyer
 	seen   atomic.Uint64 // work units that it has verified
 	refuse atomic.Bool
@@ -143,15 +141,15 @@ type client struct {
 }
 
 func newClient(t testing.TB, net *memnet.Net, name string) *client {
-	c := &client{t: t, net: net, name: name, fs: vfs.NewCrashableMem()}
+	c := &client{machine: machine{t: t, net: net, name: name, fs: vfs.NewCrashableMem()}}
+	c.start = c.buy
 	c.seen.Store(1 << 60)
 	c.open()
 	t.Cleanup(c.close)
 	return c
 }
 
-func (c *client) open() {
-	c.node, c.db = c.net.Node(c.name), openDB(c.t, c.fs)
+func (c *client) buy() interface{ Close() } {
 	c.closes = make(chan lease.Lease, 64)
 	var err error
 	c.buyer, err = NewBuyer(BuyerConfig{
@@ -168,19 +166,19 @@ func (c *client) open() {
 		c.t.Fatal(err)
 	}
 	c.buyer.Start()
+	return c.buyer
 }
 
-func (c *client) close() {
-	c.node.Close()
-	c.buyer.Close()
-	c.db.Close()
-}
-
-func (c *client) crash() {
-	after := c.fs.CrashClone(vfs.CrashCloneCfg{})
-	c.close()
-	c.fs = after
-	c.open()
+// leased starts a provider and a requester that leases from it.
+func leased(t testing.TB) (net *memnet.Net, s *shop, c *client, l lease.Lease) {
+	t.Helper()
+	net = memnet.New()
+	s, c = newShop(t, net, "provider", nil), newClient(t, net, "requester")
+	l, err := c.buyer.Lease(t.Context(), s.offer(), ask())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return net, s, c, l
 }
 
 func sound(t testing.TB, dbs ...*DB) (totals []credit.Micro) {
@@ -211,7 +209,7 @@ func TestGangFromOffersToBooks(t *testing.T) {
 			t.Fatal(err)
 		}
 		own := func() bool { return x.Book().Len() > 0 }
-		eventually(t, "the provider's own offer", own)
+		nettest.Eventually(t, "the provider's own offer", own)
 	}
 	c := newClient(t, net, "requester") // joins after all beacons have gone by
 	x, err := NewExchange(ExchangeConfig{Net: c.node, Router: c.node, Log: quietLog})
@@ -219,7 +217,7 @@ func TestGangFromOffersToBooks(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { x.Close() })
-	eventually(t, "three offers by snapshot", func() bool { return x.Book().Len() == 3 })
+	nettest.Eventually(t, "three offers by snapshot", func() bool { return x.Book().Len() == 3 })
 	q, err := query.Parse("class=cpu price<=0.4")
 	if err != nil {
 		t.Fatal(err)
@@ -497,12 +495,7 @@ func TestConfigsAreChecked(t *testing.T) {
 }
 
 func TestMeteringRules(t *testing.T) {
-	net := memnet.New()
-	s, c := newShop(t, net, "provider", nil), newClient(t, net, "requester")
-	l, err := c.buyer.Lease(t.Context(), s.offer(), ask())
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, s, c, l := leased(t)
 	tick := func(units uint64) (meter.Receipt, error) {
 		return s.seller.SendTick(t.Context(), l.ID, Work{Units: units})
 	}
@@ -530,7 +523,7 @@ func TestMeteringRules(t *testing.T) {
 		t.Errorf("over the run's budget: %v", err)
 	}
 	c.crash()
-	eventually(t, "lease after the crash", func() bool { all, err := c.buyer.Leases(); return err == nil && len(all) == 1 && all[0].Live() })
+	nettest.Eventually(t, "lease after the crash", func() bool { all, err := c.buyer.Leases(); return err == nil && len(all) == 1 && all[0].Live() })
 	if _, err := tick(3_000_000_001); !errors.Is(err, meter.ErrBudget) {
 		t.Errorf("over the run's budget after a crash: %v", err)
 	}
@@ -548,12 +541,7 @@ func TestMeteringRules(t *testing.T) {
 
 // TestCrashesKeepLeasesAndReceipts kills either end, again and again, between ticks.
 func TestCrashesKeepLeasesAndReceipts(t *testing.T) {
-	net := memnet.New()
-	s, c := newShop(t, net, "provider", nil), newClient(t, net, "requester")
-	l, err := c.buyer.Lease(t.Context(), s.offer(), ask())
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, s, c, l := leased(t)
 	<-s.active
 	var last meter.Receipt
 	for n := range uint64(6) {
@@ -596,12 +584,7 @@ func TestCrashesKeepLeasesAndReceipts(t *testing.T) {
 
 // TestLostReceiptComesBackOnResume cuts the provider off between the requester's promise and its arrival.
 func TestLostReceiptComesBackOnResume(t *testing.T) {
-	net := memnet.New()
-	s, c := newShop(t, net, "provider", nil), newClient(t, net, "requester")
-	l, err := c.buyer.Lease(t.Context(), s.offer(), ask())
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, s, c, l := leased(t)
 	env, err := s.seller.nextTick(l, Work{Units: 5_000_000})
 	if err != nil {
 		t.Fatal(err)
@@ -615,7 +598,7 @@ func TestLostReceiptComesBackOnResume(t *testing.T) {
 		t.Errorf("the same tick got another receipt: %v", err)
 	}
 	c.crash()
-	eventually(t, "the receipt at the provider", func() bool {
+	nettest.Eventually(t, "the receipt at the provider", func() bool {
 		newest, err := s.db.Newest(l)
 		return err == nil && newest != nil && newest.Hash == r.Hash
 	})

@@ -10,6 +10,7 @@ import (
 	"github.com/capacloud/capanode/market/lease"
 	"github.com/capacloud/capanode/market/offer"
 	"github.com/capacloud/capanode/p2p/memnet"
+	"github.com/capacloud/capanode/p2p/nettest"
 	"github.com/capacloud/capanode/p2p/wire"
 )
 
@@ -67,7 +68,7 @@ func TestSecondLeaseOfARunIsClosedOnReturn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "a later millisecond", func() bool { return time.Now().UnixMilli() > first.ActiveMs })
+	nettest.Eventually(t, "a later millisecond", func() bool { return time.Now().UnixMilli() > first.ActiveMs })
 	second, err := c.buyer.Lease(t.Context(), s.offer(), ask())
 	if err != nil {
 		t.Fatal(err)

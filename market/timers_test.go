@@ -28,11 +28,7 @@ func phase(t *testing.T, list func() ([]lease.Lease, error)) (lease.Phase, lease
 // TestHeartbeatsKeepALease lets an hour pass: the heartbeats keep both ends active until the leased time is over.
 func TestHeartbeatsKeepALease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		net := memnet.New()
-		s, c := newShop(t, net, "provider", nil), newClient(t, net, "requester")
-		if _, err := c.buyer.Lease(t.Context(), s.offer(), ask()); err != nil {
-			t.Fatal(err)
-		}
+		_, s, c, _ := leased(t)
 		for range 59 {
 			time.Sleep(time.Minute)
 			for name, list := range map[string]func() ([]lease.Lease, error){"seller": s.seller.Leases, "buyer": c.buyer.Leases} {
@@ -56,12 +52,7 @@ func TestHeartbeatsKeepALease(t *testing.T) {
 // TestSilentRequester kills the requester for good: the provider suspects it, detaches, and closes after the autonomy time.
 func TestSilentRequester(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		net := memnet.New()
-		s, c := newShop(t, net, "provider", nil), newClient(t, net, "requester")
-		l, err := c.buyer.Lease(t.Context(), s.offer(), ask())
-		if err != nil {
-			t.Fatal(err)
-		}
+		net, s, c, l := leased(t)
 		net.Kill(c.node.ID())
 		for _, step := range []struct {
 			after time.Duration
@@ -89,12 +80,7 @@ func TestSilentRequester(t *testing.T) {
 // TestRequesterComesBack restarts the requester nine minutes later: the lease goes on.
 func TestRequesterComesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		net := memnet.New()
-		s, c := newShop(t, net, "provider", nil), newClient(t, net, "requester")
-		l, err := c.buyer.Lease(t.Context(), s.offer(), ask())
-		if err != nil {
-			t.Fatal(err)
-		}
+		_, s, c, l := leased(t)
 		c.close()
 		time.Sleep(9 * time.Minute)
 		if p, _ := phase(t, s.seller.Leases); p != lease.Detached {
@@ -115,11 +101,7 @@ func TestRequesterComesBack(t *testing.T) {
 // TestProviderDisappears closes the lease on the requester's side too.
 func TestProviderDisappears(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		net := memnet.New()
-		s, c := newShop(t, net, "provider", nil), newClient(t, net, "requester")
-		if _, err := c.buyer.Lease(t.Context(), s.offer(), ask()); err != nil {
-			t.Fatal(err)
-		}
+		net, s, c, _ := leased(t)
 		net.Kill(s.node.ID())
 		time.Sleep(lease.SilenceTime + lease.SuspectTime + lease.AutonomyTime + time.Minute)
 		if p, r := phase(t, c.buyer.Leases); p != lease.Closed || r != lease.Unresponsive {
@@ -131,12 +113,7 @@ func TestProviderDisappears(t *testing.T) {
 // TestLostCloseIsLearned closes while the line is cut: each side learns it from the other when the line is back.
 func TestLostCloseIsLearned(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		net := memnet.New()
-		s, c := newShop(t, net, "provider", nil), newClient(t, net, "requester")
-		l, err := c.buyer.Lease(t.Context(), s.offer(), ask())
-		if err != nil {
-			t.Fatal(err)
-		}
+		net, s, c, l := leased(t)
 		net.Partition([]peer.ID{s.node.ID()}, []peer.ID{c.node.ID()})
 		if err := s.seller.CloseLease(t.Context(), l.ID, lease.Schedule); err == nil {
 			t.Error("the requester was told over a cut line")

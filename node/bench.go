@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/capacloud/capanode/gpu/cpu"
-	databench "github.com/capacloud/capanode/trainer/data/bench"
 	enginebench "github.com/capacloud/capanode/trainer/engine/bench"
 	"github.com/capacloud/capanode/trainer/engine/native"
 	"github.com/capacloud/capanode/trainer/lab/chart"
@@ -81,19 +80,9 @@ func Benches() []Bench {
 				"sparse_add_mb_per_second", "int8_encode_mb_per_second_per_core", "int8_decode_mb_per_second_per_core", "four_bit_encode_mb_per_second_per_core"},
 			benchCodec},
 		BenchAveraging(AveragingBenchOptions{}),
-		{"storage", "Import and fetch over loopback, against a raw stream in the same run",
-			"256 MiB that do not compress are imported into one store and fetched into another through two libp2p hosts on loopback, in one process. " +
-				"Both end hashed, on disk and synced. The raw stream moves as many bytes between the same hosts, unhashed and unstored, once before and once " +
-				"after. cpu_seconds_per_gb is of both ends together, over the fetch.",
-			[]string{"fetch_mb_per_second", "fetch_over_raw_stream", "fetch_over_kubo_get", "fetch_over_kubo_tuned", "fetch4_over_fetch1",
-				"import_mb_per_second", "import_over_kubo_add", "gc_100k_seconds", "checkpoint_delta_share", "cpu_seconds_per_gb"},
-			benchStorage},
-		{"data", "Read, clean and measure a corpus: rates of one processor",
-			"16 MiB of generated text, the same on every machine, are read as JSON lines, as plain text, as CSV and in gzip, and cleaned: measured as Gopher's filters, " +
-				"personal data, boilerplate and near duplicates need it. MB count text, seconds are of processor time, so that the rates are those of one core; each figure is the median of five. The baselines find the lines with a bufio.Scanner, " +
-				"decode them with encoding/json, decompress, and cut the text with bytes.Fields; read_over_scan, read_over_encoding_json and read_gzip_over_gunzip are " +
-				"quotients of rates taken one after the other.",
-			[]string{"read_mb_per_second", "clean_mb_per_second", "tokenize_mb_per_second", "bpe_train_mb_per_second"}, benchData},
+		BenchStorage(StorageBenchOptions{}),
+		{"data", "Read and clean a corpus, train and apply tokenizers: rates of one processor", methodData + "\n\n" + methodTokenizers,
+			append([]string{"read_mb_per_second", "clean_mb_per_second"}, wantedTokenizers()...), benchData},
 		{"market", "Time from the planner's start to ACTIVE leases over loopback, the handshake, the book", methodMarket,
 			[]string{"first_lease_ms_p95", "cold_lease_ms_p95", "gang3_ms_p95", "gang8_ms_p95", "handshake_ms_p50", "handshake_ms_p99", "beacons_per_second_per_core",
 				"duplicates_per_second_per_core", "query_10k_ms_p99", "query_100k_ms_p99", "bytes_per_offer"},
@@ -163,14 +152,6 @@ func (r *BenchReport) take(figures any) error {
 		}
 	}
 	return nil
-}
-
-func benchData(ctx context.Context, r *BenchReport) error {
-	f, err := databench.Run(ctx, databench.Options{})
-	if err != nil {
-		return err
-	}
-	return r.take(f)
 }
 
 func benchEngine(ctx context.Context, r *BenchReport) error {

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/ipfs/go-cid"
@@ -84,26 +85,54 @@ func benchMarket(ctx context.Context, r *BenchReport) error {
 }
 
 func benchStorage(ctx context.Context, r *BenchReport) error {
-	f, err := storagebench.Run(ctx, storagebench.Options{Size: 256 << 20, Pair: func(ctx context.Context) (p storagebench.Pair, err error) {
-		server, err := loopback(ctx, p2p.Bootstrap, nil)
-		if err != nil {
-			return p, err
-		}
-		client, err := loopback(ctx, p2p.Provider, server.Addrs())
-		if err != nil {
-			return p, errors.Join(err, server.Close())
-		}
-		return storagebench.Pair{Server: server, Client: client, Close: func() error { return errors.Join(client.Close(), server.Close()) }}, nil
-	}})
+	f, err := storagebench.Run(ctx, storagebench.Options{Size: 256 << 20, Nodes: loopbackNodes})
 	if err != nil {
 		return err
 	}
-	r.Figures["import_mb_per_second"], r.Figures["fetch_mb_per_second"], r.Figures["fetch_over_raw_stream"] = f.Import, f.Fetch, f.Ratio
+	r.Figures["fetch_mb_per_second"], r.Figures["fetch_over_raw_stream"] = f.Fetch, f.Ratio
+	r.Figures["arrived_mb_per_second"], r.Figures["arrived_over_raw_stream"] = f.Arrived, f.Arrived/f.Raw
+	r.Figures["fetch4_mb_per_second"], r.Figures["fetch4_over_fetch1"], r.Figures["arrived4_over_arrived1"] = f.Fetch4, f.Fetch4/f.Fetch, f.Arrived4/f.Arrived
 	if f.CPU > 0 {
-		r.Figures["cpu_seconds_per_gb"] = f.CPU
+		r.Figures["cpu_seconds_per_gb"], r.Baseline["raw_stream_cpu_seconds_per_gb"] = f.CPU, f.RawCPU
 	}
-	r.Baseline["raw_stream_mb_per_second"] = f.Raw
-	return nil
+	r.Baseline["raw_stream_mb_per_second"], r.Baseline["disk_mb_per_second"] = f.Raw, f.Disk
+	s, err := storagebench.RunShaped(ctx)
+	if err != nil {
+		return err
+	}
+	r.Figures["share_of_500_mbit_at_25_ms"], r.Figures["four_over_one_at_100_mbit"], r.Figures["sent_twice_by_four"] = s.Long, s.Four, s.Twice
+	store, err := storagebench.RunStore(ctx, storagebench.StoreOptions{Size: 512 << 20})
+	if err != nil {
+		return err
+	}
+	return r.take(store)
+}
+
+// loopbackNodes starts hosts on loopback that one client knows.
+func loopbackNodes(ctx context.Context, servers int) (out storagebench.Nodes, err error) {
+	var hosts []*p2p.Host
+	out.Close = func() (err error) {
+		for _, h := range slices.Backward(hosts) {
+			err = errors.Join(err, h.Close())
+		}
+		return err
+	}
+	var known []string
+	for i := range servers + 1 {
+		role := p2p.Bootstrap
+		if i == servers {
+			role = p2p.Provider
+		}
+		h, err := loopback(ctx, role, known)
+		if err != nil {
+			return out, errors.Join(err, out.Close())
+		}
+		hosts, known = append(hosts, h), append(known, h.Addrs()...)
+		if out.Client = h; i < servers {
+			out.Servers = append(out.Servers, h)
+		}
+	}
+	return out, nil
 }
 
 // benchCodecs are the codecs that are measured, under the names that their figures begin with.
@@ -222,7 +251,7 @@ func benchTraining(ctx context.Context, store *storage.Store, paths []string) (*
 	if err != nil {
 		return nil, fmt.Errorf("identity: %w", err)
 	}
-	rec, err := file.Bind(owner, link.Cid, 0)
+	rec, err := file.Bind(owner, job.Dataset{CID: link.Cid, Tokenizer: manifest.Tokenizer.Kind, Vocab: int(manifest.Tokenizer.Vocab)}, 0)
 	if err != nil {
 		return nil, err
 	}

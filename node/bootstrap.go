@@ -40,6 +40,7 @@ func Bootstrap(ctx context.Context, o BootstrapOptions) (err error) {
 	if err := n.join(ctx, p2p.Bootstrap); err != nil {
 		return err
 	}
+	n.scrub()
 	e := BootstrapEvent{Type: "bootstrap", State: "ready", Peer: n.id.String(), Network: n.cfg.Network, Addresses: n.addresses()}
 	e.Join = bestAddress(e.Addresses)
 	o.Emit(e)

@@ -14,11 +14,10 @@ import (
 	"github.com/ipfs/go-cid"
 
 	"github.com/capacloud/capanode/storage"
+	"github.com/capacloud/capanode/storage/safetensors"
 	"github.com/capacloud/capanode/trainer/engine"
 	"github.com/capacloud/capanode/trainer/hf"
-	"github.com/capacloud/capanode/trainer/job"
 	"github.com/capacloud/capanode/trainer/round"
-	"github.com/capacloud/capanode/trainer/tokenizer"
 )
 
 // keepCheckpoints is how many checkpoints of a run a provider keeps.
@@ -31,16 +30,13 @@ func checkpointPin(run string, round uint64) string {
 
 // publishModel writes the state's model as a Hugging Face folder into the store, pins it and returns its CID. The folder
 // holds nothing that differs between members.
-func publishModel(ctx context.Context, n *Node, r job.Record, run cid.Cid, s *round.State) (cid.Cid, error) {
+func publishModel(ctx context.Context, t *task, s *round.State) (cid.Cid, error) {
+	n, r, run := t.p.Node, t.rec, t.run
 	program, err := r.Model.Program()
 	if err != nil {
 		return cid.Undef, err
 	}
 	params, _, err := engine.Layout(program.Params)
-	if err != nil {
-		return cid.Undef, err
-	}
-	tok, err := tokenizer.ByName(r.Tokenizer)
 	if err != nil {
 		return cid.Undef, err
 	}
@@ -54,14 +50,16 @@ func publishModel(ctx context.Context, n *Node, r job.Record, run cid.Cid, s *ro
 	}
 	defer os.RemoveAll(dir) // the store holds the copy that counts
 	proof := s.Proof()
-	err = hf.Write(dir, hf.Model{Spec: r.Model, Params: params, Weights: s.Weights, Tokenizer: tok, Provenance: hf.Provenance{
+	err = hf.Write(dir, hf.Model{Spec: r.Model, Params: params, Weights: s.Weights, Tokenizer: t.tok, Provenance: hf.Provenance{
 		Name: r.Name, Run: run.String(), Dataset: r.Dataset.String(), Round: s.Round, Step: s.Steps, Tokens: s.Tokens, State: proof.State(s.Weights).String(),
 		Head: proof.Head.String(), Momentum: proof.Momentum.String(),
 	}})
 	if err != nil {
 		return cid.Undef, err
 	}
-	c, err := n.store.AddPath(ctx, dir, storage.PutOptions{Pin: checkpointPin(run.String(), s.Round), Class: storage.Cached})
+	c, err := n.store.AddPath(ctx, dir, storage.PutOptions{
+		Pin: checkpointPin(run.String(), s.Round), Class: storage.Cached, Cut: safetensors.Cut,
+	})
 	if err != nil {
 		return cid.Undef, err
 	}
@@ -99,6 +97,11 @@ type Checkpoint struct {
 	Run   string `json:"run"`
 	Round uint64 `json:"round"`
 	CID   string `json:"checkpoint"`
+
+	// Bytes of all files, and how many of them are in blocks that the checkpoint before of the same run has as well; 0 when
+	// the checkpoint is not here as a whole.
+	Size   int64 `json:"size"`
+	Shared int64 `json:"shared"`
 }
 
 // checkpoints lists the pinned models of all runs, the newest round of each run first.
@@ -117,7 +120,7 @@ func (n *Node) checkpoints(ctx context.Context) ([]Checkpoint, error) {
 		if err != nil {
 			continue
 		}
-		all = append(all, Checkpoint{part[1], round, p.CID.String()})
+		all = append(all, Checkpoint{Run: part[1], Round: round, CID: p.CID.String()})
 	}
 	slices.SortFunc(all, func(a, b Checkpoint) int {
 		if a.Run != b.Run {
@@ -154,4 +157,30 @@ func (n *Node) dropOldCheckpoints(ctx context.Context, run string, keep int) err
 		}
 	}
 	return nil
+}
+
+// weighed lists the pinned models like checkpoints, with their sizes and what each shares with the one before it.
+func (n *Node) weighed(ctx context.Context) ([]Checkpoint, error) {
+	all, err := n.checkpoints(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for i := range all {
+		c := &all[i]
+		root, err := cid.Decode(c.CID)
+		if err != nil {
+			return nil, err
+		}
+		before := cid.Undef
+		if i+1 < len(all) && all[i+1].Run == c.Run {
+			if before, err = cid.Decode(all[i+1].CID); err != nil {
+				return nil, err
+			}
+		}
+		c.Size, c.Shared, err = n.store.Compare(ctx, root, before)
+		if err != nil && !errors.Is(err, storage.ErrNotFound) && !errors.Is(err, storage.ErrCorrupt) {
+			return nil, err
+		}
+	}
+	return all, nil
 }

@@ -34,6 +34,7 @@ func Settings() []Setting {
 		{"bootstrap", []string{}, "addresses of bootstrap nodes, with /p2p/ peer IDs"},
 		{"listen", []string{"/ip4/0.0.0.0/tcp/0", "/ip4/0.0.0.0/udp/0/quic-v1"}, "addresses to listen on"},
 		{"mdns", true, "find nodes on the local network by multicast DNS"},
+		{"ipfs", false, "exchange blocks with connected IPFS nodes over bitswap"},
 		{"quota", int64(20 << 30), "most bytes that the object store may hold"},
 		{"plugin", "", "absolute path of the PJRT plugin that trains on CUDA cards; nothing is downloaded"},
 		{"precision", "bf16", "what cards multiply in: bf16 (weights and sums stay float32) or fp32"},
@@ -47,6 +48,7 @@ type Config struct {
 	Bootstrap []string
 	Listen    []string
 	MDNS      bool
+	IPFS      bool
 	Quota     int64
 	Plugin    string
 	Precision string
@@ -108,7 +110,7 @@ func LoadConfig(path string, required bool, flags map[string]any) (Config, error
 	}
 	c := Config{
 		Network: k.String("network"), Bootstrap: k.Strings("bootstrap"), Listen: k.Strings("listen"),
-		MDNS: k.Bool("mdns"), Quota: k.Int64("quota"), Log: k.String("log"),
+		MDNS: k.Bool("mdns"), IPFS: k.Bool("ipfs"), Quota: k.Int64("quota"), Log: k.String("log"),
 		Plugin: k.String("plugin"), Precision: k.String("precision"), Origin: origin,
 	}
 	return c, c.check()
@@ -190,7 +192,7 @@ func (c Config) check() error {
 
 // Values lists the merged settings in the order of [Settings], for `config show`.
 func (c Config) Values() []Value {
-	by := map[string]any{"network": c.Network, "bootstrap": c.Bootstrap, "listen": c.Listen, "mdns": c.MDNS, "quota": c.Quota,
+	by := map[string]any{"network": c.Network, "bootstrap": c.Bootstrap, "listen": c.Listen, "mdns": c.MDNS, "ipfs": c.IPFS, "quota": c.Quota,
 		"plugin": c.Plugin, "precision": c.Precision, "log": c.Log}
 	var out []Value
 	for _, s := range Settings() {

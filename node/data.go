@@ -36,16 +36,45 @@ type DataAdded struct {
 	data.Report
 }
 
-// options is what the options mean for the data pipeline.
+// options is what the options mean for the data pipeline, but for the tokenizer, which may have to be fetched or trained.
 func (o DataOptions) options() (data.Options, error) {
-	tok, err := tokenizer.ByName(o.Tokenizer)
-	if err != nil {
-		return data.Options{}, fmt.Errorf("%w: %w", ErrUsage, err)
+	if _, err := o.Choice(); err != nil {
+		return data.Options{}, fmt.Errorf("%w: tokenizer %w", ErrUsage, err)
 	}
 	return data.Options{
-		Name: o.Name, Corpus: corpusOptions(o.DataPart, o.Paths, o.Seed), Tokenizer: tok, Filters: o.Filters, ValFraction: o.Validation,
+		Name: o.Name, Corpus: corpusOptions(o.DataPart, o.Paths, o.Seed), Filters: o.Filters, ValFraction: o.Validation,
 		ShardTokens: uint64(max(o.ShardTokens, 0)), Context: o.Context, Peers: o.Peers, Seed: o.Seed,
 	}, nil
+}
+
+// tokenizer returns the tokenizer that is asked for: bytes, one from a file or the network, or one trained on what the dataset trains
+// on, with a warning when that comes out smaller. The node may be nil where none is fetched.
+func (o DataOptions) tokenizer(ctx context.Context, n *Node, d data.Options) (tok tokenizer.Tokenizer, warning string, err error) {
+	var b blobs
+	if o.fetches() {
+		choice, _ := o.Choice() // it was read before
+		if err := n.need(ctx, choice.File); err != nil {
+			return nil, "", fmt.Errorf("tokenizer: %w", err)
+		}
+		b.store = n.store
+	}
+	tok, vocab, err := chosenTokenizer(ctx, b, o.DataPart, "")
+	if err != nil {
+		return nil, "", fmt.Errorf("%w: tokenizer: %w", ErrUsage, err)
+	}
+	if tok != nil {
+		return tok, "", nil
+	}
+	if tok, _, err = trainedTokenizer(ctx, d, vocab); err != nil {
+		return nil, "", err
+	}
+	return tok, smallVocabulary(tok, vocab), nil
+}
+
+// fetches tells whether the tokenizer is named by its CID.
+func (o DataOptions) fetches() bool {
+	choice, err := o.Choice()
+	return err == nil && choice.File.Defined()
 }
 
 // corpusOptions says which files a data section means.
@@ -81,6 +110,11 @@ func AddData(ctx context.Context, u Use, o DataOptions) (added DataAdded, err er
 		if options.TempDir, err = n.dataTemp(); err != nil {
 			return err
 		}
+		tok, warning, err := o.tokenizer(ctx, n, options)
+		if err != nil {
+			return err
+		}
+		options.Tokenizer = tok
 		m, link, report, err := data.Build(ctx, options, n.store)
 		if err != nil {
 			return err
@@ -89,6 +123,9 @@ func AddData(ctx context.Context, u Use, o DataOptions) (added DataAdded, err er
 			return err
 		}
 		added = DataAdded{Dataset: link.Cid.String(), Name: m.Name, Warnings: append([]string{}, report.Warnings()...), Report: report}
+		if warning != "" {
+			added.Warnings = append(added.Warnings, warning)
+		}
 		return nil
 	})
 	if err == nil && added.Read.Broken() > 0 {
@@ -105,10 +142,14 @@ func InspectData(ctx context.Context, u Use, o DataOptions) (report data.Inspect
 		return report, err
 	}
 	c, isSet := datasetCID(o.Paths)
-	if !isSet {
-		return data.Inspect(ctx, options)
+	if !isSet && !o.fetches() {
+		return o.inspectFiles(ctx, nil, options)
 	}
-	err = u.with(ctx, func(n *Node) error {
+	err = u.with(ctx, func(n *Node) (err error) {
+		if !isSet {
+			report, err = o.inspectFiles(ctx, n, options)
+			return err
+		}
 		read := func(ctx context.Context, c cid.Cid, limit int64) ([]byte, error) {
 			if err := n.need(ctx, c); err != nil {
 				return nil, err
@@ -126,6 +167,20 @@ func InspectData(ctx context.Context, u Use, o DataOptions) (report data.Inspect
 		report, err = data.InspectDataset(ctx, m, read, options)
 		return err
 	})
+	return report, err
+}
+
+// inspectFiles looks at files with the tokenizer that is asked for.
+func (o DataOptions) inspectFiles(ctx context.Context, n *Node, options data.Options) (data.Inspection, error) {
+	tok, warning, err := o.tokenizer(ctx, n, options)
+	if err != nil {
+		return data.Inspection{}, err
+	}
+	options.Tokenizer = tok
+	report, err := data.Inspect(ctx, options)
+	if err == nil && warning != "" {
+		report.Warnings = append(report.Warnings, warning)
+	}
 	return report, err
 }
 

@@ -5,9 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"math"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -16,16 +16,18 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/capacloud/capanode/market/lease"
+	"github.com/capacloud/capanode/storage"
 	"github.com/capacloud/capanode/trainer/engine"
 	"github.com/capacloud/capanode/trainer/hf"
 	"github.com/capacloud/capanode/trainer/round"
+	"github.com/capacloud/capanode/trainer/tokenizer"
 )
 
 // pullTime bounds the fetch of a model.
 const pullTime = 10 * time.Minute
 
 // modelSlack is how much more than the weights a model folder may hold, in bytes.
-const modelSlack = 8 << 20
+const modelSlack = 8<<20 + tokenizer.MaxFile
 
 // pulled is a model folder that was fetched and read.
 type pulled struct {
@@ -106,6 +108,9 @@ func (r *requester) judge(m hf.Model) error {
 	if p.Run != r.run.String() || p.Step > r.rec.Steps() {
 		return fmt.Errorf("it says step %d of run %s: %w", p.Step, p.Run, errForeign)
 	}
+	if m.Tokenizer == nil || m.Tokenizer.Name() != r.rec.Tokenizer {
+		return fmt.Errorf("its tokenizer is not %s: %w", r.rec.Tokenizer, errForeign)
+	}
 	agreed := r.verified.state(p.Round)
 	if agreed == "" {
 		return nil
@@ -118,7 +123,8 @@ func (r *requester) judge(m hf.Model) error {
 	if err != nil {
 		return fmt.Errorf("it proves nothing: %w: %w", err, errForeign)
 	}
-	if got := proof.State(m.Weights).String(); got != agreed {
+	// Where members' weights differ they agree on the ledger alone: until the finale each one's model is its own word.
+	if got := proof.State(m.Weights).String(); got != agreed && proof.Ledger().String() != agreed {
 		return fmt.Errorf("its weights belong to state %.8s, round %d ended in %.8s: %w", got, p.Round, agreed, errForeign)
 	}
 	return nil
@@ -164,34 +170,36 @@ func (r *requester) pull(ctx context.Context, c cid.Cid) (*pulled, error) {
 
 // readModel reads a model folder out of the store.
 func (n *Node) readModel(ctx context.Context, c cid.Cid) (hf.Model, int64, error) {
-	tmp, err := os.MkdirTemp(n.home.Path("runs"), readingDir)
+	size, _, err := n.store.Compare(ctx, c, cid.Undef)
 	if err != nil {
 		return hf.Model{}, 0, err
 	}
-	defer os.RemoveAll(tmp)
-	dir := tmp + "/model"
-	if err := n.store.Export(ctx, c, dir); err != nil {
-		return hf.Model{}, 0, err
-	}
-	size, err := folderSize(dir)
+	entries, err := n.store.Entries(ctx, c)
 	if err != nil {
 		return hf.Model{}, 0, err
 	}
-	m, err := hf.Read(dir)
-	return m, size, err
+	m, err := hf.ReadFrom(storedFolder{ctx, n.store, entries})
+	if err != nil {
+		return hf.Model{}, 0, fmt.Errorf("model %s: %w", c, err)
+	}
+	return m, size, nil
 }
 
-func folderSize(dir string) (int64, error) {
-	entries, err := os.ReadDir(dir)
-	var sum int64
-	for _, e := range entries {
-		info, ierr := e.Info()
-		if ierr != nil {
-			return 0, ierr
+// storedFolder lets a model be read where it is stored.
+type storedFolder struct {
+	ctx     context.Context
+	store   *storage.Store
+	entries []storage.Entry
+}
+
+// Open implements [hf.Source].
+func (f storedFolder) Open(name string) (hf.File, error) {
+	for _, e := range f.entries {
+		if e.Name == name {
+			return f.store.Open(f.ctx, e.CID)
 		}
-		sum += info.Size()
 	}
-	return sum, err
+	return nil, fmt.Errorf("%s: %w", name, fs.ErrNotExist)
 }
 
 // collect pulls the model on which most members agree and pins it. At the end of a run it is measured on the held-out
@@ -278,10 +286,24 @@ func (r *requester) measure(ctx context.Context, m *pulled) error {
 		return err
 	}
 	m.loss = loss
-	// One token is one byte for the byte tokenizer.
 	r.emit(EvalEvent{Type: "eval", Run: r.run.String(), Round: m.model.Provenance.Round, Loss: loss, Perplexity: math.Exp(loss),
-		BitsPerByte: loss / math.Ln2, Tokens: tokens})
+		BitsPerByte: loss / math.Ln2 * float64(tokens) / float64(textBytes(m.model.Tokenizer, batches)), Tokens: tokens})
 	return nil
+}
+
+// textBytes counts the bytes of text that the targets of batches stand for; an end of text counts as one.
+func textBytes(t tokenizer.Tokenizer, batches []engine.Batch) uint64 {
+	var sum uint64
+	var one [1]int32
+	var text []byte
+	for _, b := range batches {
+		for _, id := range b.Targets {
+			one[0] = id
+			text = t.Decode(text[:0], one[:])
+			sum += uint64(max(1, len(text)))
+		}
+	}
+	return sum
 }
 
 // heldOutLoss is the mean loss of a model over batches of one shape, in nats per token.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/ipfs/go-cid"
 
@@ -20,13 +21,13 @@ type Added struct {
 	Error string `json:"error,omitempty"`
 }
 
-// Add puts files and folders into the store and pins them under their paths. When some fail the others stay, and the error
-// is [ErrPartly].
-func Add(ctx context.Context, u Use, paths []string) (out []Added, err error) {
+// Add puts files and folders into the store and pins them under their paths; in place, files are indexed where they lie instead of
+// copied. When some fail the others stay, and the error is [ErrPartly].
+func Add(ctx context.Context, u Use, paths []string, inPlace bool) (out []Added, err error) {
 	err = u.with(ctx, func(n *Node) error {
 		var failed []error
 		for _, p := range paths {
-			c, err := n.store.AddPath(ctx, p, storage.PutOptions{Pin: "added/" + p})
+			c, err := n.store.AddPath(ctx, p, storage.PutOptions{Pin: "added/" + p, InPlace: inPlace})
 			if err != nil {
 				failed = append(failed, named(err))
 				out = append(out, Added{Path: p, Error: err.Error()})
@@ -61,23 +62,31 @@ func Get(ctx context.Context, u Use, what, dest string) error {
 	})
 }
 
-// exportSound writes an object to a path. One that turns out to be damaged while it is read is fetched anew, once.
+// exportSound writes an object to a path.
 func (n *Node) exportSound(ctx context.Context, c cid.Cid, dest string) error {
+	return n.sound(ctx, c, func() error { return n.store.Export(ctx, c, dest) })
+}
+
+// sound reads an object with f. One that turns out to be damaged while it is read is fetched anew, once.
+func (n *Node) sound(ctx context.Context, c cid.Cid, f func() error) error {
 	if err := n.need(ctx, c); err != nil {
 		return err
 	}
-	err := n.store.Export(ctx, c, dest)
+	err := f()
 	if !errors.Is(err, storage.ErrCorrupt) {
 		return err
 	}
 	if ferr := n.need(ctx, c); ferr != nil {
 		return fmt.Errorf("%w: no peer could repair it: %w", err, ferr)
 	}
-	return n.store.Export(ctx, c, dest)
+	return f()
 }
 
-// Pin protects an object under a name.
-func Pin(ctx context.Context, u Use, name, what string) error {
+// Pin protects an object under a name, for good or, when a duration is given, for that long from now.
+func Pin(ctx context.Context, u Use, name, what string, d time.Duration) error {
+	if d < 0 {
+		return fmt.Errorf("%w: %s is over already; give a time to come, such as 24h", ErrUsage, d)
+	}
 	return u.with(ctx, func(n *Node) error {
 		c, err := parseCID(what)
 		if err != nil {
@@ -86,7 +95,31 @@ func Pin(ctx context.Context, u Use, name, what string) error {
 		if err := n.need(ctx, c); err != nil {
 			return err
 		}
+		if d > 0 {
+			return n.store.Lease(ctx, name, c, time.Now().Add(d))
+		}
 		return n.store.Pin(ctx, name, c)
+	})
+}
+
+// Remove deletes objects from the store; of a file in place only what the store knows of it. When some fail the others go all the
+// same, and the error is [ErrPartly].
+func Remove(ctx context.Context, u Use, what []string) error {
+	return u.with(ctx, func(n *Node) error {
+		var failed []error
+		for _, w := range what {
+			c, err := parseCID(w)
+			if err == nil {
+				err = n.store.Delete(ctx, c)
+			}
+			if err != nil {
+				failed = append(failed, err)
+			}
+		}
+		if len(failed) > 0 && len(failed) < len(what) {
+			return fmt.Errorf("%w: %w", ErrPartly, errors.Join(failed...))
+		}
+		return errors.Join(failed...)
 	})
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/capacloud/capanode/market"
 	"github.com/capacloud/capanode/p2p"
 	"github.com/capacloud/capanode/storage"
+	"github.com/capacloud/capanode/storage/ipfs"
 	"github.com/capacloud/capanode/storage/transfer"
 )
 
@@ -42,10 +43,13 @@ type Node struct {
 	net      network
 	host     *p2p.Host // nil when net is a twin
 	fetch    *transfer.Fetcher
+	ipfs     *ipfs.Exchange // nil unless blocks are exchanged with IPFS nodes
+	ask      transfer.Ask   // how a tool fetches, but from whom
 	exchange *market.Exchange
 	api      *api
 	closers  []func() error // in the order of opening
 
+	from       []string        // addresses that are asked first for what is not here
 	life       context.Context // ends when the node closes
 	die        context.CancelFunc
 	background sync.WaitGroup
@@ -114,14 +118,21 @@ func (n *Node) join(ctx context.Context, role p2p.Role) error {
 	}
 	n.host = host
 	n.closers = append(n.closers, host.Close)
+	if n.cfg.IPFS {
+		n.trade(true)
+	}
 	return n.attach(host)
 }
 
 // attach starts the node's services on a network.
 func (n *Node) attach(net network) (err error) {
 	n.net = net
-	transfer.Serve(net, n.store, n.log)
-	n.fetch = transfer.NewFetcher(net, net, n.store, transfer.Options{Logger: n.log})
+	bans, err := transfer.OpenBans(n.home.Path("bans.json"), nil)
+	if err != nil {
+		return err
+	}
+	seed := transfer.Serve(net, n.store, transfer.ServeOptions{Logger: n.log})
+	n.fetch = transfer.NewFetcher(net, net, n.store, transfer.Options{Logger: n.log, Bans: bans, Seed: seed})
 	if n.exchange, err = market.NewExchange(market.ExchangeConfig{Net: net, Router: net, DB: n.db, Log: n.log}); err != nil {
 		return err
 	}

@@ -25,7 +25,7 @@ func workerPlan(r job.Record) (worker.Plan, error) {
 	}
 	p := worker.Plan{
 		Rounds: r.Rounds, LocalSteps: int(r.LocalSteps), BatchRows: int(r.Batch), MicroRows: int(r.MicroBatch),
-		Context: int(r.Context), Seed: r.Seed, Codec: r.Codec, Fragments: int(r.Fragments), Params: int(params),
+		Context: int(r.Context), Seed: r.Seed, Codec: r.Codec, Group: int(r.Group), Fragments: int(r.Fragments), Params: int(params),
 		Outer:           outer.Settings{LearningRate: float32(r.OuterRate), Momentum: float32(r.OuterMomentum)},
 		Inner:           engine.Step{Beta1: 0.9, Beta2: 0.95, Epsilon: 1e-8, WeightDecay: r.WeightDecay, ClipNorm: r.Clip},
 		Schedule:        worker.Schedule{Peak: r.LearningRate, Floor: r.MinRate, Warmup: r.Warmup, Total: r.Rounds * r.LocalSteps},
@@ -72,7 +72,7 @@ func memoryNeeded(r job.Record) (int64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("%w: %w", ErrJob, err)
 	}
-	const copies = 4 // slow weights, momentum, update and decoded mates
+	const copies = 5 // first and slow weights, momentum, update and decoded mates
 	return train + p.Parameters*4*copies, nil
 }
 

@@ -103,6 +103,7 @@ func Provide(ctx context.Context, o ProvideOptions) (err error) {
 	if err := n.join(ctx, p2p.Provider); err != nil {
 		return err
 	}
+	n.scrub()
 	if err := n.reach(ctx); err != nil {
 		return err
 	}

@@ -224,6 +224,41 @@ func TestRunAndItsEndAgain(t *testing.T) {
 	}
 }
 
+// A run in groups smaller than the run ends like any other: all members name one model, it is that of the last round that the
+// requester saw, and the books agree. The third member has no place in the finale's grid.
+func TestRunInGroups(t *testing.T) {
+	if testing.Short() {
+		t.Skip("whole runs; the long form runs without -short")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	t.Cleanup(cancel) // after the commands have been stopped
+	m := newMarket(ctx, t)
+	homes := []string{m.provider().home, m.provider().home, m.provider().home}
+	path := testJob(t, 3)
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	grouped := strings.NewReplacer("local_steps: 8", "local_steps: 8, group: 2", "peers: 2", "peers: 3").Replace(string(text))
+	if err := os.WriteFile(path, []byte(grouped), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	home, out, said := t.TempDir(), filepath.Join(t.TempDir(), "model"), newEvents()
+	if err := Train(ctx, TrainOptions{JobPath: path, Home: home, Config: m.cfg, Out: out, Emit: said.emit}); err != nil {
+		t.Fatal(err)
+	}
+	rounds := of[RoundEvent](said)
+	last := rounds[len(rounds)-1]
+	model, err := hf.Read(out)
+	if err != nil || model.Provenance.State != last.State || last.Step != 24 {
+		t.Errorf("the model says %+v, the last round %+v: %v", model.Provenance, last, err)
+	}
+	if got := of[CheckpointEvent](said); len(got) != 1 || got[0].Peers != 3 {
+		t.Errorf("checkpoints %+v, want one that all three members named", got)
+	}
+	checkBooks(t, m.cfg, home, homes)
+}
+
 // The place of a member that left while nobody was there to take it is filled when somebody comes.
 func TestEmptyPlaceIsFilledLater(t *testing.T) {
 	if testing.Short() {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ipfs/go-cid"
@@ -59,6 +60,7 @@ type requester struct {
 	data  *data.Source
 	local *Local
 	log   Run
+	text  text
 
 	hurried func() bool // tells whether the caller wants to stop at once
 
@@ -135,7 +137,7 @@ func (r *requester) pursue(ctx context.Context) error {
 		}
 	}()
 	steps := []func(context.Context) error{r.define, r.connect}
-	if r.file.Data.CID != "" { // the dataset may have to be fetched
+	if choice, err := r.file.Data.Choice(); err == nil && choice.File.Defined() || r.file.Data.CID != "" { // they may have to be fetched
 		slices.Reverse(steps)
 	}
 	for _, step := range steps {
@@ -161,6 +163,9 @@ func (o TrainOptions) onLoopback() TrainOptions {
 // define reads the corpus and makes the run's record. Nothing is leased yet, so a mistake in the job costs nobody anything.
 func (r *requester) define(ctx context.Context) error {
 	if err := r.destination(); err != nil {
+		return err
+	}
+	if err := r.findTokenizer(ctx); err != nil {
 		return err
 	}
 	if err := r.fits(ctx); err != nil {
@@ -202,25 +207,29 @@ func (r *requester) define(ctx context.Context) error {
 
 // dataset returns the manifest's CID: the one that the job names, or that of the corpus read now.
 func (r *requester) dataset(ctx context.Context) (cid.Cid, error) {
-	d := r.file.Data
-	if d.CID != "" {
-		return parseCID(d.CID)
+	if r.text.set.Defined() {
+		return r.text.set, nil
 	}
+	d := r.file.Data
 	paths := make([]string, len(d.Paths))
-	for i, p := range d.Paths { // relative to the job file, so that a job and its corpus can move together
-		if !filepath.IsAbs(p) {
-			p = filepath.Join(filepath.Dir(r.o.JobPath), p)
-		}
-		paths[i] = p
+	for i, p := range d.Paths {
+		paths[i] = besideJob(r.o.JobPath, p)
 	}
 	temp, err := r.dataTemp()
 	if err != nil {
 		return cid.Undef, err
 	}
-	_, link, report, err := data.Build(ctx, data.Options{
-		Name: r.file.Name, Corpus: corpusOptions(d, paths, r.file.Train.Seed), Tokenizer: tokenizer.Byte{}, Filters: d.Filters, TempDir: temp,
+	o := data.Options{
+		Name: r.file.Name, Corpus: corpusOptions(d, paths, r.file.Train.Seed), Filters: d.Filters, TempDir: temp,
 		ValFraction: d.Validation, ShardTokens: uint64(d.ShardTokens), Context: r.file.Train.Context, Peers: r.file.Market.Peers, Seed: r.file.Train.Seed,
-	}, r.store)
+	}
+	if r.text.tok == nil {
+		if err := r.trainTokenizer(ctx, o); err != nil {
+			return cid.Undef, err
+		}
+	}
+	o.Tokenizer = r.text.tok
+	_, link, report, err := data.Build(ctx, o, r.store)
 	if err != nil {
 		return cid.Undef, err
 	}
@@ -238,7 +247,7 @@ func (r *requester) dataset(ctx context.Context) (cid.Cid, error) {
 // one begins.
 func (r *requester) identify(set cid.Cid) (err error) {
 	for attempt := uint64(0); ; attempt++ {
-		if r.rec, err = r.file.Bind(r.id, set, attempt); err != nil {
+		if r.rec, err = r.file.Bind(r.id, r.bound(set), attempt); err != nil {
 			return err
 		}
 		_, run, err := r.rec.Encode()
@@ -259,10 +268,26 @@ func (r *requester) identify(set cid.Cid) (err error) {
 	}
 }
 
+// leastEnd is the end-of-text ID of a tokenizer that is not trained yet.
+const leastEnd = 256
+
+// bound is what the record says of a dataset made with the run's tokenizer.
+func (r *requester) bound(set cid.Cid) job.Dataset {
+	d := job.Dataset{CID: set, Vocab: r.text.vocab}
+	if r.text.tok != nil {
+		d.Tokenizer = r.text.tok.Name()
+	}
+	return d
+}
+
 // fits refuses a model that this machine cannot hold, before anything is read or allocated: a local run needs room for
 // every member, any other for the finished model, which is measured here.
 func (r *requester) fits(ctx context.Context) error {
-	rec, err := r.file.Bind(r.id, wire.RecordCID(nil), 0) // memory does not depend on the dataset
+	set := r.bound(wire.RecordCID(nil)) // memory does not depend on the dataset
+	if r.text.tok == nil {
+		set.Tokenizer = tokenizer.NameOf(leastEnd, wire.RecordCID(nil))
+	}
+	rec, err := r.file.Bind(r.id, set, 0)
 	if err != nil {
 		return err
 	}
@@ -367,10 +392,28 @@ func (r *requester) bytes() blobs {
 	}}
 }
 
-// openSource opens the run's dataset through a store.
+// openSource opens the run's dataset through a store. Until the context ends the store knows in which order its shards are used.
 func openSource(ctx context.Context, b blobs, rec job.Record) (*data.Source, error) {
-	read := dataset.ReadFunc(func(ctx context.Context, c cid.Cid, limit int64) ([]byte, error) { return b.Get(ctx, c, nil, limit) })
-	return data.Open(ctx, rec.Dataset.Cid, read, data.SourceOptions{Context: int(rec.Context), Vocab: rec.Model.Vocab, Cache: cacheBytes})
+	var order atomic.Pointer[storage.Order]
+	read := dataset.ReadFunc(func(ctx context.Context, c cid.Cid, limit int64) ([]byte, error) {
+		raw, err := b.Get(ctx, c, nil, limit)
+		if o := order.Load(); o != nil && err == nil {
+			o.Used(c)
+		}
+		return raw, err
+	})
+	s, err := data.Open(ctx, rec.Dataset.Cid, read, data.SourceOptions{Context: int(rec.Context), Vocab: rec.Model.Vocab, Cache: cacheBytes})
+	if err != nil {
+		return nil, err
+	}
+	m := s.Manifest()
+	if err := checkTokenizer(m, rec); err != nil {
+		return nil, err
+	}
+	o := b.store.Follow(m.Files(dataset.Train), true)
+	order.Store(o)
+	context.AfterFunc(ctx, o.Close)
+	return s, nil
 }
 
 // emit shows an event and appends it to the run's metrics.

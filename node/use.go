@@ -23,6 +23,9 @@ type Use struct {
 	Home   string
 	Config Config
 	Log    *slog.Logger
+	From   []string // addresses of nodes, of this network or IPFS nodes, that are asked first for what is not here
+	Seeds  []string // web servers that have what is fetched, see [transfer.CheckSeed]
+	Emit   Emit     // receives a [FetchEvent] now and then while something is fetched; nil means nobody looks
 }
 
 // with opens the home for one tool.
@@ -32,6 +35,7 @@ func (u Use) with(ctx context.Context, f func(*Node) error) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, n.Close()) }()
+	n.from, n.ask = u.From, u.asking()
 	return f(n)
 }
 
@@ -44,11 +48,13 @@ func (n *Node) need(ctx context.Context, c cid.Cid) error {
 		if err := n.join(ctx, p2p.Researcher); err != nil {
 			return err
 		}
-		if err := n.reach(ctx); err != nil {
-			return err
+		if len(n.from) == 0 {
+			if err := n.reach(ctx); err != nil {
+				return err
+			}
 		}
 	}
-	err := n.fetch.Fetch(ctx, c, n.net.Connected())
+	err := n.fetchAnyhow(ctx, c)
 	if errors.Is(err, transfer.ErrNoProviders) {
 		if broken, verr := n.broken(ctx, c); broken || verr != nil {
 			err = errors.Join(fmt.Errorf("%s is damaged here: %w: no peer could repair it: %w", c, storage.ErrCorrupt, err), verr)
@@ -120,8 +126,15 @@ func clearEmpty(dir string) error {
 	return os.Remove(dir)
 }
 
-// Export writes the model that a CID or run names to a folder that must not exist or be empty.
-func Export(ctx context.Context, u Use, what, dir string) (model string, err error) {
+// Export writes the model that a CID or run names to a folder that must not exist or be empty, with weights of the named type;
+// an empty name leaves every file as it is stored.
+func Export(ctx context.Context, u Use, what, dir, dtype string) (model string, err error) {
+	var as hf.Type
+	if dtype != "" {
+		if as, err = hf.ParseType(dtype); err != nil {
+			return "", fmt.Errorf("%w: %w; choose fp32 or bf16", ErrUsage, err)
+		}
+	}
 	entries, err := os.ReadDir(dir)
 	if err == nil && len(entries) > 0 {
 		return "", fmt.Errorf("%w: %s is not empty; choose another folder, nothing is overwritten", ErrUsage, dir)
@@ -141,9 +154,25 @@ func Export(ctx context.Context, u Use, what, dir string) (model string, err err
 		if err := clearEmpty(dir); err != nil {
 			return err
 		}
-		return n.exportSound(ctx, c, dir)
+		if dtype == "" {
+			return n.exportSound(ctx, c, dir)
+		}
+		return n.exportAs(ctx, c, dir, as)
 	})
 	return model, err
+}
+
+// exportAs writes a model with weights of another type than the stored ones.
+func (n *Node) exportAs(ctx context.Context, c cid.Cid, dir string, as hf.Type) error {
+	var m hf.Model
+	if err := n.sound(ctx, c, func() (err error) { m, _, err = n.readModel(ctx, c); return err }); err != nil {
+		return err
+	}
+	if m.Tokenizer == nil {
+		return fmt.Errorf("model %s: its tokenizer is not one that this version knows, so its files cannot be written anew; export without --dtype: %w", c, hf.ErrUnsupported)
+	}
+	m.Type = as
+	return hf.Write(dir, m)
 }
 
 // needFolder fetches an object that must be a folder, as models are.
@@ -243,7 +272,7 @@ func loadModel(ctx context.Context, u Use, what string) (m hf.Model, err error) 
 	}
 	defer os.RemoveAll(tmp)
 	dir := filepath.Join(tmp, "model")
-	if _, err := Export(ctx, u, what, dir); err != nil {
+	if _, err := Export(ctx, u, what, dir, ""); err != nil {
 		return m, err
 	}
 	return readForUse(dir)
@@ -253,7 +282,7 @@ func loadModel(ctx context.Context, u Use, what string) (m hf.Model, err error) 
 func readForUse(dir string) (hf.Model, error) {
 	m, err := hf.Read(dir)
 	if err == nil && m.Tokenizer == nil {
-		err = fmt.Errorf("model %s: its tokenizer is not one that this version knows: %w", dir, hf.ErrUnsupported)
+		err = fmt.Errorf("model %s: %w: %w", dir, hf.ErrUnsupported, m.TokenizerProblem)
 	}
 	return m, err
 }

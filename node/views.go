@@ -25,7 +25,7 @@ func (n *Node) views() map[string]view {
 		"ledger":      func(context.Context, url.Values) (any, error) { return n.ledgerShow() },
 		"verify":      func(context.Context, url.Values) (any, error) { return ledger.Verify(n.db) },
 		"statement":   func(_ context.Context, q url.Values) (any, error) { return n.statement(q.Get("from"), q.Get("to")) },
-		"checkpoints": func(ctx context.Context, _ url.Values) (any, error) { return n.checkpoints(ctx) },
+		"checkpoints": func(ctx context.Context, _ url.Values) (any, error) { return n.weighed(ctx) },
 		"offers":      func(_ context.Context, q url.Values) (any, error) { return n.offers(q) },
 		"objects":     func(ctx context.Context, _ url.Values) (any, error) { return n.objects(ctx) },
 	}
@@ -233,6 +233,7 @@ type Object struct {
 	Created time.Time `json:"created"`
 	Pins    []string  `json:"pins,omitempty"`
 	Damaged bool      `json:"damaged,omitempty"`
+	Path    string    `json:"path,omitempty"` // of a file in place
 }
 
 func (n *Node) objects(ctx context.Context) ([]Object, error) {
@@ -251,7 +252,7 @@ func (n *Node) objects(ctx context.Context) ([]Object, error) {
 	out := make([]Object, 0, len(all))
 	for _, o := range all {
 		c := o.CID.String()
-		out = append(out, Object{c, o.Kind.String(), o.Class.String(), o.Size, o.Created.UTC(), names[c], o.Damaged})
+		out = append(out, Object{c, o.Kind.String(), o.Class.String(), o.Size, o.Created.UTC(), names[c], o.Damaged, o.Path})
 	}
 	return out, nil
 }

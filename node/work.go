@@ -24,6 +24,7 @@ import (
 	"github.com/capacloud/capanode/trainer/engine"
 	"github.com/capacloud/capanode/trainer/job"
 	"github.com/capacloud/capanode/trainer/round"
+	"github.com/capacloud/capanode/trainer/tokenizer"
 	"github.com/capacloud/capanode/trainer/worker"
 )
 
@@ -37,6 +38,7 @@ type task struct {
 	run   cid.Cid
 	blobs blobs
 	rec   job.Record
+	tok   tokenizer.Tokenizer // of the dataset; the checkpoints carry it
 
 	drain chan struct{} // closed to end after the round that is under way
 
@@ -169,6 +171,9 @@ func (t *task) fetch(ctx context.Context) (*data.Source, error) {
 	if err != nil {
 		return nil, err
 	}
+	if t.tok, err = openTokenizer(ctx, t.blobs, t.rec.Tokenizer); err != nil {
+		return nil, fmt.Errorf("run %s: %w", t.run, err)
+	}
 	t.log = Run{ID: t.run.String(), Name: t.rec.Name, Role: "provider", State: RunTraining, Started: time.Now().UTC(),
 		Rounds: t.rec.Rounds, Steps: t.rec.Steps(), Dataset: t.rec.Dataset.String()}
 	old, err := t.p.runs.load(t.log.ID)
@@ -293,7 +298,7 @@ func (t *task) onRound(r worker.Report) {
 // checkpoint publishes the model of a committed state as a folder in the store. Equal states give equal CIDs, so members
 // publish the same one; the next tick carries it.
 func (t *task) checkpoint(ctx context.Context, s *round.State) error {
-	c, err := publishModel(ctx, t.p.Node, t.rec, t.run, s)
+	c, err := publishModel(ctx, t, s)
 	if err != nil {
 		return err
 	}

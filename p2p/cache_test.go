@@ -2,30 +2,19 @@ package p2p
 
 import (
 	"bytes"
-	"crypto/sha256"
-	"fmt"
 	"reflect"
 	"slices"
+	"strconv"
 	"testing"
 
-	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/multiformats/go-multiaddr"
+
+	"github.com/capacloud/capanode/p2p/peertest"
 )
 
 // numbered is the peer with a number.
-func numbered(t testing.TB, n int) peer.ID {
-	seed := sha256.Sum256(fmt.Append(nil, n))
-	k, _, err := crypto.GenerateEd25519Key(bytes.NewReader(seed[:]))
-	if err != nil {
-		t.Fatal(err)
-	}
-	id, err := peer.IDFromPrivateKey(k)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return id
-}
+func numbered(t testing.TB, n int) peer.ID { return peertest.ID(t, strconv.Itoa(n)) }
 
 // crowd is n peers with the same addresses.
 func crowd(t testing.TB, n int, addrs ...string) []peer.AddrInfo {

@@ -10,39 +10,13 @@ import (
 	"time"
 
 	"github.com/capacloud/capanode/p2p"
+	"github.com/capacloud/capanode/p2p/peertest"
 )
-
-// speakingAddr is an address where something answers that is no node.
-func speakingAddr(t *testing.T, say func(net.Conn)) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			say(c)
-			c.Close()
-		}
-	}()
-	dead := deadAddr(t)
-	return "/ip4/127.0.0.1/tcp/" + portOf(l) + dead[strings.Index(dead, "/p2p/"):]
-}
-
-func portOf(l net.Listener) string {
-	_, port, _ := net.SplitHostPort(l.Addr().String()) // it is an address
-	return port
-}
 
 // Whatever is wrong with a bootstrap node is said in one clause, with the address and what to do.
 func TestC16CauseAndFix(t *testing.T) {
 	boot := start(t, p2p.Config{Role: p2p.Bootstrap, Listen: tcpOnly})
-	dead := deadAddr(t)
+	dead := peertest.DeadAddr(t)
 	wrongPeer := strings.Split(boot.Addrs()[0], "/p2p/")[0] + dead[strings.Index(dead, "/p2p/"):]
 	for name, c := range map[string]struct {
 		address string
@@ -51,13 +25,13 @@ func TestC16CauseAndFix(t *testing.T) {
 	}{
 		"nothing listens": {dead, p2p.ErrNoBootstrap, []string{"connection refused", "start the node, or check the port"}},
 		"another node":    {wrongPeer, p2p.ErrNoBootstrap, []string{"another node answers", boot.ID().String(), "ask for its present join line"}},
-		"garbage": {speakingAddr(t, func(c net.Conn) { io.CopyN(c, rand.Reader, 5000) }), p2p.ErrNoBootstrap,
+		"garbage": {peertest.Answer(t, func(c net.Conn) { io.CopyN(c, rand.Reader, 5000) }), p2p.ErrNoBootstrap,
 			[]string{"is no node", "check the port"}},
-		"a web server": {speakingAddr(t, func(c net.Conn) {
+		"a web server": {peertest.Answer(t, func(c net.Conn) {
 			io.ReadFull(c, make([]byte, 10))
 			io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n")
 		}), p2p.ErrNoBootstrap, []string{"is no node", "check the port"}},
-		"silence":         {silentAddr(t), p2p.ErrNoBootstrap, []string{"check the", "port"}},
+		"silence":         {peertest.Silent(t), p2p.ErrNoBootstrap, []string{"check the", "port"}},
 		"another network": {boot.Addrs()[0], p2p.ErrOtherNetwork, []string{`serves network "test"`, "pass --network test"}},
 	} {
 		t.Run(strings.ReplaceAll(name, " ", "_"), func(t *testing.T) {

@@ -3,10 +3,8 @@ package p2p_test
 import (
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,12 +12,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"go.uber.org/goleak"
 
 	"github.com/capacloud/capanode/p2p"
 	"github.com/capacloud/capanode/p2p/nettest"
+	"github.com/capacloud/capanode/p2p/peertest"
 )
 
 func TestMain(m *testing.M) {
@@ -35,15 +33,14 @@ var (
 	quicOnly = loopback[1:]
 )
 
+// patience is the dial timeout where many hosts in one process share the machine with other tests.
+const patience = 30 * time.Second
+
 // start runs a host with a fresh key until the test ends.
 func start(t *testing.T, cfg p2p.Config) *p2p.Host {
 	t.Helper()
 	if cfg.Identity == nil {
-		key, _, err := crypto.GenerateEd25519Key(rand.Reader)
-		if err != nil {
-			t.Fatal(err)
-		}
-		cfg.Identity = key
+		cfg.Identity = peertest.NewKey(t)
 	}
 	if cfg.Network == "" {
 		cfg.Network = "test"
@@ -76,7 +73,7 @@ func network(t *testing.T, n int, listen []string) []*p2p.Host {
 		if i == n-1 {
 			role = p2p.Researcher
 		}
-		h := start(t, p2p.Config{Role: role, Listen: listen, Bootstrap: boot.Addrs()})
+		h := start(t, p2p.Config{Role: role, Listen: listen, Bootstrap: boot.Addrs(), DialTimeout: patience})
 		reach, err := h.Bootstrap(t.Context())
 		if err != nil || reach.Reachable != 1 || reach.Total != 1 {
 			t.Fatalf("bootstrap: %+v, %v", reach, err)
@@ -129,10 +126,7 @@ func TestAddrsDialAndStats(t *testing.T) {
 }
 
 func TestConfigErrors(t *testing.T) {
-	key, _, err := crypto.GenerateEd25519Key(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := peertest.NewKey(t)
 	good := p2p.Config{Identity: key, Network: "test", Listen: loopback}
 	for name, change := range map[string]func(*p2p.Config){
 		"no identity":           func(c *p2p.Config) { c.Identity = nil },
@@ -158,10 +152,7 @@ func TestConfigErrors(t *testing.T) {
 
 func TestPortInUse(t *testing.T) {
 	a := start(t, p2p.Config{})
-	key, _, err := crypto.GenerateEd25519Key(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := peertest.NewKey(t)
 	for _, text := range a.Addrs() {
 		listen := strings.Split(text, "/p2p/")[0]
 		_, err := p2p.NewHost(t.Context(), p2p.Config{Identity: key, Network: "test", Listen: []string{listen}})
@@ -171,37 +162,8 @@ func TestPortInUse(t *testing.T) {
 	}
 }
 
-// deadAddr is an address that nobody listens on, under a made-up ID.
-func deadAddr(t *testing.T) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	_, pub, err := crypto.GenerateEd25519Key(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	id, err := peer.IDFromPublicKey(pub)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return fmt.Sprintf("/ip4/127.0.0.1/tcp/%d/p2p/%s", l.Addr().(*net.TCPAddr).Port, id)
-}
-
-// silentAddr is an address where TCP answers and nothing else does.
-func silentAddr(t *testing.T) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	dead := deadAddr(t)
-	return fmt.Sprintf("/ip4/127.0.0.1/tcp/%d/p2p/%s", l.Addr().(*net.TCPAddr).Port, dead[strings.LastIndex(dead, "/")+1:])
-}
-
 func TestAllBootstrapsDead(t *testing.T) {
-	h := start(t, p2p.Config{Bootstrap: []string{deadAddr(t), silentAddr(t)}, DialTimeout: 300 * time.Millisecond})
+	h := start(t, p2p.Config{Bootstrap: []string{peertest.DeadAddr(t), peertest.Silent(t)}, DialTimeout: 300 * time.Millisecond})
 	begin := time.Now()
 	reach, err := h.Bootstrap(t.Context())
 	if !errors.Is(err, p2p.ErrNoBootstrap) || reach != (p2p.Reach{Total: 2}) {
@@ -214,7 +176,7 @@ func TestAllBootstrapsDead(t *testing.T) {
 
 func TestOneOfThreeBootstrapsAlive(t *testing.T) {
 	boot := start(t, p2p.Config{Role: p2p.Bootstrap})
-	h := start(t, p2p.Config{Bootstrap: append(boot.Addrs(), deadAddr(t), silentAddr(t))})
+	h := start(t, p2p.Config{Bootstrap: append(boot.Addrs(), peertest.DeadAddr(t), peertest.Silent(t))})
 	begin := time.Now()
 	reach, err := h.Bootstrap(t.Context())
 	if err != nil || reach.Reachable != 1 || reach.Total != 3 {
@@ -226,10 +188,7 @@ func TestOneOfThreeBootstrapsAlive(t *testing.T) {
 }
 
 func TestBootstrapComesBack(t *testing.T) {
-	key, _, err := crypto.GenerateEd25519Key(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := peertest.NewKey(t)
 	cfg := p2p.Config{Role: p2p.Bootstrap, Identity: key}
 	boot := start(t, cfg)
 	h := start(t, p2p.Config{Bootstrap: boot.Addrs(), DialTimeout: 200 * time.Millisecond})
@@ -266,7 +225,7 @@ func TestRememberedPeersReplaceDeadBootstraps(t *testing.T) {
 	if err := first.Close(); err != nil {
 		t.Fatal(err)
 	}
-	second := start(t, p2p.Config{PeerCache: cache, Bootstrap: []string{deadAddr(t)}})
+	second := start(t, p2p.Config{PeerCache: cache, Bootstrap: []string{peertest.DeadAddr(t)}})
 	reach, err := second.Bootstrap(t.Context())
 	if err != nil || reach != (p2p.Reach{Total: 1, Cached: 1}) {
 		t.Errorf("%+v, %v", reach, err)
@@ -308,7 +267,7 @@ func TestManyPeersBehindOneAddress(t *testing.T) {
 	boot := start(t, p2p.Config{Role: p2p.Bootstrap, Listen: tcpOnly})
 	const count = 24 // libp2p's own limit is 8
 	for range count {
-		h := start(t, p2p.Config{Listen: tcpOnly, Bootstrap: boot.Addrs()})
+		h := start(t, p2p.Config{Listen: tcpOnly, Bootstrap: boot.Addrs(), DialTimeout: patience})
 		if reach, err := h.Bootstrap(t.Context()); err != nil {
 			t.Fatalf("%+v, %v", reach, err)
 		}

@@ -1,34 +1,18 @@
 package p2p_test
 
 import (
-	"crypto/rand"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/capacloud/capanode/p2p"
+	"github.com/capacloud/capanode/p2p/nettest"
+	"github.com/capacloud/capanode/p2p/peertest"
 )
-
-// within polls until a condition holds and returns how long that took. The limit is generous: this machine has other work.
-func within(t *testing.T, what string, holds func() bool) time.Duration {
-	t.Helper()
-	begin := time.Now()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for late := time.After(time.Minute); !holds(); {
-		select {
-		case <-tick.C:
-		case <-late:
-			t.Fatalf("not within a minute: %s", what)
-		}
-	}
-	return time.Since(begin)
-}
 
 // half starts n providers that know some bootstrap nodes, talk on one topic and have found each other.
 func half(t *testing.T, n int, boots []string) (hosts []*p2p.Host, topics []p2p.Topic) {
@@ -44,7 +28,7 @@ func half(t *testing.T, n int, boots []string) (hosts []*p2p.Host, topics []p2p.
 		}
 		hosts, topics = append(hosts, h), append(topics, topic)
 	}
-	within(t, "a half swarm finds itself", func() bool {
+	nettest.Eventually(t, "a half swarm finds itself", func() bool {
 		return !slices.ContainsFunc(hosts, func(h *p2p.Host) bool { return !meets(h, hosts) })
 	})
 	return hosts, topics
@@ -80,7 +64,7 @@ func spoken(t *testing.T, hosts []*p2p.Host, topics []p2p.Topic) time.Duration {
 			}
 		}()
 	}
-	return within(t, "everyone hears everyone", func() bool {
+	return nettest.Eventually(t, "everyone hears everyone", func() bool {
 		for len(news) > 0 {
 			(<-news)()
 		}
@@ -97,10 +81,7 @@ func spoken(t *testing.T, hosts []*p2p.Host, topics []p2p.Topic) time.Duration {
 // standby is a bootstrap node that does not run yet: its address, and how to start it there.
 func standby(t *testing.T) (address string, cfg p2p.Config) {
 	t.Helper()
-	key, _, err := crypto.GenerateEd25519Key(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := peertest.NewKey(t)
 	cfg = p2p.Config{Role: p2p.Bootstrap, Identity: key, Listen: tcpOnly}
 	h := start(t, cfg)
 	address = h.Addrs()[0]
@@ -121,7 +102,7 @@ func TestC16HalfSwarmsMerge(t *testing.T) {
 		start(t, cfg)
 		all := append(a, b...)
 		took := spoken(t, all, append(at, bt...))
-		met := within(t, "all meet", func() bool {
+		met := nettest.Eventually(t, "all meet", func() bool {
 			return !slices.ContainsFunc(all, func(h *p2p.Host) bool { return !meets(h, all) })
 		})
 		t.Logf("after %v everyone hears everyone, after %v all are connected", took, took+met)
@@ -133,7 +114,7 @@ func TestC16HalfSwarmsMerge(t *testing.T) {
 		c, ct := half(t, 1, append(one.Addrs(), two.Addrs()...))
 		all := slices.Concat(a, b, c)
 		took := spoken(t, all, slices.Concat(at, bt, ct))
-		met := within(t, "all meet", func() bool {
+		met := nettest.Eventually(t, "all meet", func() bool {
 			return !slices.ContainsFunc(all, func(h *p2p.Host) bool { return !meets(h, all) })
 		})
 		t.Logf("after %v everyone hears everyone, after %v all are connected", took, took+met)

@@ -77,8 +77,18 @@ func (h *Host) Open(ctx context.Context, to peer.ID, proto protocol.ID) (Stream,
 // Handle implements [Network]. A handler that panics loses its stream and nothing else.
 func (h *Host) Handle(proto protocol.ID, limits Limits, handler Handler) {
 	limits = limits.WithDefaults()
-	streams := gate.New(limits.Streams, limits.StreamsPerPeer)
-	h.host.SetStreamHandler(proto, func(s network.Stream) {
+	h.host.SetStreamHandler(proto, h.guarded(proto, gate.New(limits.Streams, limits.StreamsPerPeer), func(s network.Stream) {
+		if err := s.SetDeadline(time.Now().Add(limits.Idle)); err != nil {
+			s.Reset()
+			return
+		}
+		handler(h.ctx, stream{s})
+	}))
+}
+
+// guarded runs a handler for as many streams as the gate admits, until the host closes, and survives its panics.
+func (h *Host) guarded(proto protocol.ID, streams *gate.Gate, handle network.StreamHandler) network.StreamHandler {
+	return func(s network.Stream) {
 		remote := s.Conn().RemotePeer()
 		if !streams.Enter(remote) {
 			h.log.Debug("stream refused: too many of this protocol", "protocol", proto, "peer", remote)
@@ -97,10 +107,6 @@ func (h *Host) Handle(proto protocol.ID, limits Limits, handler Handler) {
 				s.Reset()
 			}
 		}()
-		if err := s.SetDeadline(time.Now().Add(limits.Idle)); err != nil {
-			s.Reset()
-			return
-		}
-		handler(h.ctx, stream{s})
-	})
+		handle(s)
+	}
 }

@@ -1,24 +1,19 @@
 package p2p_test
 
 import (
-	"crypto/rand"
 	"errors"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/libp2p/go-libp2p/core/crypto"
-
 	"github.com/capacloud/capanode/p2p"
+	"github.com/capacloud/capanode/p2p/peertest"
 )
 
 // Another process with the same identity is found, wherever it runs; one that has ended is not, nor is anybody found
 // without a bootstrap node that answers.
 func TestC16SameIdentityTwice(t *testing.T) {
-	key, _, err := crypto.GenerateEd25519Key(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := peertest.NewKey(t)
 	boot := start(t, p2p.Config{Role: p2p.Bootstrap})
 	cfg := p2p.Config{Identity: key, Network: "test", Bootstrap: boot.Addrs()}
 	alone := func(cfg p2p.Config) error {
@@ -45,7 +40,7 @@ func TestC16SameIdentityTwice(t *testing.T) {
 			t.Errorf("the other process has ended: %v", err)
 		}
 	}
-	for name, boots := range map[string][]string{"dead": {deadAddr(t)}, "silent": {silentAddr(t)}, "none": nil} {
+	for name, boots := range map[string][]string{"dead": {peertest.DeadAddr(t)}, "silent": {peertest.Silent(t)}, "none": nil} {
 		cfg.Bootstrap = boots
 		if err := alone(cfg); err != nil {
 			t.Errorf("%s bootstrap node: %v", name, err)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"testing"
@@ -240,5 +241,156 @@ func TestExportRefusesHostileNames(t *testing.T) {
 	}
 	if _, err := s.GC(ctx); err != nil { // must end, too
 		t.Fatal(err)
+	}
+}
+
+// An entry of the index that cannot be read is one damaged object, not the end of the store; the same bytes, or a fetch of those
+// that are missing, heal it.
+func TestUnreadableEntry(t *testing.T) {
+	ctx := t.Context()
+	donor, err := storage.OpenMem()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer donor.Close()
+	for _, size := range []int{100, 90 << 10, 2*unixfs.BlockSize + 5} {
+		for _, garbage := range [][]byte{nil, {0xff}, bytes.Repeat([]byte{0xa1}, 50)} {
+			fs := vfs.NewMem()
+			s, err := storage.Open(ctx, "/store", storage.Options{FS: fs})
+			if err != nil {
+				t.Fatal(err)
+			}
+			data := storetest.Bytes(1, size)
+			c, err := s.PutBytes(ctx, data, storage.PutOptions{Pin: "it"})
+			if err == nil {
+				_, err = donor.PutBytes(ctx, data, storage.PutOptions{})
+			}
+			used := s.Usage()
+			if err = errors.Join(err, storage.GarbleRecord(s, c, garbage), s.Close()); err != nil {
+				t.Fatal(err)
+			}
+			if s, err = storage.Open(ctx, "/store", storage.Options{FS: fs}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.ReadAll(ctx, c, 1<<30); !errors.Is(err, storage.ErrCorrupt) {
+				t.Fatal(err)
+			}
+			if rep, err := s.Verify(ctx); err != nil || len(rep.Faults) != 1 || rep.Faults[0].CID != c {
+				t.Fatalf("%+v, %v", rep, err)
+			}
+			if _, err := s.GC(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if c.Type() == cid.DagProtobuf {
+				fetch(t, donor, s, c)
+			} else if _, err := s.PutBytes(ctx, data, storage.PutOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := s.ReadAll(ctx, c, 1<<30); err != nil || !bytes.Equal(got, data) {
+				t.Fatalf("%d bytes, %v after the repair", len(got), err)
+			}
+			if u := s.Usage(); u != used {
+				t.Fatalf("usage %+v, was %+v", u, used)
+			}
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// TestHostileFetches begins fetches of files whose nodes lie: a typed error, nothing reserved, nothing left, and an honest fetch
+// of the same root goes on.
+func TestHostileFetches(t *testing.T) {
+	ctx := t.Context()
+	s, err := storage.Open(ctx, "/store", storage.Options{FS: vfs.NewMem(), Quota: 1 << 30})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	raw := unixfs.Link{CID: unixfs.RawCID([]byte("x"))}
+	nodes := map[cid.Cid][]byte{}
+	node := func(links int, link unixfs.Link, size uint64) cid.Cid {
+		n := unixfs.Node{Kind: unixfs.File}
+		for range links {
+			n.Links, n.BlockSizes = append(n.Links, link), append(n.BlockSizes, size)
+			n.FileSize += size
+		}
+		b, err := n.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		nodes[unixfs.NodeCID(b)] = b
+		return unixfs.NodeCID(b)
+	}
+	get := func(c cid.Cid) ([]byte, error) {
+		if b, ok := nodes[c]; ok {
+			return b, nil
+		}
+		return nil, storage.ErrNotFound
+	}
+	apart := func(from int) cid.Cid { // a gigabyte in which no block is twice
+		n := unixfs.Node{Kind: unixfs.File}
+		for i := range 1024 {
+			n.Links = append(n.Links, unixfs.Link{CID: unixfs.RawCID(fmt.Appendf(nil, "%d", from+i))})
+			n.BlockSizes = append(n.BlockSizes, unixfs.BlockSize)
+			n.FileSize += unixfs.BlockSize
+		}
+		b, err := n.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		nodes[unixfs.NodeCID(b)] = b
+		return unixfs.NodeCID(b)
+	}
+	two := unixfs.Node{Kind: unixfs.File, FileSize: 2048 * unixfs.BlockSize, BlockSizes: []uint64{1024 * unixfs.BlockSize, 1024 * unixfs.BlockSize}}
+	for i := range 2 {
+		two.Links = append(two.Links, unixfs.Link{CID: apart(1024 * i)})
+	}
+	b, err := two.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	nodes[unixfs.NodeCID(b)] = b
+	full := node(1024, raw, unixfs.BlockSize)
+	wide := node(1024, unixfs.Link{CID: full}, 1024*unixfs.BlockSize)
+	for name, c := range map[string]struct {
+		root cid.Cid
+		want error
+	}{
+		"a terabyte of one block":   {wide, unixfs.ErrUnsupported},
+		"one block 1,023 times":     {node(1023, raw, unixfs.BlockSize), nil}, // overlapping blocks are legal
+		"two gigabytes":             {unixfs.NodeCID(b), storage.ErrQuota},
+		"one block 2,048 times":     {node(2, unixfs.Link{CID: full}, 1024*unixfs.BlockSize), nil}, // which costs one block
+		"a child that lies":         {node(2, unixfs.Link{CID: full}, 7), unixfs.ErrInvalid},
+		"a child that is not there": {node(2, unixfs.Link{CID: unixfs.Sum([]byte("y")).CID(cid.DagProtobuf)}, 7), storage.ErrNotFound},
+	} {
+		p, err := s.Begin(ctx, c.root, get)
+		if !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", name, err, c.want)
+		}
+		if err == nil {
+			if werr := p.Write(0, []byte("x")); !errors.Is(werr, storage.ErrCorrupt) { // the block is shorter than its place
+				t.Errorf("%s: %v", name, werr)
+			}
+			if err := p.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.GC(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p, err = s.Begin(ctx, c.root, get)
+		if !errors.Is(err, c.want) {
+			t.Errorf("%s, again: %v, want %v", name, err, c.want)
+		}
+		if err == nil {
+			if err := p.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if u := s.Usage(); u.Reserved != 0 {
+			t.Errorf("%s: usage %+v", name, u)
+		}
 	}
 }

@@ -1,17 +1,15 @@
 package storage_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
-	"path"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
@@ -22,22 +20,23 @@ import (
 	"github.com/capacloud/capanode/storage/unixfs"
 )
 
-// crashes copies a file system before each write, together with what the store had promised by then.
-type crashes struct {
-	mem *vfs.MemFS
-	rng *rand.Rand
-
-	mu       sync.Mutex
-	promised map[cid.Cid]bool // acknowledged: true stored, false deleted
-	open     cid.Cid          // whose operation has not returned
-	taken    []crash
-}
-
+// crash is a copy of a file system at one write, and what the store has to hold then.
 type crash struct {
 	fs       *vfs.MemFS
-	unsynced int
-	promised map[cid.Cid]bool
-	open     cid.Cid
+	step     int
+	unsynced int // percent of what was not synced that is in the copy
+}
+
+// crashes copies a file system before every n-th write.
+type crashes struct {
+	mem   *vfs.MemFS
+	every int
+
+	mu     sync.Mutex
+	rng    *rand.Rand
+	writes int
+	step   int // of the machine
+	taken  []crash
 }
 
 func (c *crashes) MaybeError(op errorfs.Op) error {
@@ -46,173 +45,121 @@ func (c *crashes) MaybeError(op errorfs.Op) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	unsynced := []int{0, 0, 50, 100}[c.rng.IntN(4)]
-	fs := c.mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: unsynced, RNG: c.rng})
-	c.taken = append(c.taken, crash{fs, unsynced, maps.Clone(c.promised), c.open})
+	if c.writes++; c.writes%c.every == 0 {
+		unsynced := []int{0, 0, 50, 100}[c.rng.IntN(4)]
+		c.taken = append(c.taken, crash{c.mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: unsynced, RNG: c.rng}), c.step, unsynced})
+	}
 	return nil
 }
 
 func (c *crashes) String() string { return "crash copies" }
 
-// start says which object the next operation is about; done says what it promises.
-func (c *crashes) start(id cid.Cid) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.open = id
-}
-
-func (c *crashes) done(stored bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.promised[c.open] = stored
-	c.open = cid.Undef
-}
-
-// TestCrashAtAnyWrite loses power between any two writes: what was acknowledged is there and whole, what was not leaves
-// no trace, and the accounts are right.
+// TestCrashAtAnyWrite loses power between the writes of random operations: what was acknowledged is there and whole, what was
+// not leaves no trace, and the accounts are right.
 func TestCrashAtAnyWrite(t *testing.T) {
-	for seed := range uint64(3) {
-		crashAtAnyWrite(t, seed)
+	seeds, steps, every := 2, 30, 5
+	switch {
+	case long():
+		seeds, steps, every = 20, 100, 1
+	case testing.Short():
+		seeds, steps, every = 1, 15, 5
+	}
+	for seed := range uint64(seeds) {
+		crashAtAnyWrite(t, seed, steps, every)
 	}
 }
 
-func crashAtAnyWrite(t *testing.T, seed uint64) {
-	ctx := context.Background()
-	c := &crashes{mem: vfs.NewCrashableMem(), rng: rand.New(rand.NewPCG(seed, seed)), promised: map[cid.Cid]bool{}}
-	s := open(t, "/store", storage.Options{FS: errorfs.Wrap(c.mem, c)})
-	donor, err := storage.OpenMem()
+func crashAtAnyWrite(t *testing.T, seed uint64, steps, every int) {
+	c := &crashes{mem: vfs.NewCrashableMem(), every: every, rng: rand.New(rand.NewPCG(seed, 1))}
+	choose := rand.New(rand.NewPCG(seed, 2))
+	m, err := storetest.NewMachine(errorfs.Wrap(c.mem, c), c.mem, func(_ string, n int) int { return choose.IntN(n) })
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer donor.Close()
-
-	data := map[cid.Cid][]byte{}
-	for i, size := range []int{100, storage.InlineLimit + 5, unixfs.BlockSize + 9, 2*unixfs.BlockSize + 1, 7} {
-		b := storetest.Bytes(uint64(i), size)
-		id, err := donor.PutBytes(ctx, b, storage.PutOptions{})
-		if err != nil {
-			t.Fatal(err)
+	defer m.Close()
+	var during *storetest.Model
+	what := ""
+	m.Start = func(op string) { what = op }
+	m.Done = func(d *storetest.Model) { during = d }
+	tested := 0
+	for step := range steps {
+		c.mu.Lock()
+		c.step, c.taken = step, nil
+		c.mu.Unlock()
+		if err := m.Step(); err != nil {
+			t.Fatalf("seed %d, step %d: %v", seed, step, err)
 		}
-		data[id] = b
-		c.start(id)
-		if i == 3 {
-			fetch(t, donor, s, id)
-		} else if _, err := s.PutBytes(ctx, b, storage.PutOptions{Pin: fmt.Sprint(i)}); err != nil {
-			t.Fatal(err)
-		}
-		c.done(true)
-	}
-	for i, id := range []int{2, 0} {
-		pins, err := s.Pins(ctx)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, p := range pins {
-			if p.Name == fmt.Sprint(id) {
-				if err := s.Unpin(ctx, p.Name); err != nil {
-					t.Fatal(err)
-				}
-				c.start(p.CID)
-				if err := s.Delete(ctx, p.CID); err != nil {
-					t.Fatal(i, err)
-				}
-				c.done(false)
+		c.mu.Lock()
+		taken := c.taken
+		c.mu.Unlock()
+		for i, at := range taken {
+			tested++
+			if err := checkCrash(at, during); err != nil {
+				t.Fatalf("seed %d, step %d: %s, crash %d with %d %% of what was not synced: %v", seed, step, what, i, at.unsynced, err)
 			}
 		}
 	}
-	if len(c.taken) < 50 {
-		t.Fatalf("only %d crashes", len(c.taken))
-	}
-	for i, at := range c.taken {
-		checkCrash(t, at, data, fmt.Sprintf("seed %d, crash %d with %d %% of what was not synced", seed, i, at.unsynced))
+	t.Logf("seed %d: %d crashes", seed, tested)
+	if tested < steps/4 {
+		t.Fatalf("only %d crashes", tested)
 	}
 }
 
-// fetch copies an object through a partial.
-func fetch(t *testing.T, from, to *storage.Store, c cid.Cid) {
-	t.Helper()
+func checkCrash(at crash, want *storetest.Model) error {
 	ctx := context.Background()
-	p, err := to.Begin(ctx, c, storetest.Nodes(ctx, from))
+	s, err := storage.Open(ctx, "/store", storage.Options{FS: at.fs, Quota: want.Quota, Now: func() time.Time { return want.Now }})
 	if err != nil {
-		t.Fatal(err)
-	}
-	for i := range p.Layout().Leaves {
-		b, err := from.GetBlock(ctx, p.Layout().Leaves[i].CID(cid.Raw), nil)
-		if err == nil {
-			err = p.Write(i, b)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	if _, err := p.Commit(ctx); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func checkCrash(t *testing.T, at crash, data map[cid.Cid][]byte, when string) {
-	t.Helper()
-	ctx := context.Background()
-	s, err := storage.Open(ctx, "/store", storage.Options{FS: at.fs})
-	if err != nil {
-		t.Fatalf("%s: reopen: %v", when, err)
+		return fmt.Errorf("reopen: %w", err)
 	}
 	defer s.Close()
-	for c, stored := range at.promised {
-		if c == at.open {
-			continue
-		}
-		got, err := s.ReadAll(ctx, c, 1<<30)
-		if stored && (err != nil || !bytes.Equal(got, data[c])) {
-			t.Errorf("%s: %s of %d bytes: %v", when, c, len(data[c]), err)
-		}
-		if !stored && !errors.Is(err, storage.ErrNotFound) {
-			t.Errorf("%s: deleted %s: %v", when, c, err)
-		}
+	if err := want.Check(s, at.fs, "/store"); err != nil {
+		return err
+	}
+	if err := checkLeftovers(s, at.fs, "/store"); err != nil {
+		return err
 	}
 	rep, err := s.Verify(ctx)
-	if err != nil || len(rep.Faults) != 0 {
-		t.Errorf("%s: %+v, %v", when, rep, err)
-	}
-	list, err := s.List(ctx)
 	if err != nil {
-		t.Fatal(err)
+		return err
+	}
+	for _, f := range rep.Faults {
+		if !errors.Is(f.Err, storage.ErrChanged) && !want.Half[f.CID] && !want.Busy[f.CID] {
+			return fmt.Errorf("%s: %w", f.CID, f.Err)
+		}
+	}
+	if err := want.CheckBytes(s); err != nil {
+		return err
+	}
+	_, err = s.GC(ctx)
+	return errors.Join(err, want.Check(s, at.fs, "/store"))
+}
+
+// checkLeftovers finds files that no object has, and objects without one.
+func checkLeftovers(s *storage.Store, fs vfs.FS, dir string) error {
+	list, err := s.List(context.Background())
+	if err != nil {
+		return err
 	}
 	files := 0
 	for _, info := range list {
-		if info.Size > storage.InlineLimit {
+		if info.Size > storage.InlineLimit && info.Class != storage.External {
 			files++
 		}
 	}
-	if found := objectFiles(t, at.fs, ".obj"); len(found) != files {
-		t.Errorf("%s: %d object files for %d objects: %v", when, len(found), files, found)
+	found, err := storetest.ObjectFiles(fs, dir, ".obj")
+	temps, terr := storetest.ObjectFiles(fs, dir, ".tmp")
+	if err = errors.Join(err, terr); err == nil && (len(found) != files || len(temps) != 0) {
+		err = fmt.Errorf("%d object files for %d objects, leftovers %v", len(found), files, temps)
 	}
-	if found := objectFiles(t, at.fs, ".tmp"); len(found) != 0 {
-		t.Errorf("%s: leftovers %v", when, found)
-	}
-	if _, err := s.GC(ctx); err != nil {
-		t.Errorf("%s: %v", when, err)
-	}
+	return err
 }
 
 // objectFiles lists the files below objects/ with a suffix.
 func objectFiles(t *testing.T, fs vfs.FS, suffix string) []string {
 	t.Helper()
-	var out []string
-	dirs, err := fs.List("/store/objects")
+	out, err := storetest.ObjectFiles(fs, "/store", suffix)
 	if err != nil {
 		t.Fatal(err)
-	}
-	for _, dir := range dirs {
-		names, err := fs.List(path.Join("/store/objects", dir))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, n := range names {
-			if strings.HasSuffix(n, suffix) {
-				out = append(out, path.Join("/store/objects", dir, n))
-			}
-		}
 	}
 	return out
 }
@@ -277,5 +224,13 @@ func TestLocked(t *testing.T) {
 	open(t, dir, storage.Options{})
 	if s, err := storage.Open(context.Background(), dir, storage.Options{}); !errors.Is(err, storage.ErrLocked) {
 		t.Fatalf("%v, %v", s, err)
+	}
+}
+
+// fetch copies a file through a partial.
+func fetch(t *testing.T, from, to *storage.Store, c cid.Cid) {
+	t.Helper()
+	if err := killedFetch(t.Context(), to, from, c); err != nil {
+		t.Fatal(err)
 	}
 }

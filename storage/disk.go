@@ -11,8 +11,6 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/ipfs/go-cid"
-
-	"github.com/capacloud/capanode/p2p/wire"
 )
 
 const (
@@ -86,11 +84,14 @@ func (s *Store) recover(ctx context.Context) error {
 	var broken []cid.Cid
 	err := s.eachRecord(ctx, func(c cid.Cid, rec record) error {
 		s.used += rec.charge()
-		if rec.Inline || rec.Damaged {
+		if !rec.filed() || rec.Damaged {
 			return nil
 		}
 		_, name := s.objectPath(c)
-		if st, err := s.fs.Stat(name); err != nil || st.Size() != rec.Size {
+		if rec.Shared > 0 {
+			s.sharing.Store(true)
+		}
+		if st, err := s.fs.Stat(name); err != nil || !rec.fits(st.Size()) {
 			broken = append(broken, c)
 		}
 		return nil
@@ -100,7 +101,7 @@ func (s *Store) recover(ctx context.Context) error {
 	}
 	for _, c := range broken {
 		s.log.Warn("an object's file is missing or has the wrong size", "cid", c)
-		if err := s.setDamaged(c, true); err != nil {
+		if err := s.amend(c, func(rec *record) { rec.Damaged = true }); err != nil {
 			return err
 		}
 	}
@@ -121,7 +122,7 @@ func (s *Store) recoverPartials(ctx context.Context) error {
 	return s.eachPartial(ctx, func(c cid.Cid, rec partialRecord) error {
 		_, name := s.partialPath(c)
 		if _, err := s.fs.Stat(name); err != nil {
-			return s.db.Delete(cidKey(keyPartial, c), pebble.Sync)
+			return s.unset(cidKey(keyPartial, c), pebble.Sync)
 		}
 		s.used += rec.Charge
 		return nil
@@ -153,50 +154,44 @@ func (s *Store) removeLeftovers(ctx context.Context) error {
 	return nil
 }
 
-// indexed reports whether the index names the file.
+// indexed reports whether the index names the file. A doubt keeps it.
 func (s *Store) indexed(name string) bool {
-	text, isObject := strings.CutSuffix(name, objectSuffix)
-	space := byte(keyObject)
-	if !isObject {
-		var isPartial bool
-		if text, isPartial = strings.CutSuffix(name, partialSuffix); !isPartial {
+	if text, ok := strings.CutSuffix(name, objectSuffix); ok {
+		c, err := cid.Decode(text)
+		if err != nil {
 			return false
 		}
-		space = keyPartial
+		rec, err := s.record(c)
+		return err == nil && rec.filed() || err != nil && !errors.Is(err, ErrNotFound)
+	}
+	text, ok := strings.CutSuffix(name, partialSuffix)
+	if !ok {
+		return false
 	}
 	c, err := cid.Decode(text)
 	if err != nil {
 		return false
 	}
-	_, err = s.get(cidKey(space, c))
+	_, err = s.get(cidKey(keyPartial, c))
 	return !errors.Is(err, ErrNotFound)
 }
 
-// damaged remembers that an object's bytes do not match its CID, and returns [ErrCorrupt].
-func (s *Store) damaged(c cid.Cid) error {
-	if err := s.setDamaged(c, true); err != nil && !errors.Is(err, ErrNotFound) {
+// damaged remembers that an object's bytes do not match its CID, and returns [ErrCorrupt], for a file in place that is not what
+// it was [ErrChanged] as well.
+func (s *Store) damaged(c cid.Cid, rec record) error {
+	if err := s.amend(c, func(rec *record) { rec.Damaged = true }); err != nil && !errors.Is(err, ErrNotFound) {
 		s.log.Error("cannot mark a damaged object", "cid", c, "err", err)
 	}
 	s.log.Info("stored bytes do not match their CID", "cid", c) // who reads them has the error
+	if rec.External != nil && s.compare(rec) != same {
+		return errChanged()
+	}
 	return ErrCorrupt
 }
 
-// setDamaged changes the mark that keeps an object from being read.
-func (s *Store) setDamaged(c cid.Cid, damaged bool) error {
-	mu := s.stripe(c)
-	mu.Lock()
-	defer mu.Unlock()
-	rec, err := s.record(c)
-	if err != nil {
-		return err
+// markDamaged is damaged for an object that is known by name only.
+func (s *Store) markDamaged(c cid.Cid) {
+	if rec, err := s.record(c); err == nil {
+		_ = s.damaged(c, rec)
 	}
-	if rec.Damaged == damaged {
-		return nil
-	}
-	rec.Damaged = damaged
-	b, err := wire.Marshal(rec)
-	if err != nil {
-		return err
-	}
-	return s.db.Set(cidKey(keyObject, c), b, pebble.Sync)
 }

@@ -17,17 +17,21 @@ import (
 // maxExport bounds the entries of one exported folder: a small hostile folder can name itself many times over.
 const maxExport = 1 << 17
 
+// maxFolderDepth bounds how deep folders that are added or exported may nest.
+const maxFolderDepth = 64
+
 // AddPath stores a file or a folder of the operating system and returns its CID. The files of a folder become cached
-// objects that the folder protects; hidden files are included; symbolic links and devices are refused.
+// objects that the folder protects; hidden files are included; symbolic links and devices are refused. With opts.InPlace files
+// are added as [Store.AddInPlace] does; what only a folder protects is forgotten with it.
 func (s *Store) AddPath(ctx context.Context, path string, opts PutOptions) (cid.Cid, error) {
-	if err := checkPin(opts.Pin, false); err != nil {
+	if err := checkPut(opts); err != nil {
 		return cid.Undef, err
 	}
 	a := adder{s: s}
 	defer a.release()
 	c, _, err := a.add(ctx, path, opts, 0)
 	if err != nil {
-		return cid.Undef, fmt.Errorf("storage: add %s: %w", path, err)
+		return cid.Undef, fmt.Errorf("storage: add %s: %w", path, s.diskError(err))
 	}
 	return c, nil
 }
@@ -38,7 +42,7 @@ type adder struct {
 	holds []func()
 }
 
-func (a *adder) hold(c cid.Cid) { a.holds = append(a.holds, a.s.Hold(c)) }
+func (a *adder) hold(c cid.Cid) { a.holds = append(a.holds, a.s.hold(c)) }
 
 func (a *adder) release() {
 	for _, f := range a.holds {
@@ -61,23 +65,40 @@ func (a *adder) add(ctx context.Context, path string, opts PutOptions, depth int
 	return cid.Undef, 0, fmt.Errorf("%s is neither a file nor a folder, or nests too deep: %w", path, ErrWrongKind)
 }
 
+// addFile returns the CID of a file and the bytes of its blocks.
 func (a *adder) addFile(ctx context.Context, path string, opts PutOptions) (cid.Cid, uint64, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return cid.Undef, 0, err
+	put := a.copyFile
+	if opts.InPlace {
+		put = a.s.AddInPlace
 	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return cid.Undef, 0, err
-	}
-	opts.Size = st.Size()
-	info, err := a.s.Put(ctx, f, opts)
+	info, err := put(ctx, path, opts)
 	if err != nil {
 		return cid.Undef, 0, err
 	}
 	rec, err := a.s.record(info.CID)
-	return info.CID, uint64(rec.charge()), err
+	return info.CID, uint64(rec.Size + rec.NodeBytes), err
+}
+
+// copyFile copies a file into the store. One that is written meanwhile would be a mix of what it was and what it becomes.
+func (a *adder) copyFile(ctx context.Context, path string, opts PutOptions) (Info, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return Info{}, err
+	}
+	defer f.Close()
+	before, err := f.Stat()
+	if err != nil {
+		return Info{}, err
+	}
+	opts.Size = before.Size()
+	opts.whole = func() error {
+		after, err := f.Stat()
+		if err == nil && (after.Size() != before.Size() || !after.ModTime().Equal(before.ModTime())) {
+			err = fmt.Errorf("it was written while it was read: add it again when nothing writes to it: %w", ErrChanged)
+		}
+		return err
+	}
+	return a.s.PutFile(ctx, f, opts.Size, opts)
 }
 
 func (a *adder) addFolder(ctx context.Context, path string, opts PutOptions, depth int) (cid.Cid, uint64, error) {
@@ -91,7 +112,7 @@ func (a *adder) addFolder(ctx context.Context, path string, opts PutOptions, dep
 		if err := unixfs.CheckName(e.Name()); err != nil {
 			return cid.Undef, 0, err
 		}
-		c, size, err := a.add(ctx, filepath.Join(path, e.Name()), PutOptions{Class: Cached, keep: a.hold}, depth+1)
+		c, size, err := a.add(ctx, filepath.Join(path, e.Name()), PutOptions{Class: Cached, InPlace: opts.InPlace, Cut: opts.Cut, keep: a.hold}, depth+1)
 		if err != nil {
 			return cid.Undef, 0, err
 		}
@@ -102,7 +123,7 @@ func (a *adder) addFolder(ctx context.Context, path string, opts PutOptions, dep
 	if err != nil {
 		return cid.Undef, 0, err
 	}
-	opts.Size = 0
+	opts.Size, opts.InPlace = 0, false
 	info, err := a.s.PutBlock(ctx, unixfs.NodeCID(block), block, opts)
 	return info.CID, below + uint64(len(block)), err
 }

@@ -5,8 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -21,12 +19,15 @@ const (
 	keyObject  = 'o' // cid → record
 	keyValue   = 'v' // cid → bytes of an inline object
 	keyLeaves  = 'l' // cid, chunk number → up to leafChunk digests
+	keyCuts    = 'e' // cid → sizes of a file's leaves, where they differ
+	keyShared  = 's' // cid → bitmap of the leaves whose bytes are in another place
 	keyNode    = 'n' // cid, node number → interior dag-pb node of a file
 	keyBlock   = 'b' // digest, cid → where in that object the block is
-	keyPin     = 'p' // name → cid
+	keyPin     = 'p' // name → cid, and the end of a lease
 	keyPartial = 't' // cid → partialRecord
 	keyUse     = 'u' // cid → LRU clock
 	keyMeta    = 'm' // name → value
+	keyPath    = 'x' // path of a file in place → cid of the object that it is
 
 	cidLen    = 36
 	leafChunk = 1024
@@ -39,40 +40,68 @@ type record struct {
 	Damaged   bool  `cbor:"damaged,omitempty"`
 	Inline    bool  `cbor:"inline,omitempty"`
 	Size      int64 `cbor:"size"`
-	BlockSize int64 `cbor:"block"`
+	BlockSize int64 `cbor:"block"`            // of every leaf but the last; 0 when they differ
+	Leaves    int   `cbor:"leaves,omitempty"` // their number when they differ in size
+	Shared    int64 `cbor:"shared,omitempty"` // content bytes that are not in the object's own file
+	End       int64 `cbor:"end,omitempty"`    // where its own file must at least reach, when Shared is not 0
 	Nodes     int   `cbor:"nodes,omitempty"`
 	NodeBytes int64 `cbor:"nodebytes,omitempty"`
 	Created   int64 `cbor:"created"` // unix seconds
+
+	External *external `cbor:"external,omitempty"` // where a file in place lies; nil when the store has the bytes itself
 }
 
-// charge is what the object costs of the quota.
-func (r record) charge() int64 { return r.Size + r.NodeBytes }
+// charge is what the object costs of the quota: files in place only what the store keeps beside them, and no leaf that another
+// object pays for.
+func (r record) charge() int64 {
+	if r.External != nil {
+		return r.NodeBytes
+	}
+	return r.Size + r.NodeBytes - r.Shared
+}
+
+// filed tells whether the object's bytes are in a file of the store.
+func (r record) filed() bool { return !r.Inline && r.External == nil }
 
 func (r record) blocks() int {
-	if r.Kind != File {
+	switch {
+	case r.Kind != File:
 		return 1
+	case r.Leaves > 0:
+		return r.Leaves
 	}
-	return int((r.Size + r.BlockSize - 1) / r.BlockSize)
+	return r.fixed().Count()
 }
 
-func (r record) info(c cid.Cid) Info {
-	return Info{
-		CID: c, Kind: r.Kind, Class: r.Class, Size: r.Size, Blocks: r.blocks(),
+// fixed returns the cuts of an object whose leaves have one size.
+func (r record) fixed() unixfs.Cuts { return unixfs.Cuts{Size: r.Size, BlockSize: r.BlockSize} }
+
+// info describes an object. A file in place is looked at: it may have gone.
+func (s *Store) info(c cid.Cid, r record) Info {
+	out := Info{
+		CID: c, Kind: r.Kind, Class: r.Class, Size: r.Size, Shared: r.Shared, Blocks: r.blocks(),
 		Created: time.Unix(r.Created, 0).UTC(), Damaged: r.Damaged,
 	}
+	if r.External != nil {
+		out.Class, out.Path = External, string(r.External.Path)
+		out.Damaged = r.Damaged || s.compare(r) > touched
+	}
+	return out
 }
 
 // place says where in an object a block is.
 type place struct {
-	kind   byte // placeLeaf, placeNode or placeWhole
+	kind   byte
 	offset uint64
 	length uint64
 }
 
 const (
-	placeLeaf  = 1 // offset bytes into the content
-	placeNode  = 2 // interior node number offset
-	placeWhole = 3 // the object is this block
+	placeLeaf    = 1 // offset bytes into the content
+	placeNode    = 2 // interior node number offset
+	placeWhole   = 3 // the object is this block
+	placeShared  = 4 // as placeLeaf, but the bytes are not here: another object's placeLeaf has them
+	placeOutside = 5 // as placeLeaf, in a file in place: nobody shares it, as it may go at any time
 )
 
 func (p place) encode() []byte {
@@ -150,15 +179,36 @@ func (s *Store) record(c cid.Cid) (record, error) {
 	if err != nil {
 		return rec, fmt.Errorf("storage: %s: %w", c, err)
 	}
-	if err := wire.Unmarshal(b, &rec); err != nil {
-		return rec, fmt.Errorf("storage: %s: %w: %w", c, ErrCorrupt, err)
+	return s.decodeRecord(c, b), nil
+}
+
+// decodeRecord reads an index entry. One that cannot be read is that of a damaged object of which nothing is known: it is kept and
+// reported until it is put or fetched again, or deleted.
+func (s *Store) decodeRecord(c cid.Cid, b []byte) record {
+	var rec record
+	if err := wire.Unmarshal(b, &rec); err == nil && rec.Size >= 0 && rec.NodeBytes >= 0 && (rec.Kind != File || rec.BlockSize > 0 || rec.Leaves > 0) {
+		return rec
 	}
-	return rec, nil
+	s.log.Error("an entry of the index cannot be read", "cid", c)
+	rec = record{Kind: Block, Class: Owned, Damaged: true}
+	switch c.Type() {
+	case cid.DagCBOR:
+		rec.Kind = Record
+	case cid.DagProtobuf: // a file or a folder; a fetch finds out
+		rec.Kind, rec.BlockSize = File, unixfs.BlockSize
+	}
+	return rec
 }
 
 // each calls f for every key of one key space, without the leading byte, until f fails.
 func (s *Store) each(ctx context.Context, prefix []byte, f func(key, value []byte) error) error {
-	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: prefix, UpperBound: after(prefix)})
+	return s.eachFrom(ctx, prefix, nil, f)
+}
+
+// eachFrom is each for the keys that are not below from.
+func (s *Store) eachFrom(ctx context.Context, prefix, from []byte, f func(key, value []byte) error) error {
+	lower := append(append([]byte(nil), prefix...), from...)
+	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: after(prefix)})
 	if err != nil {
 		return fmt.Errorf("storage: index: %w", err)
 	}
@@ -171,128 +221,17 @@ func (s *Store) each(ctx context.Context, prefix []byte, f func(key, value []byt
 }
 
 func (s *Store) eachRecord(ctx context.Context, f func(cid.Cid, record) error) error {
-	return s.each(ctx, []byte{keyObject}, func(key, value []byte) error {
+	return s.eachRecordFrom(ctx, nil, f)
+}
+
+func (s *Store) eachRecordFrom(ctx context.Context, from []byte, f func(cid.Cid, record) error) error {
+	return s.eachFrom(ctx, []byte{keyObject}, from, func(key, value []byte) error {
 		c, err := cid.Cast(key)
 		if err != nil {
 			return fmt.Errorf("storage: index key: %w", err)
 		}
-		var rec record
-		if err := wire.Unmarshal(value, &rec); err != nil {
-			return fmt.Errorf("storage: %s: %w", c, err)
-		}
-		return f(c, rec)
+		return f(c, s.decodeRecord(c, value))
 	})
-}
-
-// newObject is an object on its way into the index. Its bytes are either inline or in a synced temporary file.
-type newObject struct {
-	cid    cid.Cid
-	rec    record
-	inline []byte
-	temp   string
-	layout *unixfs.Layout // files only
-	opts   PutOptions
-	// charged says that used already counts the object, as it does for a partial; else its charge is reserved.
-	charged bool
-}
-
-// commit makes the object durable: rename, sync of the folder, synced index batch. The object's charge must be reserved
-// or charged before; a reservation is settled here, also on failure.
-func (s *Store) commit(o *newObject) (Info, error) {
-	s.gate.RLock()
-	defer s.gate.RUnlock()
-	mu := s.stripe(o.cid)
-	mu.Lock()
-	defer mu.Unlock()
-
-	batch := s.db.NewBatch()
-	defer batch.Close()
-	charge := o.rec.charge()
-	added, err := s.prepare(batch, o)
-	if err == nil {
-		err = batch.Commit(pebble.Sync)
-	}
-	if err != nil {
-		if !o.charged {
-			s.discard(o.temp)
-			s.settle(0, -charge)
-		}
-		return Info{}, fmt.Errorf("storage: commit %s: %w", o.cid, s.diskError(err))
-	}
-	switch {
-	case o.charged && !added:
-		s.settle(-charge, 0)
-	case !o.charged && added:
-		s.settle(charge, -charge)
-	case !o.charged:
-		s.settle(0, -charge)
-	}
-	if o.opts.Pin != "" || o.rec.Class == Owned || o.rec.Kind == Directory {
-		s.rootGen.Add(1)
-	}
-	if o.opts.keep != nil {
-		o.opts.keep(o.cid)
-	}
-	return o.rec.info(o.cid), nil
-}
-
-// prepare moves the object's file into place and fills the batch. It reports whether the store grows by the object.
-func (s *Store) prepare(batch *pebble.Batch, o *newObject) (added bool, err error) {
-	old, err := s.record(o.cid)
-	present := err == nil
-	if err != nil && !errors.Is(err, ErrNotFound) {
-		return false, err
-	}
-	if present {
-		o.rec.Class = min(old.Class, o.rec.Class)
-	}
-	if o.opts.Pin != "" {
-		if err := batch.Set(pinKey(o.opts.Pin), o.cid.Bytes(), nil); err != nil {
-			return false, err
-		}
-	}
-	if !present || old.Damaged {
-		if err := s.moveIn(o); err != nil {
-			return false, err
-		}
-		return !present, s.indexObject(batch, o)
-	}
-	// The same bytes are here already; only what is wanted of them may change.
-	s.discard(o.temp)
-	old.Class = o.rec.Class
-	o.rec = old
-	return false, errors.Join(s.putRecord(batch, o.cid, o.rec), batch.Delete(cidKey(keyPartial, o.cid), nil))
-}
-
-// settle changes the accounts by bytes in use and bytes reserved.
-func (s *Store) settle(used, reserved int64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.used += used
-	s.reserved += reserved
-}
-
-// moveIn renames the object's temporary file to its final name, durably.
-func (s *Store) moveIn(o *newObject) error {
-	if o.rec.Inline {
-		return nil
-	}
-	dir, name := s.objectPath(o.cid)
-	if err := s.makeDir(dir); err != nil {
-		return err
-	}
-	if err := s.fs.Rename(o.temp, name); err != nil {
-		return err
-	}
-	return s.syncDir(dir)
-}
-
-func (s *Store) putRecord(batch *pebble.Batch, c cid.Cid, rec record) error {
-	b, err := wire.Marshal(rec)
-	if err != nil {
-		return err
-	}
-	return batch.Set(cidKey(keyObject, c), b, nil)
 }
 
 // indexObject writes every entry of the object into the batch.
@@ -307,6 +246,9 @@ func (s *Store) indexObject(batch *pebble.Batch, o *newObject) error {
 	if o.rec.Inline {
 		errs = append(errs, batch.Set(cidKey(keyValue, c), o.inline, nil))
 	}
+	if o.rec.External != nil {
+		errs = append(errs, batch.Set(pathKey(o.rec.External.Path), c.Bytes(), nil))
+	}
 	if o.layout == nil {
 		d, err := unixfs.DigestOf(c)
 		whole := place{placeWhole, 0, uint64(o.rec.Size)}
@@ -319,12 +261,35 @@ func (s *Store) indexObject(batch *pebble.Batch, o *newObject) error {
 			batch.Set(numberedKey(keyNode, c, i), n.Data, nil),
 			batch.Set(blockKey(d, c), where.encode(), nil))
 	}
-	leaves := o.layout.Leaves
+	if o.layout.Ends != nil {
+		errs = append(errs, batch.Set(cidKey(keyCuts, c), encodeCuts(o.layout.Cuts), nil))
+	}
+	return errors.Join(append(errs, s.indexLeaves(batch, o))...)
+}
+
+// indexLeaves writes the leaf table of a file and the place of each leaf into the batch.
+func (s *Store) indexLeaves(batch *pebble.Batch, o *newObject) error {
+	c, leaves := o.cid, o.layout.Leaves
+	errs := []error{batch.Delete(cidKey(keyShared, c), nil)} // of a damaged object that this one replaces
+	if o.shared != nil {
+		errs = append(errs, batch.Set(cidKey(keyShared, c), o.shared, nil))
+		s.sharing.Store(true)
+	}
+	own := o.ownDigests()
 	for i := 0; i < len(leaves); i += leafChunk {
 		var chunk []byte
 		for j, d := range leaves[i:min(i+leafChunk, len(leaves))] {
 			chunk = append(chunk, d[:]...)
-			where := place{placeLeaf, uint64(int64(i+j) * o.rec.BlockSize), uint64(o.layout.LeafSize(i + j))}
+			where := place{placeLeaf, uint64(o.layout.LeafOffset(i + j)), uint64(o.layout.LeafSize(i + j))}
+			if o.rec.External != nil {
+				where.kind = placeOutside
+			}
+			if o.shared.has(i + j) {
+				if own[d] {
+					continue // the same leaf is here at another place
+				}
+				where.kind = placeShared
+			}
 			errs = append(errs, batch.Set(blockKey(d, c), where.encode(), nil))
 		}
 		errs = append(errs, batch.Set(numberedKey(keyLeaves, c, i/leafChunk), chunk, nil))
@@ -350,7 +315,14 @@ func (s *Store) unindex(batch *pebble.Batch, c cid.Cid, rec record) error {
 	errs := []error{
 		batch.Delete(cidKey(keyObject, c), nil),
 		batch.Delete(cidKey(keyUse, c), nil),
-		batch.Delete(cidKey(keyValue, c), nil),
+		batch.Delete(cidKey(keyCuts, c), nil),
+		batch.Delete(cidKey(keyShared, c), nil),
+	}
+	if rec.Inline {
+		errs = append(errs, batch.Delete(cidKey(keyValue, c), nil))
+	}
+	if rec.External != nil {
+		errs = append(errs, s.forgetPath(batch, c, rec.External.Path))
 	}
 	if rec.Kind != File {
 		d, err := unixfs.DigestOf(c)
@@ -376,41 +348,5 @@ func (s *Store) unindex(batch *pebble.Batch, c cid.Cid, rec record) error {
 // touch moves the object to the recent end of the LRU order. Losing it in a crash is harmless, so it is not synced.
 func (s *Store) touch(c cid.Cid) error {
 	use := binary.BigEndian.AppendUint64(nil, s.useSeq.Add(1))
-	return s.db.Set(cidKey(keyUse, c), use, pebble.NoSync)
-}
-
-func (s *Store) checkVersion() error {
-	key := append([]byte{keyMeta}, "version"...)
-	b, err := s.get(key)
-	if errors.Is(err, ErrNotFound) {
-		if err := s.checkFresh(); err != nil {
-			return err
-		}
-		return s.db.Set(key, []byte{formatVersion}, pebble.Sync)
-	}
-	if err != nil {
-		return err
-	}
-	if len(b) != 1 || b[0] != formatVersion {
-		return fmt.Errorf("store format %x, this program reads %d: update the program", b, formatVersion)
-	}
-	return nil
-}
-
-// checkFresh refuses an index that is new beside objects that are not: they would be removed as leftovers.
-func (s *Store) checkFresh() error {
-	dirs, err := s.fs.List(s.objects())
-	if err != nil {
-		return err
-	}
-	for _, dir := range dirs {
-		names, err := s.fs.List(s.fs.PathJoin(s.objects(), dir))
-		if err != nil {
-			return err
-		}
-		if slices.ContainsFunc(names, func(name string) bool { return strings.HasSuffix(name, objectSuffix) }) {
-			return fmt.Errorf("its index is gone, and objects are here: restore %s, or move the store away", s.fs.PathJoin(s.dir, "index"))
-		}
-	}
-	return nil
+	return s.set(cidKey(keyUse, c), use, pebble.NoSync)
 }

@@ -28,8 +28,9 @@ const (
 // partialRecord is the index entry of an unfinished fetch.
 type partialRecord struct {
 	Class  Class  `cbor:"class"`
-	Charge int64  `cbor:"charge"` // bytes of the complete object
-	Bits   []byte `cbor:"bits"`   // bit i%8 of byte i/8: block i is in the file, durably
+	Charge int64  `cbor:"charge"`           // bytes of the complete object, without those that it shares
+	Bits   []byte `cbor:"bits"`             // bit i%8 of byte i/8: block i is in the file, durably
+	Shared []byte `cbor:"shared,omitempty"` // likewise: block i is in another place of the store and not charged here
 }
 
 // Partial is a file object being fetched. Blocks arrive in any order; what arrived survives a restart. Methods are safe
@@ -40,9 +41,12 @@ type Partial struct {
 	rec    record
 	file   vfs.File
 	path   string
+	shared bitmap             // blocks that are in another place of the store, or twice in the file; fixed after begin
+	twins  bitmap             // of these, the ones that are in the file before
+	holds  map[cid.Cid]func() // keep those here
 
 	mu       sync.Mutex
-	bits     []byte
+	bits     bitmap
 	missing  int
 	dirty    int64 // bytes written since the last checkpoint
 	saved    time.Time
@@ -54,7 +58,8 @@ type Partial struct {
 }
 
 // Begin starts or resumes the fetch of a file of several leaves. node returns the interior nodes of the file, root first;
-// they are verified here. The whole object is reserved before Begin returns. A complete object is [ErrExists]; a damaged
+// they are verified here. Blocks that other objects of the store hold are shared with them: they are not missing and cost
+// nothing. The rest is reserved before Begin returns. A complete object is [ErrExists]; a damaged
 // one becomes a partial that lacks only its bad blocks; one that another caller is fetching is [ErrBusy].
 func (s *Store) Begin(ctx context.Context, root cid.Cid, node func(cid.Cid) ([]byte, error)) (*Partial, error) {
 	layout, err := unixfs.Resolve(root, func(c cid.Cid) ([]byte, error) {
@@ -74,12 +79,12 @@ func (s *Store) Begin(ctx context.Context, root cid.Cid, node func(cid.Cid) ([]b
 	if busy {
 		return nil, fmt.Errorf("storage: %s: %w", root, ErrBusy)
 	}
-	p := &Partial{s: s, layout: layout, saved: s.now()}
+	p := &Partial{s: s, layout: layout, saved: s.now(), holds: map[cid.Cid]func(){}}
 	if err := p.begin(ctx); err != nil {
 		if p.file != nil {
 			err = errors.Join(err, p.file.Close())
 		}
-		s.inactive(root)
+		p.release()
 		return nil, fmt.Errorf("storage: begin %s: %w", root, s.diskError(err))
 	}
 	return p, nil
@@ -89,9 +94,9 @@ func (p *Partial) begin(ctx context.Context) error {
 	s, root := p.s, p.layout.Root
 	dir, path := s.partialPath(root)
 	p.path = path
-	p.bits = make([]byte, (len(p.layout.Leaves)+7)/8)
+	p.bits = newBitmap(len(p.layout.Leaves))
 	p.rec = record{
-		Kind: File, Class: Cached, Size: p.layout.Size, BlockSize: p.layout.BlockSize,
+		Kind: File, Class: Cached, Size: p.layout.Size, BlockSize: p.layout.BlockSize, Leaves: len(p.layout.Ends),
 		Nodes: len(p.layout.Nodes), Created: s.now().Unix(),
 	}
 	for _, n := range p.layout.Nodes {
@@ -100,93 +105,254 @@ func (p *Partial) begin(ctx context.Context) error {
 	if err := s.makeDir(dir); err != nil {
 		return err
 	}
-	if done, err := p.reopenDamaged(); done || err != nil {
-		return err
-	}
-	saved, err := s.partial(root)
-	if err == nil && saved.Charge == p.rec.charge() && len(saved.Bits) == len(p.bits) {
-		p.rec.Class = saved.Class
-		copy(p.bits, saved.Bits)
-		return p.openFile()
+	old, err := s.record(root)
+	if err == nil {
+		if err := p.reopenDamaged(ctx, old); err != nil {
+			return err
+		}
+		return p.adoptMore(ctx)
 	}
 	if !errors.Is(err, ErrNotFound) {
-		return errors.Join(err, fmt.Errorf("its saved progress is broken: %w", ErrCorrupt))
-	}
-	if err := s.reserve(ctx, p.rec.charge()); err != nil {
 		return err
 	}
-	if err = p.openFile(); err == nil {
+	switch resumed, err := p.resume(); {
+	case err != nil:
+		return err
+	case resumed:
+		return p.adoptMore(ctx)
+	}
+	return p.fresh(ctx, dir)
+}
+
+// fresh begins a fetch of which nothing is here yet.
+func (p *Partial) fresh(ctx context.Context, dir string) error {
+	s := p.s
+	if err := p.adopt(ctx); err != nil {
+		return err
+	}
+	charge := p.rec.charge()
+	if err := s.reserve(ctx, charge); err != nil {
+		return err
+	}
+	mu := s.stripe(p.layout.Root) // a collection may be about to remove the file of an earlier fetch
+	mu.Lock()
+	defer mu.Unlock()
+	err := p.openFile()
+	if err == nil {
 		err = errors.Join(s.syncDir(dir), p.save(p.bits, pebble.Sync))
 	}
 	if err != nil {
-		s.settle(0, -p.rec.charge())
+		s.settle(0, -charge)
 		return err
 	}
-	s.settle(p.rec.charge(), -p.rec.charge())
+	s.settle(charge, -charge)
 	return nil
 }
 
-// reopenDamaged turns a damaged object back into a partial and keeps its good blocks; done tells whether there was one.
-func (p *Partial) reopenDamaged() (done bool, err error) {
+// adoptMore is adopt for a fetch that goes on: what it costs changes by what it shares now.
+func (p *Partial) adoptMore(ctx context.Context) error {
+	s, before := p.s, p.rec.charge()
+	if err := p.adopt(ctx); err != nil {
+		return err
+	}
+	more := p.rec.charge() - before
+	if more > 0 {
+		if err := s.reserve(ctx, more); err != nil {
+			return err
+		}
+	}
+	p.count()
+	if more == 0 {
+		return nil
+	}
+	err := p.save(p.bits, pebble.Sync)
+	if err == nil {
+		s.settle(more, 0)
+	}
+	s.settle(0, -max(0, more))
+	return err
+}
+
+// adopt finds out which missing blocks are in other objects of the store, whole, and keeps those from eviction. Blocks that
+// occur twice in the file are fetched once.
+func (p *Partial) adopt(ctx context.Context) error {
+	s, l := p.s, p.layout
+	buf := s.buffer()
+	defer s.recycle(buf)
+	shared, twins, found := newBitmap(len(l.Leaves)), newBitmap(len(l.Leaves)), false
+	seen := make(map[unixfs.Digest]bool, len(l.Leaves))
+	for i, d := range l.Leaves {
+		again := seen[d]
+		seen[d] = true
+		if p.bits.has(i) {
+			continue
+		}
+		if again {
+			twins.set(i)
+		} else {
+			owner, err := s.find(d, buf[:l.LeafSize(i)])
+			if err = errors.Join(err, ctx.Err()); errors.Is(err, ErrNotFound) || errors.Is(err, ErrCorrupt) {
+				continue
+			} else if err != nil {
+				return err
+			}
+			if p.holds[owner] == nil {
+				p.holds[owner] = s.Hold(owner)
+			}
+		}
+		shared.set(i)
+		found = true
+	}
+	p.shared, p.twins = nil, nil
+	if found {
+		p.shared, p.twins = shared, twins
+	}
+	p.rec.without(l, p.shared)
+	return nil
+}
+
+// resume goes on with an earlier fetch, if there is one. With the stripe nobody removes it meanwhile.
+func (p *Partial) resume() (resumed bool, err error) {
 	s, root := p.s, p.layout.Root
-	s.gate.RLock()
-	defer s.gate.RUnlock()
-	old, err := s.record(root)
-	switch {
-	case errors.Is(err, ErrNotFound):
-		return false, nil
-	case err != nil:
-		return false, err
-	case !old.Damaged:
-		return false, ErrExists
+	mu := s.stripe(root)
+	mu.Lock()
+	defer mu.Unlock()
+	saved, err := s.partial(root)
+	if err != nil {
+		return false, ignoreMissing(err)
 	}
-	// The index changes first: a crash after that costs the good blocks and nothing else.
-	p.rec.Class = old.Class
-	batch := s.db.NewBatch()
-	defer batch.Close()
-	b, err := wire.Marshal(partialRecord{Class: old.Class, Charge: p.rec.charge(), Bits: p.bits})
-	if err == nil {
-		err = errors.Join(s.unindex(batch, root, old), batch.Set(cidKey(keyPartial, root), b, nil))
+	if len(saved.Bits) != len(p.bits) || saved.Shared != nil && !bitmap(saved.Shared).fits(len(p.layout.Leaves)) {
+		return false, brokenProgress()
 	}
-	if err == nil {
-		err = batch.Commit(pebble.Sync)
+	p.shared = saved.Shared
+	p.rec.without(p.layout, p.shared)
+	if saved.Charge != p.rec.charge() {
+		return false, brokenProgress()
 	}
+	p.rec.Class = saved.Class
+	if _, err := s.fs.Stat(p.path); err == nil { // else nothing is left of it
+		copy(p.bits, saved.Bits)
+	}
+	return true, p.openFile()
+}
+
+func brokenProgress() error {
+	return fmt.Errorf("its saved progress is broken: collect, then begin again: %w", ErrCorrupt)
+}
+
+// reopenDamaged turns a damaged object back into a partial and keeps its good blocks. One that is not damaged is [ErrExists].
+func (p *Partial) reopenDamaged(ctx context.Context, old record) error {
+	s, root := p.s, p.layout.Root
+	for s.info(root, old).Damaged {
+		more := max(0, p.rec.charge()-old.charge()) // a file in place becomes a copy, what was shared is fetched
+		if err := s.reserve(ctx, more); err != nil {
+			return err
+		}
+		done, err := p.unlistDamaged(old)
+		if done && err == nil {
+			s.settle(p.rec.charge()-old.charge(), -more)
+			return p.salvage(old)
+		}
+		s.settle(0, -more)
+		if err == nil {
+			err = s.bequeath(ctx, root, nil)
+		}
+		if err == nil {
+			old, err = s.record(root)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return ErrExists
+}
+
+// unlistDamaged makes the index call the object unfinished. It changes before any file does: a crash after that costs the good
+// blocks and nothing else. It is not done while others need leaves of the object, or when the object has changed since.
+func (p *Partial) unlistDamaged(old record) (done bool, err error) {
+	s, root := p.s, p.layout.Root
+	s.gate.Lock() // nobody begins to share its leaves
+	defer s.gate.Unlock()
+	mu := s.stripe(root)
+	mu.Lock()
+	defer mu.Unlock()
+	now, err := s.record(root)
 	if err != nil {
 		return false, err
 	}
-	s.settle(p.rec.charge()-old.charge(), 0)
-	return true, p.salvage()
+	if !s.info(root, now).Damaged {
+		return false, ErrExists // repaired meanwhile
+	}
+	needed, err := s.needed(root, nil)
+	if needed || err != nil || now.charge() != old.charge() || now.filed() != old.filed() {
+		return false, err
+	}
+	p.rec.Class = now.Class
+	batch := s.db.NewBatch()
+	defer batch.Close()
+	b, err := wire.Marshal(partialRecord{Class: now.Class, Charge: p.rec.charge(), Bits: p.bits})
+	if err == nil {
+		err = errors.Join(s.unindex(batch, root, now), batch.Set(cidKey(keyPartial, root), b, nil))
+	}
+	if err == nil {
+		s.changed(root)
+		err = s.apply(batch, pebble.Sync)
+	}
+	return err == nil, err
 }
 
-// salvage takes over the file of a damaged object and finds its good blocks.
-func (p *Partial) salvage() error {
+// salvage takes over the file of a damaged object, or what is left of a file in place, and finds its good blocks.
+func (p *Partial) salvage(old record) error {
 	s, root := p.s, p.layout.Root
-	_, name := s.objectPath(root)
-	if err := s.fs.Rename(name, p.path); err != nil {
-		s.log.Warn("a damaged object has no file: it is fetched from the start", "cid", root, "err", err)
+	if old.filed() {
+		_, name := s.objectPath(root)
+		if err := s.fs.Rename(name, p.path); err != nil {
+			s.log.Warn("a damaged object has no file: it is fetched from the start", "cid", root, "err", err)
+		}
 	}
 	if err := p.openFile(); err != nil {
 		return err
+	}
+	from := p.file
+	if old.External != nil {
+		f, err := s.fs.Open(string(old.External.Path))
+		if err != nil {
+			return nil // all of it is missing
+		}
+		defer f.Close()
+		from = f
 	}
 	buf := s.buffer()
 	defer s.recycle(buf)
 	for i, want := range p.layout.Leaves {
 		leaf := buf[:p.layout.LeafSize(i)]
-		n, _ := p.file.ReadAt(leaf, int64(i)*p.layout.BlockSize)
-		if n == len(leaf) && unixfs.Sum(leaf) == want {
-			p.bits[i/8] |= 1 << (i % 8)
-			p.missing--
+		n, _ := from.ReadAt(leaf, p.layout.LeafOffset(i))
+		if n < len(leaf) || unixfs.Sum(leaf) != want {
+			continue
 		}
+		if old.External != nil {
+			if _, err := p.file.WriteAt(leaf, p.layout.LeafOffset(i)); err != nil {
+				return err
+			}
+		}
+		p.bits.set(i)
 	}
+	p.count()
 	return nil
 }
 
-func (p *Partial) openFile() error {
+// count finds out how many blocks are missing.
+func (p *Partial) count() {
+	p.missing = 0
 	for i := range p.layout.Leaves {
-		if p.bits[i/8]&(1<<(i%8)) == 0 {
+		if !p.bits.has(i) && !p.shared.has(i) {
 			p.missing++
 		}
 	}
+}
+
+func (p *Partial) openFile() error {
+	p.count()
 	var err error
 	p.file, err = p.s.fs.OpenReadWrite(p.path, vfs.WriteCategoryUnspecified)
 	return err
@@ -201,7 +367,7 @@ func (p *Partial) Missing() []int {
 	defer p.mu.Unlock()
 	out := make([]int, 0, p.missing)
 	for i := range p.layout.Leaves {
-		if p.bits[i/8]&(1<<(i%8)) == 0 {
+		if !p.bits.has(i) && !p.shared.has(i) {
 			out = append(out, i)
 		}
 	}
@@ -222,18 +388,18 @@ func (p *Partial) Write(i int, block []byte) error {
 	}
 	p.work.Add(1)
 	defer p.work.Done()
-	have := p.bits[i/8]&(1<<(i%8)) != 0
+	have := p.bits.has(i) || p.shared.has(i)
 	p.mu.Unlock()
 	if have {
 		return nil
 	}
-	if _, err := p.file.WriteAt(block, int64(i)*l.BlockSize); err != nil {
+	if _, err := p.file.WriteAt(block, l.LeafOffset(i)); err != nil {
 		return fmt.Errorf("storage: %s block %d: %w", l.Root, i, p.s.diskError(err))
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.bits[i/8]&(1<<(i%8)) == 0 {
-		p.bits[i/8] |= 1 << (i % 8)
+	if !p.bits.has(i) {
+		p.bits.set(i)
 		p.missing--
 	}
 	p.dirty += int64(len(block))
@@ -244,7 +410,7 @@ func (p *Partial) Write(i int, block []byte) error {
 	if now := p.s.now(); !p.saving && !p.closed && p.dirty >= checkpointBytes && now.Sub(p.saved) >= checkpointAge {
 		p.saving = true
 		p.dirty, p.saved = 0, now
-		bits := append([]byte(nil), p.bits...)
+		bits := p.bits.clone()
 		p.work.Go(func() { p.checkpoint(bits) })
 	}
 	return nil
@@ -259,7 +425,7 @@ func (p *Partial) writeback() {
 }
 
 // checkpoint makes the blocks of a bitmap durable, then the bitmap. Failing costs progress after a crash, nothing else.
-func (p *Partial) checkpoint(bits []byte) {
+func (p *Partial) checkpoint(bits bitmap) {
 	err := p.file.SyncData()
 	if err == nil {
 		err = p.save(bits, pebble.NoSync)
@@ -272,15 +438,16 @@ func (p *Partial) checkpoint(bits []byte) {
 	p.saving = false
 }
 
-func (p *Partial) save(bits []byte, how *pebble.WriteOptions) error {
-	b, err := wire.Marshal(partialRecord{Class: p.rec.Class, Charge: p.rec.charge(), Bits: bits})
+func (p *Partial) save(bits bitmap, how *pebble.WriteOptions) error {
+	b, err := wire.Marshal(partialRecord{Class: p.rec.Class, Charge: p.rec.charge(), Bits: bits, Shared: p.shared})
 	if err != nil {
 		return err
 	}
-	return p.s.db.Set(cidKey(keyPartial, p.layout.Root), b, how)
+	return p.s.set(cidKey(keyPartial, p.layout.Root), b, how)
 }
 
-// Commit turns the complete partial into an object and closes it. The partial is closed also when Commit fails.
+// Commit turns the complete partial into an object and closes it. The partial is closed also when Commit fails. Blocks that
+// were shared with an object that was deleted meanwhile are [ErrIncomplete]: begin again.
 func (p *Partial) Commit(ctx context.Context) (Info, error) {
 	s, root := p.s, p.layout.Root
 	p.mu.Lock()
@@ -289,17 +456,26 @@ func (p *Partial) Commit(ctx context.Context) (Info, error) {
 	if err := ctx.Err(); err != nil || missing > 0 {
 		return Info{}, errors.Join(fmt.Errorf("storage: commit %s: %d blocks are missing", root, missing), err, p.Close())
 	}
-	defer s.inactive(root)
+	defer p.release()
 	if err := p.finish(); err != nil {
 		return Info{}, err
 	}
-	return s.commit(&newObject{cid: root, rec: p.rec, temp: p.path, layout: p.layout, charged: true})
+	return s.commit(&newObject{cid: root, rec: p.rec, temp: p.path, layout: p.layout, shared: p.shared, partial: true})
 }
 
 // Close saves the progress and releases the partial; a later Begin resumes it.
 func (p *Partial) Close() error {
-	defer p.s.inactive(p.layout.Root)
+	defer p.release()
 	return p.finish()
+}
+
+// release lets others fetch the object, and the objects that it shares with go.
+func (p *Partial) release() {
+	p.s.inactive(p.layout.Root)
+	for _, free := range p.holds {
+		free()
+	}
+	clear(p.holds)
 }
 
 // finish makes everything that arrived durable and closes the file.

@@ -6,10 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"runtime"
-	"sync"
 
-	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/ipfs/go-cid"
 
 	"github.com/capacloud/capanode/p2p/wire"
@@ -19,7 +16,7 @@ import (
 // Put stores a stream of bytes as one object in one pass and returns its CID: a raw block up to 1 MiB, a UnixFS file
 // above. Memory does not grow with the stream.
 func (s *Store) Put(ctx context.Context, r io.Reader, opts PutOptions) (Info, error) {
-	if err := checkPin(opts.Pin, false); err != nil {
+	if err := checkPut(opts); err != nil {
 		return Info{}, err
 	}
 	buf := s.buffer()
@@ -56,7 +53,7 @@ func (s *Store) PutRecord(ctx context.Context, record []byte, opts PutOptions) (
 // PutBlock stores the bytes of an object that is a single block: a raw leaf, a record or a directory node. Bytes that do
 // not match the CID are [ErrCorrupt] and nothing is stored. It repairs a damaged object.
 func (s *Store) PutBlock(ctx context.Context, c cid.Cid, block []byte, opts PutOptions) (Info, error) {
-	if err := checkPin(opts.Pin, false); err != nil {
+	if err := checkPut(opts); err != nil {
 		return Info{}, err
 	}
 	if err := verifyBlock(c, block); err != nil {
@@ -94,7 +91,11 @@ func verifyBlock(c cid.Cid, block []byte) error {
 
 // putBlock stores a verified block.
 func (s *Store) putBlock(ctx context.Context, c cid.Cid, block []byte, opts PutOptions) (Info, error) {
-	if err := ctx.Err(); err != nil {
+	err := ctx.Err()
+	if err == nil && opts.whole != nil {
+		err = opts.whole()
+	}
+	if err != nil {
 		return Info{}, err
 	}
 	size := int64(len(block))
@@ -140,6 +141,9 @@ func (s *Store) putFile(ctx context.Context, r io.Reader, opts PutOptions) (Info
 		err = im.run(ctx)
 	}
 	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil && opts.whole != nil {
+		err = opts.whole()
+	}
 	var layout *unixfs.Layout
 	if err == nil {
 		layout, err = unixfs.Build(im.leaves, im.size)
@@ -158,97 +162,7 @@ func (s *Store) putFile(ctx context.Context, r io.Reader, opts PutOptions) (Info
 		return Info{}, fmt.Errorf("storage: put: %w", s.diskError(err))
 	}
 	s.settle(0, rec.charge()-im.reserved) // an expected size that was too large
-	return s.commit(&newObject{cid: layout.Root, rec: rec, temp: name, layout: layout, opts: opts})
-}
-
-// importer copies a stream into a file while all cores hash its blocks.
-type importer struct {
-	s        *Store
-	r        io.Reader
-	f        vfs.File
-	size     int64
-	reserved int64
-	leaves   []unixfs.Digest
-}
-
-// reserve makes sure that at least total bytes are reserved for this import.
-func (im *importer) reserve(ctx context.Context, total int64) error {
-	if total <= im.reserved {
-		return nil
-	}
-	if err := im.s.reserve(ctx, total-im.reserved); err != nil {
-		return err
-	}
-	im.reserved = total
-	return nil
-}
-
-// slot is one block in flight. Its digest is collected before the buffer is used again.
-type slot struct {
-	buf  *[unixfs.BlockSize]byte
-	n    int
-	sum  unixfs.Digest
-	done chan struct{}
-}
-
-func (im *importer) run(ctx context.Context) error {
-	cores := runtime.GOMAXPROCS(0)
-	slots := make([]slot, cores+1)
-	jobs := make(chan *slot, len(slots))
-	var workers sync.WaitGroup
-	for range cores {
-		workers.Go(func() {
-			for sl := range jobs {
-				sl.sum = unixfs.Sum(sl.buf[:sl.n])
-				sl.done <- struct{}{}
-			}
-		})
-	}
-	for i := range slots {
-		slots[i] = slot{buf: im.s.buffer(), done: make(chan struct{}, 1)}
-	}
-	sent, err := im.pump(ctx, slots, jobs)
-	for i := max(0, sent-len(slots)+1); i < sent; i++ {
-		im.collect(&slots[i%len(slots)])
-	}
-	close(jobs)
-	workers.Wait()
-	for i := range slots {
-		im.s.recycle(slots[i].buf)
-	}
-	return err
-}
-
-// pump reads, writes and hands out blocks until the stream ends. It returns how many it handed out; the slot of the next
-// one is free then.
-func (im *importer) pump(ctx context.Context, slots []slot, jobs chan<- *slot) (int, error) {
-	for i := 0; ; i++ {
-		sl := &slots[i%len(slots)]
-		if i >= len(slots) {
-			im.collect(sl)
-		}
-		n, err := fill(im.r, sl.buf[:])
-		if err != nil || n == 0 {
-			return i, err
-		}
-		if i == unixfs.MaxLeaves {
-			return i, fmt.Errorf("more than %d blocks: %w", unixfs.MaxLeaves, ErrTooLarge)
-		}
-		if err := errors.Join(ctx.Err(), im.reserve(ctx, im.size+int64(n))); err != nil {
-			return i, err
-		}
-		if _, err := im.f.WriteAt(sl.buf[:n], im.size); err != nil {
-			return i, err
-		}
-		sl.n = n
-		im.size += int64(n)
-		jobs <- sl
-	}
-}
-
-func (im *importer) collect(sl *slot) {
-	<-sl.done
-	im.leaves = append(im.leaves, sl.sum)
+	return s.commitHashed(&newObject{cid: layout.Root, rec: rec, temp: name, layout: layout, opts: opts})
 }
 
 // fill reads until b is full or the stream ends. Unlike [io.ReadFull] it never takes a reader's own

@@ -15,11 +15,15 @@ import (
 )
 
 // Reader reads one object. Each block is hashed before a byte of it is returned. It is safe for concurrent use; calls take
-// turns. The object stays readable until Close even if it is deleted.
+// turns. The object stays readable until Close even if it is deleted; one that shares leaves with another object only until both
+// are.
 type Reader struct {
 	s      *Store
 	cid    cid.Cid
 	rec    record
+	cuts   unixfs.Cuts
+	shared bitmap   // leaves that are not in file
+	free   func()   // of the hold that keeps the shared leaves here
 	file   vfs.File // nil when the object is inline
 	inline []byte
 
@@ -59,25 +63,41 @@ func (s *Store) openRecord(ctx context.Context, c cid.Cid, rec record) (*Reader,
 		return nil, err
 	}
 	if rec.Damaged {
-		return nil, fmt.Errorf("storage: open %s: %w", c, ErrCorrupt)
+		why := ErrCorrupt
+		if rec.External != nil {
+			why = errChanged()
+		}
+		return nil, fmt.Errorf("storage: open %s: %w", c, why)
 	}
 	r := &Reader{s: s, cid: c, rec: rec, current: -1, chunk: -1}
 	var err error
-	if rec.Inline {
+	if r.cuts, err = s.cuts(c, rec); err != nil {
+		return nil, err
+	}
+	if r.shared, err = s.sharedBits(c, rec); err != nil {
+		return nil, err
+	}
+	switch {
+	case rec.Inline:
 		if r.inline, err = s.get(cidKey(keyValue, c)); err == nil {
 			err = r.verify(0, r.inline)
 		}
-	} else {
+	case rec.External != nil:
+		r.file, err = s.openExternal(c, rec)
+	default:
 		_, name := s.objectPath(c)
 		if r.file, err = s.fs.Open(name); errors.Is(err, fs.ErrNotExist) {
 			if _, gone := s.record(c); gone != nil {
 				return nil, gone // deleted since
 			}
-			err = fmt.Errorf("%w: %w", s.damaged(c), err)
+			err = fmt.Errorf("%w: %w", s.damaged(c, rec), err)
 		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("storage: open %s: %w", c, err)
+	}
+	if r.shared != nil {
+		r.free = s.Hold(c)
 	}
 	return r, nil
 }
@@ -97,7 +117,7 @@ func (s *Store) ReadAll(ctx context.Context, c cid.Cid, limit int64) ([]byte, er
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		if _, err := r.Block(i, out[int64(i)*r.rec.BlockSize:]); err != nil {
+		if _, err := r.Block(i, out[r.cuts.LeafOffset(i):]); err != nil {
 			return nil, err
 		}
 	}
@@ -110,14 +130,22 @@ func (r *Reader) Size() int64 { return r.rec.Size }
 // Blocks returns the number of leaves: one for everything but a file of several leaves.
 func (r *Reader) Blocks() int { return r.rec.blocks() }
 
+// Cuts says where the leaves begin and end.
+func (r *Reader) Cuts() unixfs.Cuts { return r.cuts }
+
 // BlockSize returns the content bytes of leaf i.
 func (r *Reader) BlockSize(i int) int64 {
-	return min(r.rec.BlockSize, r.rec.Size-int64(i)*r.rec.BlockSize)
+	return r.cuts.LeafSize(i)
 }
 
 // Block reads leaf i into the front of dst, which must be large enough, verifies it and returns it. On an error dst holds
 // nothing of use.
 func (r *Reader) Block(i int, dst []byte) ([]byte, error) {
+	r.s.reads.Add(1)
+	return r.block(i, dst)
+}
+
+func (r *Reader) block(i int, dst []byte) ([]byte, error) {
 	if i < 0 || i >= r.Blocks() {
 		return nil, fmt.Errorf("storage: %s has %d blocks, not block %d: %w", r.cid, r.Blocks(), i, ErrNotFound)
 	}
@@ -130,7 +158,10 @@ func (r *Reader) Block(i int, dst []byte) ([]byte, error) {
 		copy(dst, r.inline)
 		return dst, nil
 	}
-	n, err := r.file.ReadAt(dst, int64(i)*r.rec.BlockSize)
+	if r.shared.has(i) {
+		return r.lent(i, dst)
+	}
+	n, err := r.file.ReadAt(dst, r.cuts.LeafOffset(i))
 	if err != nil && err != io.EOF {
 		return nil, fmt.Errorf("storage: %s block %d: %w", r.cid, i, err)
 	}
@@ -150,7 +181,7 @@ func (r *Reader) verify(i int, block []byte) error {
 	if unixfs.Sum(block) == want {
 		return nil
 	}
-	return fmt.Errorf("storage: %s block %d: %w", r.cid, i, r.s.damaged(r.cid))
+	return fmt.Errorf("storage: %s block %d: %w", r.cid, i, r.s.damaged(r.cid, r.rec))
 }
 
 func (r *Reader) digest(i int) (unixfs.Digest, error) {
@@ -217,6 +248,9 @@ func (r *Reader) Close() error {
 		r.s.recycle(r.buf)
 		r.buf = nil
 	}
+	if r.free != nil {
+		r.free()
+	}
 	if r.file == nil {
 		return nil
 	}
@@ -227,12 +261,12 @@ func (r *Reader) Close() error {
 func (r *Reader) readAt(p []byte, off int64) (int, error) {
 	done := 0
 	for done < len(p) && off < r.rec.Size {
-		i := int(off / r.rec.BlockSize)
+		i := r.cuts.LeafAt(off)
 		block, err := r.load(i)
 		if err != nil {
 			return done, err
 		}
-		n := copy(p[done:], block[off-int64(i)*r.rec.BlockSize:])
+		n := copy(p[done:], block[off-r.cuts.LeafOffset(i):])
 		done += n
 		off += int64(n)
 	}
@@ -268,6 +302,9 @@ func (s *Store) GetBlock(ctx context.Context, c cid.Cid, buf []byte) ([]byte, er
 	if err != nil {
 		return nil, err
 	}
+	if buf == nil {
+		buf = []byte{} // an empty block is found, too
+	}
 	var found []byte
 	miss := fmt.Errorf("storage: block %s: %w", c, ErrNotFound)
 	err = s.each(ctx, append([]byte{keyBlock}, digest[:]...), func(key, value []byte) error {
@@ -279,7 +316,7 @@ func (s *Store) GetBlock(ctx context.Context, c cid.Cid, buf []byte) ([]byte, er
 			return fmt.Errorf("storage: index key: %w", err)
 		}
 		where, err := decodePlace(value)
-		if err != nil || where.codec(owner) != c.Type() {
+		if err != nil || where.codec(owner) != c.Type() || where.kind == placeShared {
 			return err
 		}
 		if found, err = s.blockIn(ctx, owner, where, buf); err != nil {
@@ -302,7 +339,7 @@ func (s *Store) GetBlock(ctx context.Context, c cid.Cid, buf []byte) ([]byte, er
 // codec returns the codec of the block at the place inside the object.
 func (p place) codec(owner cid.Cid) uint64 {
 	switch p.kind {
-	case placeLeaf:
+	case placeLeaf, placeShared, placeOutside:
 		return cid.Raw
 	case placeNode:
 		return cid.DagProtobuf
@@ -328,10 +365,13 @@ func (s *Store) blockIn(ctx context.Context, owner cid.Cid, where place, buf []b
 		return nil, err
 	}
 	i := 0
-	if where.kind == placeLeaf {
-		i = int(where.offset / uint64(rec.BlockSize))
+	if where.kind == placeLeaf || where.kind == placeOutside {
+		if where.offset >= uint64(rec.Size) {
+			return nil, fmt.Errorf("storage: %s: block at %d of %d bytes: %w", owner, where.offset, rec.Size, ErrCorrupt)
+		}
+		i = r.cuts.LeafAt(int64(where.offset))
 	}
-	if int64(len(buf)) < r.BlockSize(i) {
+	if buf == nil || int64(len(buf)) < r.BlockSize(i) { // nil would say that an empty block is not there
 		buf = make([]byte, r.BlockSize(i))
 	}
 	return r.Block(i, buf)

@@ -14,11 +14,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -36,7 +34,7 @@ const (
 	// MaxPinName is the longest pin name in bytes.
 	MaxPinName = 256
 
-	formatVersion = 1
+	formatVersion = 2 // 1 had no files in place, no leases, no leaves of mixed size and no shared ones
 )
 
 var (
@@ -44,6 +42,13 @@ var (
 	ErrNotFound = errors.New("not found in the store")
 	// ErrCorrupt reports bytes that do not match their CID. None of them were delivered. Fetch the object again.
 	ErrCorrupt = errors.New("stored bytes do not match their CID")
+	// ErrChanged reports a file, indexed where it lies, that is not what was added: changed, replaced, moved or removed. No byte
+	// of it was delivered. Errors that are this one are [ErrCorrupt] as well. Put the file back, or add it again.
+	ErrChanged = errors.New("file added in place has changed")
+	// ErrReadOnly reports a store folder that cannot be written.
+	ErrReadOnly = errors.New("store folder cannot be written")
+	// ErrFailed reports a store whose index could not be written. What was acknowledged is safe; open the store again.
+	ErrFailed = errors.New("index of the store cannot be written")
 	// ErrDamaged reports an index whose files do not open. The objects beside it are untouched.
 	ErrDamaged = errors.New("index of the store is damaged")
 	// ErrQuota reports that an object does not fit the store's quota, even after everything evictable is gone.
@@ -60,6 +65,8 @@ var (
 	ErrExists = errors.New("already exists")
 	// ErrBusy reports an object that is being fetched by somebody else right now.
 	ErrBusy = errors.New("object is being fetched")
+	// ErrIncomplete reports a commit for which leaves are missing that had been there. Begin or put again.
+	ErrIncomplete = errors.New("blocks went missing before the commit")
 	// ErrWrongKind reports an operation on a folder that needs bytes, or the reverse.
 	ErrWrongKind = errors.New("wrong kind of object")
 )
@@ -70,16 +77,16 @@ type Class uint8
 const (
 	// Owned objects are the user's: they stay until deleted by name.
 	Owned Class = iota
-	// Cached objects may be evicted at any time unless a pin or an owned folder reaches them.
+	// Cached objects may be evicted at any time unless a pin, a lease or an owned folder reaches them.
 	Cached
+	// External objects are files of the user that are indexed where they lie: never copied, never deleted, verified like all
+	// others. Only [Info] says so: an object becomes one by [Store.AddInPlace] or [PutOptions].InPlace.
+	External
 )
 
-// String returns "owned" or "cached".
+// String returns "owned", "cached" or "external".
 func (c Class) String() string {
-	if c == Owned {
-		return "owned"
-	}
-	return "cached"
+	return [...]string{"owned", "cached", "external"}[min(c, External)]
 }
 
 // Kind is what an object holds.
@@ -115,19 +122,25 @@ type Info struct {
 	Kind    Kind
 	Class   Class
 	Size    int64 // content bytes; for a directory the bytes of its own node
+	Shared  int64 // of these, the bytes that the store holds once for this and another object, on the other's account
 	Blocks  int   // leaves
 	Created time.Time
-	Damaged bool // a block failed its hash; fetch the object again
+	Damaged bool   // a block failed its hash, or a file in place is gone; fetch or add the object again
+	Path    string // where the bytes of an external object lie; empty for all others
 }
 
 // PutOptions says how to keep what is being put.
 type PutOptions struct {
-	Pin   string // pin the object under this name in the same commit; empty means no pin
-	Class Class  // [Owned] by default; an object that is already owned stays owned
-	Size  int64  // expected content bytes, reserved at once; 0 means unknown: reserved block by block
+	Pin     string // pin the object under this name in the same commit; empty means no pin
+	Class   Class  // [Owned] by default, or [Cached]; an object that is already owned stays owned
+	Size    int64  // expected content bytes, reserved at once; 0 means unknown: reserved block by block
+	InPlace bool   // [Store.AddPath] only: index files where they lie instead of copying them
+	Cut     Cutter // where the blocks of a file end, for [Store.PutFile] and [Store.AddPath]; nil cuts every 1 MiB
 
 	// keep is called with the CID before anything could evict the new object.
 	keep func(cid.Cid)
+	// whole is asked before the commit whether what was read is one state of its source.
+	whole func() error
 }
 
 // Usage is what the store holds, in bytes of objects.
@@ -142,6 +155,7 @@ type Store struct {
 	dir   string
 	fs    vfs.FS
 	log   *slog.Logger
+	seen  verified // which blocks were hashed since Open
 	now   func() time.Time
 	quota int64
 	db    *pebble.DB
@@ -149,25 +163,34 @@ type Store struct {
 	bufs  sync.Pool // *[unixfs.BlockSize]byte
 
 	// gate orders root changes: commits hold it shared, whatever removes objects or adds protection holds it alone.
-	gate    sync.RWMutex
-	stripes [64]sync.Mutex // one commit per CID at a time
-	rootGen atomic.Uint64  // grows whenever the set of protected objects may have grown
-	useSeq  atomic.Uint64  // clock of the LRU order
-	tempSeq atomic.Uint64
+	gate     sync.RWMutex
+	stripes  [64]sync.Mutex // one commit per CID at a time
+	evicting chan struct{}  // holds one token while something is collected
+	sharing  atomic.Bool    // some object shares leaves with another one
+	useSeq   atomic.Uint64  // clock of the LRU order
+	tempSeq  atomic.Uint64
+	reads    atomic.Uint64 // blocks read for others, so that scrubbing can stand back
+	failure  atomic.Pointer[indexFailure]
 
-	mu       sync.Mutex // guards what follows
-	used     int64
-	reserved int64
-	dirs     map[string]bool  // object folders known to exist durably
-	holds    map[cid.Cid]int  // objects protected by running work
-	active   map[cid.Cid]bool // partials that are open
+	mu         sync.Mutex // guards what follows
+	used       int64
+	reserved   int64
+	freed      chan struct{}    // closed and replaced when bytes become free
+	dirs       map[string]bool  // object folders known to exist durably
+	holds      map[cid.Cid]int  // objects protected by running work
+	active     map[cid.Cid]bool // partials that are open
+	orders     map[*Order]bool  // known next uses
+	collecting bool             // a collection is under way and must hear of new protection
+	fresh      []protection     // since it began
+	stale      map[cid.Cid]bool // records that changed since it began
 }
 
 // Open opens or creates the store in dir and removes what a crash left behind.
 func Open(ctx context.Context, dir string, opts Options) (*Store, error) {
 	s := &Store{
 		dir: dir, fs: opts.FS, log: opts.Logger, now: opts.Now, quota: opts.Quota,
-		dirs: map[string]bool{}, holds: map[cid.Cid]int{}, active: map[cid.Cid]bool{},
+		dirs: map[string]bool{}, holds: map[cid.Cid]int{}, active: map[cid.Cid]bool{}, orders: map[*Order]bool{},
+		evicting: make(chan struct{}, 1), freed: make(chan struct{}),
 	}
 	if s.fs == nil {
 		s.fs = vfs.Default
@@ -189,44 +212,6 @@ func Open(ctx context.Context, dir string, opts Options) (*Store, error) {
 // system.
 func OpenMem() (*Store, error) {
 	return Open(context.Background(), "/store", Options{FS: vfs.NewMem()})
-}
-
-func (s *Store) open(ctx context.Context) error {
-	_, err := s.fs.Stat(s.dir)
-	fresh := errors.Is(err, fs.ErrNotExist)
-	if err := s.fs.MkdirAll(s.incoming(), 0o700); err != nil {
-		return err
-	}
-	if fresh { // else the first synced write would be durable in a folder that is not
-		if err := s.syncDir(s.fs.PathDir(s.dir)); err != nil {
-			return err
-		}
-	}
-	lock, err := s.fs.Lock(s.fs.PathJoin(s.dir, "LOCK"))
-	if err != nil {
-		if errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EACCES) || !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("%w: %w", ErrLocked, err)
-		}
-		return err
-	}
-	s.lock = lock
-	s.db, err = pebble.Open(s.fs.PathJoin(s.dir, "index"), &pebble.Options{
-		FS:                 s.fs,
-		FormatMajorVersion: pebble.FormatNewest,
-		Logger:             indexLogger{s.log},
-		MemTableSize:       8 << 20,
-		MaxOpenFiles:       256,
-	})
-	if err != nil {
-		return s.unopened(err)
-	}
-	if err := s.checkVersion(); err != nil {
-		return err
-	}
-	if err := s.syncDir(s.dir); err != nil {
-		return err
-	}
-	return s.recover(ctx)
 }
 
 // Close flushes the index. Readers and partials must be closed before.
@@ -268,25 +253,33 @@ func (s *Store) Stat(ctx context.Context, c cid.Cid) (Info, error) {
 	if err != nil {
 		return Info{}, err
 	}
-	return rec.info(c), nil
+	return s.info(c, rec), nil
 }
 
 // List describes every object, in the order of their binary CIDs.
 func (s *Store) List(ctx context.Context) ([]Info, error) {
 	var out []Info
 	err := s.eachRecord(ctx, func(c cid.Cid, rec record) error {
-		out = append(out, rec.info(c))
+		out = append(out, s.info(c, rec))
 		return nil
 	})
 	return out, err
 }
 
-// Hold protects an object, present or not yet, from eviction until release is called. It is lost on restart: pins are not.
+// Hold protects an object, present or not yet, from eviction until release is called. It is lost on restart: pins and leases
+// are not.
 func (s *Store) Hold(c cid.Cid) (release func()) {
+	s.gate.RLock() // once this returns, no step of a collection that has not heard of it can follow
+	defer s.gate.RUnlock()
+	return s.hold(c)
+}
+
+// hold is Hold for those who have the gate already.
+func (s *Store) hold(c cid.Cid) (release func()) {
 	s.mu.Lock()
 	s.holds[c]++
 	s.mu.Unlock()
-	s.rootGen.Add(1)
+	s.protected(protection{c, true})
 	return sync.OnceFunc(func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -301,43 +294,4 @@ func (s *Store) recycle(b *[unixfs.BlockSize]byte) { s.bufs.Put(b) }
 func (s *Store) stripe(c cid.Cid) *sync.Mutex {
 	key := c.KeyString()
 	return &s.stripes[key[len(key)-1]%byte(len(s.stripes))]
-}
-
-// diskError gives a full disk its type.
-func (s *Store) diskError(err error) error {
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return fmt.Errorf("%w: %w", ErrNoSpace, err)
-	}
-	return err
-}
-
-// unopened says what to do about an index that pebble does not open. What the operating system refuses is no damage, unless
-// it is that a file is gone.
-func (s *Store) unopened(err error) error {
-	var errno syscall.Errno
-	if errors.As(err, &errno) && errno != syscall.ENOENT {
-		return err
-	}
-	return fmt.Errorf("%w: %w; nothing was removed: restore %s from a backup, or move %s away and add the files again",
-		ErrDamaged, err, s.fs.PathJoin(s.dir, "index"), s.dir)
-}
-
-// indexLogger hands pebble's messages to slog.
-type indexLogger struct{ log *slog.Logger }
-
-func (l indexLogger) Infof(format string, args ...any) {
-	if l.log.Enabled(context.Background(), slog.LevelDebug) {
-		l.log.Debug("index: " + fmt.Sprintf(format, args...))
-	}
-}
-
-func (l indexLogger) Errorf(format string, args ...any) {
-	l.log.Error("index: " + fmt.Sprintf(format, args...))
-}
-
-// Fatalf must not return: pebble calls it when its log cannot be written, and nothing that follows would be durable.
-func (l indexLogger) Fatalf(format string, args ...any) {
-	msg := "index: " + fmt.Sprintf(format, args...)
-	l.log.Error(msg)
-	panic("storage: " + msg)
 }

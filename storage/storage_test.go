@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -17,7 +19,13 @@ import (
 	"github.com/capacloud/capanode/storage/unixfs"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(killedEnv); dir != "" {
+		fmt.Fprintln(os.Stderr, killed(dir)) // returns only when something is wrong
+		os.Exit(1)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 func open(t *testing.T, dir string, opts storage.Options) *storage.Store {
 	t.Helper()
@@ -35,16 +43,42 @@ func open(t *testing.T, dir string, opts storage.Options) *storage.Store {
 
 func TestConformance(t *testing.T) {
 	t.Run("disk", func(t *testing.T) {
-		storetest.Run(t, func(t *testing.T, opts storage.Options) *storage.Store {
-			return open(t, t.TempDir(), opts)
-		})
+		storetest.Run(t, func(t *testing.T) storetest.Home { return storetest.Home{FS: vfs.Default, Dir: t.TempDir()} })
 	})
 	t.Run("memory", func(t *testing.T) {
-		storetest.Run(t, func(t *testing.T, opts storage.Options) *storage.Store {
-			opts.FS = vfs.NewMem()
-			return open(t, "/store", opts)
+		storetest.Run(t, func(*testing.T) storetest.Home { return storetest.Home{FS: vfs.NewMem(), Dir: "/"} })
+	})
+	t.Run("crashable", func(t *testing.T) {
+		storetest.Run(t, func(*testing.T) storetest.Home {
+			mem := vfs.NewCrashableMem()
+			return storetest.Home{FS: mem, Dir: "/", Opened: func(t *testing.T, s *storage.Store, dir string, opts storage.Options) {
+				t.Cleanup(func() { losePower(t, mem, dir, opts) })
+			}}
 		})
 	})
+}
+
+// losePower forgets what a store that is closed had not synced: it has all the same.
+func losePower(t *testing.T, mem *vfs.MemFS, dir string, opts storage.Options) {
+	ctx := context.Background()
+	s := open(t, dir, opts)
+	opts.FS = mem.CrashClone(vfs.CrashCloneCfg{})
+	again := open(t, dir, opts)
+	want, err := s.List(ctx)
+	pins, perr := s.Pins(ctx)
+	got, gerr := again.List(ctx)
+	kept, kerr := again.Pins(ctx)
+	if err = errors.Join(err, perr, gerr, kerr); err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got, want) || !reflect.DeepEqual(kept, pins) {
+		t.Errorf("after a loss of power %v and pins %v, before %v and %v", got, kept, want, pins)
+	}
+	was, err := s.Verify(ctx)
+	now, nerr := again.Verify(ctx)
+	if err = errors.Join(err, nerr); err != nil || len(now.Faults) != len(was.Faults) {
+		t.Errorf("%+v, before the loss of power %+v, %v", now, was, err)
+	}
 }
 
 // TestSameCIDsAsIPFS pins answers of boxo v0.41.0 (balanced layout, 1 MiB raw leaves, 1,024 links, CIDv1).

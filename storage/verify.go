@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"slices"
 
 	"github.com/ipfs/go-cid"
 
@@ -26,9 +28,10 @@ type Fault struct {
 }
 
 // Verify rehashes the given objects, or all of them when none is given: every leaf against the leaf table, and the table
-// against the CID. Damaged objects are marked, and the mark is taken off those that turn out whole. A pinned object of which
-// blocks are missing, because it was damaged and its repair has not ended, is a fault as well. The error is about the check
-// itself, never about a fault found.
+// against the CID. Damaged objects are marked, and the mark is taken off those that turn out whole; a file in place that was
+// written or moved and has the same bytes is fine again. What a pin, a lease or an owned folder reaches and is not here as a
+// whole, because it was damaged and its repair has not ended, is a fault as well. The error is about the check itself, never
+// about a fault found.
 func (s *Store) Verify(ctx context.Context, cids ...cid.Cid) (Report, error) {
 	lost, err := s.lost(ctx)
 	if err != nil {
@@ -60,44 +63,99 @@ func (s *Store) Verify(ctx context.Context, cids ...cid.Cid) (Report, error) {
 		if err != nil {
 			return rep, err
 		}
-		block, err := s.verifyObject(ctx, c, rec, &rep)
-		if ctx.Err() != nil {
-			return rep, ctx.Err()
-		}
-		rep.Objects++
-		if err != nil {
-			rep.Faults = append(rep.Faults, Fault{c, block, err})
-		}
-		if err != nil && !errors.Is(err, ErrCorrupt) {
-			continue // could not be read now, which says nothing about its bytes
-		}
-		if err := s.setDamaged(c, err != nil); err != nil && !errors.Is(err, ErrNotFound) {
+		if _, err := s.inspect(ctx, c, rec, &rep); err != nil {
 			return rep, err
 		}
 	}
 	return rep, nil
 }
 
-// lost lists the objects that a pin names and that are not here as a whole.
+// inspection says which part of an object to verify, and how fast.
+type inspection struct {
+	from  int                 // first leaf
+	pause func(n int64) error // called before each block is read; nil does not wait
+}
+
+// inspect verifies one object, adds it to the report, and changes its mark if need be. It returns the fault, nil for none. The
+// error is about the check itself.
+func (s *Store) inspect(ctx context.Context, c cid.Cid, rec record, rep *Report) (*Fault, error) {
+	return s.inspectFrom(ctx, c, rec, rep, inspection{})
+}
+
+// inspectFrom is inspect for the leaves from one on. A mark is only taken off when all were seen.
+func (s *Store) inspectFrom(ctx context.Context, c cid.Cid, rec record, rep *Report, how inspection) (*Fault, error) {
+	var st fs.FileInfo
+	if rec.External != nil {
+		if now, err := s.fs.Stat(string(rec.External.Path)); err == nil { // what the bytes that follow belong to
+			st = now
+		}
+	}
+	block, err := s.verifyObject(ctx, c, rec, rep, how)
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	rep.Objects++
+	var fault *Fault
+	if err != nil {
+		rep.Faults = append(rep.Faults, Fault{c, block, err})
+		fault = &rep.Faults[len(rep.Faults)-1]
+		if !errors.Is(err, ErrCorrupt) || rec.External != nil && st == nil {
+			return fault, nil // could not be read now, which says nothing about its bytes
+		}
+	}
+	if err == nil && how.from > 0 {
+		return nil, nil
+	}
+	return fault, ignoreMissing(s.amend(c, func(now *record) {
+		now.Damaged = err != nil
+		if x := now.External; err == nil && x != nil && st != nil && string(x.Path) == string(rec.External.Path) {
+			x.MTime, x.Inode = st.ModTime().UnixNano(), inodeOf(st)
+		}
+	}))
+}
+
+// lost lists the objects that a pin or an owned folder reaches and that are not here as a whole.
 func (s *Store) lost(ctx context.Context) (map[cid.Cid]error, error) {
 	pins, err := s.Pins(ctx)
 	if err != nil {
 		return nil, err
 	}
-	lost := map[cid.Cid]error{}
+	reached, lost := map[cid.Cid]bool{}, map[cid.Cid]error{}
+	find := func(root cid.Cid, why string) error {
+		below := map[cid.Cid]bool{}
+		err := s.mark(ctx, root, below)
+		if errors.Is(err, ErrCorrupt) {
+			err = nil // the damaged folder is a fault of its own
+		}
+		for c := range below {
+			if reached[c] || err != nil {
+				continue
+			}
+			reached[c] = true
+			if _, gone := s.record(c); errors.Is(gone, ErrNotFound) {
+				lost[c] = fmt.Errorf("storage: %s: %s, damaged or never complete, and not repaired yet: %w", c, why, ErrCorrupt)
+			} else if gone != nil {
+				err = gone
+			}
+		}
+		return err
+	}
 	for _, p := range pins {
-		_, err := s.record(p.CID)
-		if errors.Is(err, ErrNotFound) {
-			lost[p.CID] = fmt.Errorf("storage: %s: pinned as %q, damaged, and not repaired yet: %w", p.CID, p.Name, ErrCorrupt)
-		} else if err != nil {
+		if err := find(p.CID, fmt.Sprintf("pinned as %q", p.Name)); err != nil {
 			return nil, err
 		}
 	}
-	return lost, nil
+	err = s.eachRecord(ctx, func(c cid.Cid, rec record) error {
+		if rec.Class == Owned && rec.Kind == Directory {
+			return find(c, fmt.Sprintf("part of the folder %s", c))
+		}
+		return nil
+	})
+	return lost, err
 }
 
 // verifyObject returns the first fault and the leaf that has it.
-func (s *Store) verifyObject(ctx context.Context, c cid.Cid, rec record, rep *Report) (int, error) {
+func (s *Store) verifyObject(ctx context.Context, c cid.Cid, rec record, rep *Report, how inspection) (int, error) {
 	if rec.Kind == File {
 		if err := s.verifyTree(c, rec); err != nil {
 			return -1, err
@@ -111,11 +169,16 @@ func (s *Store) verifyObject(ctx context.Context, c cid.Cid, rec record, rep *Re
 	defer r.Close()
 	buf := s.buffer()
 	defer s.recycle(buf)
-	for i := range r.Blocks() {
+	for i := how.from; i < r.Blocks(); i++ {
 		if err := ctx.Err(); err != nil {
 			return i, err
 		}
-		block, err := r.Block(i, buf[:])
+		if how.pause != nil {
+			if err := how.pause(r.BlockSize(i)); err != nil {
+				return i, err
+			}
+		}
+		block, err := r.block(i, buf[:])
 		if err != nil {
 			return i, err
 		}
@@ -145,7 +208,11 @@ func (s *Store) verifyTree(c cid.Cid, rec record) error {
 	if err != nil {
 		return fmt.Errorf("storage: %s: %w: %w", c, ErrCorrupt, err)
 	}
-	if layout.Size != rec.Size || layout.BlockSize != rec.BlockSize {
+	cuts, err := s.cuts(c, rec)
+	if err != nil {
+		return err
+	}
+	if layout.Size != rec.Size || layout.BlockSize != rec.BlockSize || !slices.Equal(layout.Ends, cuts.Ends) {
 		return fmt.Errorf("storage: %s: index says %d bytes, its nodes %d: %w", c, rec.Size, layout.Size, ErrCorrupt)
 	}
 	for i := 0; i < len(layout.Leaves); i += leafChunk {

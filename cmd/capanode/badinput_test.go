@@ -255,6 +255,23 @@ var badCases = []badCase{
 		exitUsage, []string{"is not empty", "choose another folder", "nothing is overwritten"}},
 	{"sample of what is no model", func(s *stage) []string { return []string{"sample", s.kept} },
 		exitUsage, []string{"is no model folder but a block", "capanode checkpoint list"}},
+	{"get of a file in place that was changed", func(s *stage) []string {
+		path := s.file("mine", "what was added")
+		out, errs, code := capanode(s.t, "storage", "add", "--in-place", path, "--home", s.home)
+		if code != exitDone {
+			s.t.Fatalf("storage add: exit %d: %s", code, errs)
+		}
+		s.file("mine", "what came after")
+		s.undo = func() { s.file("mine", "what was added") }
+		return []string{"storage", "get", strings.Fields(out)[0], s.dir + "/out"}
+	}, exitFailed, []string{"do not match their CID", "no peer could repair it", "--bootstrap"}},
+	{"add of a folder of the store itself in place", func(s *stage) []string {
+		return []string{"storage", "add", "--in-place", filepath.Join(s.home, "store", "LOCK")}
+	}, exitUsage, []string{"store/LOCK", "inside the store"}},
+	{"lease that is over", func(s *stage) []string { return []string{"storage", "pin", s.kept, "--for", "-1h"} },
+		exitUsage, []string{"-1h0m0s is over already", "such as 24h"}},
+	{"removal of a pinned object", func(s *stage) []string { return []string{"storage", "rm", s.kept} },
+		exitFailed, []string{"unpin", "first", "pinned"}},
 	{"store that is full", func(s *stage) []string {
 		return []string{"storage", "add", s.file("huge", strings.Repeat("x", 70_000_000)), "--quota", "67108864"}
 	}, exitFailed, []string{"huge", "do not fit a quota of 67108864", "raise it"}},

@@ -14,8 +14,12 @@ import (
 func (a *app) benchCommand() *cobra.Command {
 	var short []*cobra.Command
 	for _, b := range node.Benches() {
-		if b.Name == "averaging" {
+		switch b.Name {
+		case "averaging":
 			short = append(short, a.benchAveragingCommand())
+			continue
+		case "storage":
+			short = append(short, a.benchStorageCommand())
 			continue
 		}
 		short = append(short, &cobra.Command{Use: b.Name, Short: b.Doc, Long: b.Doc + ".\n\n" + b.Method, Args: args(0, 0), RunE: func(cmd *cobra.Command, _ []string) error {
@@ -43,6 +47,24 @@ func (a *app) benchAveragingCommand() *cobra.Command {
 	}}
 	c.Flags().BoolVar(&o.Full, "full", false, "compare the methods over three seeds and longer runs; takes an hour")
 	c.Flags().StringVar(&o.Text, "text", "", "file that the methods train on (default: Go's own sources)")
+	return c
+}
+
+// benchStorageCommand measures the store, and kubo beside it.
+func (a *app) benchStorageCommand() *cobra.Command {
+	var o node.StorageBenchOptions
+	doc := node.BenchStorage(o)
+	c := &cobra.Command{Use: doc.Name, Short: doc.Doc, Long: doc.Doc + ".\n\n" + doc.Method, Args: args(0, 0), RunE: func(cmd *cobra.Command, _ []string) error {
+		if o.PeerBinary == "" {
+			a.say("kubo is not measured: --peer-binary names its program `ipfs`")
+		}
+		r, err := node.BenchStorage(o).Run(cmd.Context())
+		if err != nil {
+			return fmt.Errorf("bench %s: %w", doc.Name, err)
+		}
+		return a.print(r, benchTable(r))
+	}}
+	c.Flags().StringVar(&o.PeerBinary, "peer-binary", "", "kubo's program `ipfs`, which is measured on the same file")
 	return c
 }
 

@@ -13,7 +13,7 @@ import (
 var talk = []string{
 	"doctor", "version", "status", "config show", "config show --origin", "config path", "config schema", "init job some",
 	"offers --wait 0", "offers --wait 0 --explain", "job list", "lease list", "ledger show", "ledger verify", "ledger statement",
-	"storage add DIR/file", "storage ls", "storage get BIG DIR/copy", "storage pin BIG mine", "storage verify", "storage verify BIG", "storage gc",
+	"storage add DIR/file", "storage ls", "storage get BIG DIR/copy", "storage pin BIG mine", "storage pin BIG soon --for 1h", "storage add --in-place DIR/placed", "storage verify", "storage verify BIG", "storage gc",
 	"checkpoint list", "data add DIR/file --context 1", "data inspect DIR/file",
 }
 
@@ -24,6 +24,7 @@ func TestCommandsPrintJSON(t *testing.T) {
 	for _, format := range []string{"json", "jsonl"} {
 		s := template(t)
 		s.file("file", "some text")
+		s.file("placed", "another text")
 		t.Chdir(s.dir) // where init writes
 		for _, line := range talk {
 			args := strings.Fields(strings.NewReplacer("DIR", s.dir, "BIG", s.big).Replace(line))

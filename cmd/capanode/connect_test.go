@@ -1,9 +1,7 @@
 package main
 
 import (
-	"crypto/rand"
 	"encoding/json"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -12,48 +10,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/libp2p/go-libp2p/core/crypto"
-	"github.com/libp2p/go-libp2p/core/peer"
-
 	"github.com/capacloud/capanode/market"
 	"github.com/capacloud/capanode/market/offer"
 	"github.com/capacloud/capanode/p2p"
+	"github.com/capacloud/capanode/p2p/nettest"
+	"github.com/capacloud/capanode/p2p/peertest"
 )
-
-// nobody is the ID of a peer that does not exist, as the end of an address.
-func nobody(t *testing.T) string {
-	t.Helper()
-	_, public, err := crypto.GenerateEd25519Key(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	id, err := peer.IDFromPublicKey(public)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return "/p2p/" + id.String()
-}
-
-// answering listens on a free port and treats every connection alike. It returns the address as a bootstrap node's.
-func answering(t *testing.T, say func(net.Conn)) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go say(c)
-		}
-	}()
-	_, port, _ := net.SplitHostPort(l.Addr().String()) // it is an address
-	return "/ip4/127.0.0.1/tcp/" + port + nobody(t)
-}
 
 // bootstraps are the flags that name bootstrap nodes.
 func bootstraps(all ...string) (flags []string) {
@@ -89,20 +51,20 @@ func TestC16ConnectsOrExplains(t *testing.T) {
 	}
 	s := newSwarm(t, 1)
 	port := strings.Split(s.address, "/p2p/")[0]
-	closed := answering(t, func(c net.Conn) { c.Close() })
-	garbled := answering(t, func(c net.Conn) { c.Write(garbage(5000)); c.Close() }) // the other side may hang up first
-	silent := answering(t, func(c net.Conn) { io.Copy(io.Discard, c); c.Close() })
+	closed := peertest.Answer(t, func(net.Conn) {})
+	garbled := peertest.Answer(t, func(c net.Conn) { c.Write(garbage(5000)) }) // the other side may hang up first
+	silent := peertest.Silent(t)
 	for _, c := range []struct {
 		name, address string
 		code          int
 		says          []string
 	}{
-		{"no node listens", "/ip4/127.0.0.1/tcp/1" + nobody(t), exitTryLater, []string{"/ip4/127.0.0.1/tcp/1: connection refused", "start the node, or check the port"}},
-		{"the port of another node", port + nobody(t), exitTryLater, []string{port + ": another node answers there", "ask for its present join line"}},
+		{"no node listens", "/ip4/127.0.0.1/tcp/1" + peertest.Nobody(t), exitTryLater, []string{"/ip4/127.0.0.1/tcp/1: connection refused", "start the node, or check the port"}},
+		{"the port of another node", port + peertest.Nobody(t), exitTryLater, []string{port + ": another node answers there", "ask for its present join line"}},
 		{"garbage at the port", garbled, exitTryLater, []string{"what answers there is no node", "check the port"}},
 		{"a port that hangs up", closed, exitTryLater, []string{"what answers there is no node", "check the port"}},
 		{"silence at the port", silent, exitTryLater, []string{"no bootstrap node reachable", "check the", "port"}},
-		{"all of them", strings.Join([]string{silent, garbled, port + nobody(t)}, ","), exitTryLater, []string{"3 bootstrap nodes", "another node answers", "is no node"}},
+		{"all of them", strings.Join([]string{silent, garbled, port + peertest.Nobody(t)}, ","), exitTryLater, []string{"3 bootstrap nodes", "another node answers", "is no node"}},
 		{"no address", "nonsense", exitUsage, []string{`bootstrap address "nonsense"`, "want one like /ip4/"}},
 		{"no peer ID", port, exitUsage, []string{"bootstrap address", "want one like /ip4/"}},
 	} {
@@ -176,10 +138,7 @@ func TestC16ClockSkewIsExplained(t *testing.T) {
 // skewed runs a host that announces offers by a clock that is wrong by so much, and returns its address.
 func skewed(t *testing.T, ahead time.Duration) string {
 	t.Helper()
-	key, _, err := crypto.GenerateEd25519Key(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := peertest.NewKey(t)
 	h, err := p2p.NewHost(t.Context(), p2p.Config{Identity: key, Network: "e2e", Listen: []string{"/ip4/127.0.0.1/tcp/0"}, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
@@ -215,7 +174,7 @@ func TestC16ReadyWithOneBootstrapOfMany(t *testing.T) {
 	if testing.Short() {
 		t.Skip("real processes; the long form runs without -short")
 	}
-	silent := answering(t, func(c net.Conn) { io.Copy(io.Discard, c); c.Close() })
+	silent := peertest.Silent(t)
 	begin := time.Now()
 	s := newSwarm(t, 1)
 	alone := time.Since(begin)
@@ -224,7 +183,7 @@ func TestC16ReadyWithOneBootstrapOfMany(t *testing.T) {
 	port := strings.Split(s.address, "/p2p/")[0]
 	s.homes[0] = t.TempDir()
 	command := append([]string{"provide", "--device", "cpu", "--threads", "1", "--home", s.homes[0]},
-		bootstraps("/ip4/127.0.0.1/tcp/1"+nobody(t), silent, port+nobody(t), s.address, address)...)
+		bootstraps("/ip4/127.0.0.1/tcp/1"+peertest.Nobody(t), silent, port+peertest.Nobody(t), s.address, address)...)
 	begin = time.Now()
 	p := start(t, "provider", command...)
 	p.await("ready", func(e map[string]any) bool { return e["state"] == "ready" })
@@ -247,7 +206,7 @@ func TestC16RememberedPeersSurviveAKill(t *testing.T) {
 	}
 	s := newSwarm(t, 2)
 	friend := s.providers[0].await("its name", typed("provider"))["peer"].(string)
-	eventually(t, "the second provider remembers the first", func() bool {
+	nettest.Eventually(t, "the second provider remembers the first", func() bool {
 		b, err := os.ReadFile(filepath.Join(s.homes[1], "peers.json"))
 		return err == nil && strings.Contains(string(b), friend)
 	})
@@ -257,7 +216,7 @@ func TestC16RememberedPeersSurviveAKill(t *testing.T) {
 	s.providers[1] = s.provider(1)
 	s.providers[1].await("ready without a bootstrap node", func(e map[string]any) bool { return e["state"] == "ready" })
 	ready := time.Since(begin)
-	eventually(t, "the two are connected", func() bool {
+	nettest.Eventually(t, "the two are connected", func() bool {
 		out, _, code := capanode(t, "status", "--home", s.homes[1], "-o", "json")
 		var status struct{ Peers int }
 		return code == exitDone && json.Unmarshal([]byte(out), &status) == nil && status.Peers == 1

@@ -62,7 +62,7 @@ func dataFlags(c *cobra.Command, o *node.DataOptions) {
 	f := c.Flags()
 	f.StringVar(&o.Format, "format", d.Data.Format, "form of every file: "+corpus.FormatNames())
 	f.StringVar(&o.Text, "text", d.Data.Text, "field of JSON (dots descend) or column of CSV and Parquet that holds the text")
-	f.StringVar(&o.Tokenizer, "tokenizer", d.Data.Tokenizer, "tokenizer")
+	f.StringVar(&o.Tokenizer, "tokenizer", d.Data.Tokenizer, "bytes; bpe:SIZE, trained on the corpus; the path of a tokenizer.json, or its CID")
 	f.StringArrayVar(&o.Include, "include", nil, "file name suffix or pattern to keep in folders (repeatable)")
 	f.StringArrayVar(&o.Exclude, "exclude", nil, "file name suffix or pattern to leave out (repeatable)")
 	f.StringArrayVar(&o.Filters, "filter", nil, "what documents must be like: gopher, c4, near_duplicates, language=en+de, min_words=20 … (repeatable)")

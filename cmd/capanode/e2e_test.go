@@ -191,20 +191,6 @@ func (p *process) terminate() {
 	p.end(exitDone)
 }
 
-// eventually polls until a condition holds, for at most a minute.
-func eventually(t *testing.T, what string, holds func() bool) {
-	t.Helper()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for late := time.After(time.Minute); !holds(); {
-		select {
-		case <-tick.C:
-		case <-late:
-			t.Fatalf("not within a minute: %s", what)
-		}
-	}
-}
-
 // capanode runs one command to its end and returns its standard output and exit code.
 func capanode(t *testing.T, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
@@ -398,14 +384,20 @@ func TestRunSurvivesTheDeathOfAProvider(t *testing.T) {
 	}
 }
 
+// endlessSwarm is three providers and a run of all three at round 3, which never ends by itself.
+func endlessSwarm(t *testing.T) (s *swarm, home string, run *process) {
+	t.Helper()
+	s, home = newSwarm(t, 3), t.TempDir()
+	run = s.train(jobFile(t, endless, 3), home, filepath.Join(t.TempDir(), "model"))
+	run.await("round 3", atRound(3))
+	return s, home, run
+}
+
 func TestKilledProviderResumes(t *testing.T) {
 	if testing.Short() {
 		t.Skip("real processes; the long form runs without -short")
 	}
-	s := newSwarm(t, 3)
-	home := t.TempDir()
-	run := s.train(jobFile(t, endless, 3), home, filepath.Join(t.TempDir(), "model"))
-	run.await("round 3", atRound(3))
+	s, home, run := endlessSwarm(t)
 	s.providers[2].kill()
 	s.providers[2] = s.provider(2)
 	back := s.providers[2].await("a round after the restart", func(e map[string]any) bool { return e["state"] == "round" })

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/capacloud/capanode/p2p/nettest"
 )
 
 // endless is more rounds than any machine trains while a test looks on: these runs end because something ends them.
@@ -140,22 +142,44 @@ func localHomes(home string, n int) []string {
 	return all
 }
 
+// localRun is a local run at round 3, which never ends by itself.
+type localRun struct {
+	*process
+	home  string
+	id    any
+	again func() *process // gives the same command again
+}
+
+func unending(t *testing.T) localRun {
+	t.Helper()
+	home, out, file := t.TempDir(), filepath.Join(t.TempDir(), "model"), jobFile(t, endless, 3)
+	again := func() *process { return local(t, file, home, out) }
+	r := localRun{process: again(), home: home, again: again}
+	r.id = r.await("the plan", typed("plan"))["run"]
+	r.await("round 3", atRound(3))
+	return r
+}
+
+// providers lists the three processes that the run has started.
+func (r localRun) providers() []int {
+	r.t.Helper()
+	pids := r.children()
+	if len(pids) != 3 {
+		r.t.Fatalf("%d child processes, want three providers", len(pids))
+	}
+	return pids
+}
+
 // The second Ctrl-C settles nothing and waits for nothing: the command says so, takes its children along, and leaves a run
 // that goes on.
 func TestSecondInterruptStopsAtOnce(t *testing.T) {
 	if testing.Short() {
 		t.Skip("real processes; the long form runs without -short")
 	}
-	home, out, file := t.TempDir(), filepath.Join(t.TempDir(), "model"), jobFile(t, endless, 3)
-	p := local(t, file, home, out)
-	id := p.await("the plan", typed("plan"))["run"]
-	p.await("round 3", atRound(3))
-	children := p.children()
-	if len(children) != 3 {
-		t.Fatalf("%d child processes, want three providers", len(children))
-	}
+	p := unending(t)
+	children := p.providers()
 	p.signal(os.Interrupt)
-	eventually(t, "the first Ctrl-C is heard", func() bool { return strings.Contains(p.stderr.String(), "press Ctrl-C again") })
+	nettest.Eventually(t, "the first Ctrl-C is heard", func() bool { return strings.Contains(p.stderr.String(), "press Ctrl-C again") })
 	p.signal(os.Interrupt)
 	p.end(exitInterrupted)
 	last := p.await("the error", typed("error"))
@@ -167,23 +191,20 @@ func TestSecondInterruptStopsAtOnce(t *testing.T) {
 			t.Errorf("provider %d outlives the command that started it", pid)
 		}
 	}
-	sound(t, localHomes(home, 3)...)
-	goesOn(t, id, 3, local(t, file, home, out))
+	sound(t, localHomes(p.home, 3)...)
+	goesOn(t, p.id, 3, p.again())
 }
 
 func TestJobStopSettles(t *testing.T) {
 	if testing.Short() {
 		t.Skip("real processes; the long form runs without -short")
 	}
-	home, out, file := t.TempDir(), filepath.Join(t.TempDir(), "model"), jobFile(t, endless, 3)
-	p := local(t, file, home, out)
-	id := p.await("the plan", typed("plan"))["run"]
-	p.await("round 3", atRound(3))
-	if out, errs, code := capanode(t, "job", "stop", "--home", home); code != exitDone {
+	p := unending(t)
+	if out, errs, code := capanode(t, "job", "stop", "--home", p.home); code != exitDone {
 		t.Fatalf("job stop: exit %d: %s%s", code, out, errs)
 	}
 	p.end(exitInterrupted)
-	text, _, _ := capanode(t, "job", "show", "e2e", "--home", home, "-o", "json")
+	text, _, _ := capanode(t, "job", "show", "e2e", "--home", p.home, "-o", "json")
 	var run struct {
 		State string
 		Spent float64
@@ -193,11 +214,11 @@ func TestJobStopSettles(t *testing.T) {
 	if run.State != "stopped" || run.Spent <= 0 {
 		t.Errorf("the run is %+v; it must be stopped, its work paid", run)
 	}
-	if _, errs, code := capanode(t, "job", "stop", "--home", home); code != exitNoSuchThing {
+	if _, errs, code := capanode(t, "job", "stop", "--home", p.home); code != exitNoSuchThing {
 		t.Errorf("job stop without a run: exit %d: %s", code, errs)
 	}
-	sound(t, localHomes(home, 3)...)
-	goesOn(t, id, run.Round, local(t, file, home, out))
+	sound(t, localHomes(p.home, 3)...)
+	goesOn(t, p.id, run.Round, p.again())
 }
 
 // A provider that is asked to end finishes its round, is paid, closes its lease and leaves; the run goes on without it.
@@ -205,10 +226,7 @@ func TestTerminatedProviderDrains(t *testing.T) {
 	if testing.Short() {
 		t.Skip("real processes; the long form runs without -short")
 	}
-	s := newSwarm(t, 3)
-	home := t.TempDir()
-	run := s.train(jobFile(t, endless, 3), home, filepath.Join(t.TempDir(), "model"))
-	run.await("round 3", atRound(3))
+	s, home, run := endlessSwarm(t)
 	gone := s.providers[1]
 	id := gone.await("its name", typed("provider"))["peer"]
 	gone.terminate()
@@ -265,18 +283,12 @@ func TestKilledLocalRunLeavesNoOrphans(t *testing.T) {
 	if testing.Short() {
 		t.Skip("real processes; the long form runs without -short")
 	}
-	home, out, file := t.TempDir(), filepath.Join(t.TempDir(), "model"), jobFile(t, endless, 3)
-	p := local(t, file, home, out)
-	id := p.await("the plan", typed("plan"))["run"]
-	p.await("round 3", atRound(3))
-	children := p.children()
-	if len(children) != 3 {
-		t.Fatalf("%d child processes, want three providers", len(children))
-	}
+	p := unending(t)
+	children := p.providers()
 	p.kill()
 	for _, pid := range children {
-		eventually(t, fmt.Sprintf("the end of provider %d", pid), func() bool { return over(pid) })
+		nettest.Eventually(t, fmt.Sprintf("the end of provider %d", pid), func() bool { return over(pid) })
 	}
-	sound(t, localHomes(home, 3)...)
-	goesOn(t, id, 3, local(t, file, home, out))
+	sound(t, localHomes(p.home, 3)...)
+	goesOn(t, p.id, 3, p.again())
 }

@@ -104,6 +104,7 @@ var exitRules = []exitRule{
 	is(storage.ErrExists, exitUsage),
 	is(storage.ErrWrongKind, exitUsage),
 	is(p2p.ErrConfig, exitUsage),
+	is(transfer.ErrSeed, exitUsage),
 	is(p2p.ErrOtherNetwork, exitUsage),
 
 	is(node.ErrLocked, exitLocked),
@@ -113,6 +114,7 @@ var exitRules = []exitRule{
 	is(p2p.ErrTwin, exitLocked),
 	is(node.ErrNotAllowed, exitNotAllowed),
 	is(p2p.ErrIdentityMode, exitNotAllowed),
+	is(storage.ErrReadOnly, exitNotAllowed),
 	is(fs.ErrPermission, exitNotAllowed),
 	is(node.ErrNoOffers, exitNoOffers),
 	is(market.ErrGang, exitNoOffers),

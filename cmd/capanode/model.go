@@ -10,7 +10,7 @@ import (
 )
 
 func (a *app) checkpointCommand() *cobra.Command {
-	list := &cobra.Command{Use: "list", Short: "List the models of this home's runs", Args: args(0, 0), RunE: func(cmd *cobra.Command, _ []string) error {
+	list := &cobra.Command{Use: "list", Short: "List the models of this home's runs, their sizes and what each has in common with the one before it", Args: args(0, 0), RunE: func(cmd *cobra.Command, _ []string) error {
 		c, err := a.settings()
 		if err != nil {
 			return err
@@ -19,9 +19,9 @@ func (a *app) checkpointCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		t := table{head: []string{"RUN", "ROUND", "CHECKPOINT"}}
+		t := table{head: []string{"RUN", "ROUND", "CHECKPOINT", "SIZE", "SHARED"}}
 		for _, p := range all {
-			t.rows = append(t.rows, []string{p.Run, number(p.Round), p.CID})
+			t.rows = append(t.rows, []string{p.Run, number(p.Round), p.CID, size(p.Size), size(p.Shared)})
 		}
 		return a.print(orEmpty(all), t)
 	}}
@@ -51,17 +51,20 @@ func (a *app) checkpointCommand() *cobra.Command {
 }
 
 func (a *app) exportCommand() *cobra.Command {
-	return &cobra.Command{Use: "export CID|RUN DIR", Short: "Write a model as a Hugging Face folder", Args: args(2, 2), RunE: func(cmd *cobra.Command, given []string) error {
+	dtype := ""
+	c := &cobra.Command{Use: "export CID|RUN DIR", Short: "Write a model as a Hugging Face folder", Args: args(2, 2), RunE: func(cmd *cobra.Command, given []string) error {
 		u, err := a.use()
 		if err != nil {
 			return err
 		}
-		model, err := node.Export(cmd.Context(), u, given[0], given[1])
+		model, err := node.Export(cmd.Context(), u, given[0], given[1], dtype)
 		if err != nil {
 			return err
 		}
 		return a.print(map[string]string{"checkpoint": model, "out": given[1]}, table{rows: [][]string{{model, given[1]}}})
 	}}
+	c.Flags().StringVar(&dtype, "dtype", "", "fp32, or bf16 for weights of half the size, rounded to nearest (default: as stored)")
+	return c
 }
 
 func (a *app) sampleCommand() *cobra.Command {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/capacloud/capanode/node"
 	"github.com/capacloud/capanode/p2p"
+	"github.com/capacloud/capanode/storage/ipfs"
 )
 
 // app is one command line: where it prints, how, and which home it works on.
@@ -46,6 +47,7 @@ func (a *app) root() *cobra.Command {
 	f.String("network", "", "network to join")
 	f.String("log", "", "debug, info, warn or error")
 	f.Bool("mdns", true, "find nodes on the local network")
+	f.Bool("ipfs", false, "exchange blocks with connected IPFS nodes over bitswap")
 	f.Int64("quota", 0, "most bytes that the object store may hold")
 	f.String("plugin", "", "PJRT plugin that trains on CUDA cards, an absolute path")
 	f.String("precision", "", "what cards multiply in: bf16 or fp32")
@@ -100,6 +102,7 @@ func (a *app) logger(c node.Config) *slog.Logger {
 	_ = level.UnmarshalText([]byte(c.Log)) // checked by LoadConfig
 	h := slog.NewTextHandler(a.err, &slog.HandlerOptions{Level: level})
 	p2p.RouteLogs(h)
+	ipfs.RouteLogs(h)
 	return slog.New(h)
 }
 

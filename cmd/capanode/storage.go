@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -12,12 +13,15 @@ import (
 )
 
 func (a *app) storageCommand() *cobra.Command {
+	var from []string
+	var inPlace bool
+	var lease time.Duration
 	add := &cobra.Command{Use: "add PATH…", Short: "Put files and folders into the store and print their CIDs", Args: args(1, -1), RunE: func(cmd *cobra.Command, given []string) error {
 		u, err := a.use()
 		if err != nil {
 			return err
 		}
-		added, err := node.Add(cmd.Context(), u, given)
+		added, err := node.Add(cmd.Context(), u, given, inPlace)
 		t := table{}
 		for _, x := range added {
 			if x.Error == "" {
@@ -26,11 +30,13 @@ func (a *app) storageCommand() *cobra.Command {
 		}
 		return errors.Join(a.print(orEmpty(added), t), err)
 	}}
-	get := &cobra.Command{Use: "get CID DEST", Short: "Write an object to a path, fetching it from peers if need be", Args: args(2, 2), RunE: func(cmd *cobra.Command, given []string) error {
-		u, err := a.use()
+	var seeds []string
+	get := &cobra.Command{Use: "get CID DEST", Short: "Write an object to a path, fetching it from peers if need be", Args: args(2, 2), Long: fetchHelp, RunE: func(cmd *cobra.Command, given []string) error {
+		u, err := a.fetching(seeds)
 		if err != nil {
 			return err
 		}
+		u.From = from
 		if err := node.Get(cmd.Context(), u, given[0], given[1]); err != nil {
 			return err
 		}
@@ -47,12 +53,15 @@ func (a *app) storageCommand() *cobra.Command {
 		}
 		t := table{head: []string{"CID", "KIND", "CLASS", "SIZE", "PINS"}}
 		for _, o := range all {
+			if o.Damaged {
+				o.Class += ", damaged"
+			}
 			t.rows = append(t.rows, []string{o.CID, o.Kind, o.Class, size(o.Size), strings.Join(o.Pins, " ")})
 		}
 		return a.print(orEmpty(all), t)
 	}}
 	pin := &cobra.Command{Use: "pin CID [NAME]", Short: "Protect an object, fetching it if need be", Args: args(1, 2), RunE: func(cmd *cobra.Command, given []string) error {
-		u, err := a.use()
+		u, err := a.fetching(seeds)
 		if err != nil {
 			return err
 		}
@@ -60,7 +69,8 @@ func (a *app) storageCommand() *cobra.Command {
 		if len(given) > 1 {
 			name = given[1]
 		}
-		if err := node.Pin(cmd.Context(), u, name, given[0]); err != nil {
+		u.From = from
+		if err := node.Pin(cmd.Context(), u, name, given[0], lease); err != nil {
 			return err
 		}
 		return a.print(map[string]string{"cid": given[0], "pin": name}, table{rows: [][]string{{name, given[0]}}})
@@ -71,6 +81,13 @@ func (a *app) storageCommand() *cobra.Command {
 			return err
 		}
 		return node.Unpin(cmd.Context(), u, given[0])
+	}}
+	rm := &cobra.Command{Use: "rm CID…", Short: "Delete objects; a file that was added in place stays where it is", Args: args(1, -1), RunE: func(cmd *cobra.Command, given []string) error {
+		u, err := a.use()
+		if err != nil {
+			return err
+		}
+		return node.Remove(cmd.Context(), u, given)
 	}}
 	gc := &cobra.Command{Use: "gc", Short: "Remove cached objects that nothing protects", Args: args(0, 0), RunE: func(cmd *cobra.Command, _ []string) error {
 		u, err := a.use()
@@ -94,7 +111,13 @@ func (a *app) storageCommand() *cobra.Command {
 		}
 		return errors.Join(a.print(r, verifyTable(r)), err)
 	}}
-	return group("storage", "The content-addressed store", add, get, ls, pin, unpin, gc, verify)
+	add.Flags().BoolVar(&inPlace, "in-place", false, "serve the files from where they lie instead of copying them; they must stay there, unchanged")
+	pin.Flags().DurationVar(&lease, "for", 0, "how long, such as 24h (default: until it is unpinned)")
+	for _, c := range []*cobra.Command{get, pin} {
+		c.Flags().StringArrayVar(&from, "from", nil, "address of a node, or of an IPFS node, that is asked first (repeatable)")
+		c.Flags().StringArrayVar(&seeds, "seed", nil, "web server that has the content, beside the peers (repeatable)")
+	}
+	return group("storage", "The content-addressed store", add, get, ls, pin, unpin, rm, gc, verify, a.exportCARCommand(), a.importCARCommand())
 }
 
 func verifyTable(r storage.Report) table {

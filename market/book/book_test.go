@@ -3,14 +3,12 @@ package book
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"go.uber.org/goleak"
 
@@ -18,6 +16,7 @@ import (
 	"github.com/capacloud/capanode/market/query"
 	"github.com/capacloud/capanode/p2p"
 	"github.com/capacloud/capanode/p2p/memnet"
+	"github.com/capacloud/capanode/p2p/peertest"
 	"github.com/capacloud/capanode/p2p/wire"
 )
 
@@ -25,17 +24,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var noon = time.UnixMilli(1_800_000_000_000)
 
-func key(t testing.TB, name string) crypto.PrivKey {
-	seed := sha256.Sum256([]byte(name))
-	k, _, err := crypto.GenerateEd25519Key(bytes.NewReader(seed[:]))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return k
-}
-
 func beacon(t testing.TB, name string, seq uint64, at time.Time) []byte {
-	env, err := offer.Seal(key(t, name), offer.Beacon{
+	env, err := offer.Seal(peertest.Key(t, name), offer.Beacon{
 		Version: 1, Seq: seq, IssuedMs: at.UnixMilli(), TTL: 300, Class: "cpu", VRAMMiB: 4096, PerfMFLOPS: 50_000,
 		Price: 100_000, Floor: 50_000, Free: 1, Total: 1, MaxLease: 3600,
 	})

@@ -2,7 +2,6 @@ package journal
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -16,8 +15,6 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
-	"github.com/libp2p/go-libp2p/core/crypto"
-	"github.com/libp2p/go-libp2p/core/peer"
 	"go.uber.org/goleak"
 
 	"github.com/capacloud/capanode/market/credit"
@@ -25,25 +22,13 @@ import (
 	"github.com/capacloud/capanode/market/lease"
 	"github.com/capacloud/capanode/market/ledger"
 	"github.com/capacloud/capanode/market/meter"
+	"github.com/capacloud/capanode/p2p/peertest"
 	"github.com/capacloud/capanode/p2p/wire"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var noon = time.UnixMilli(1_800_000_000_000)
-
-func key(t testing.TB, name string) (crypto.PrivKey, peer.ID) {
-	seed := sha256.Sum256([]byte(name))
-	k, _, err := crypto.GenerateEd25519Key(bytes.NewReader(seed[:]))
-	if err != nil {
-		t.Fatal(err)
-	}
-	id, err := peer.IDFromPrivateKey(k)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return k, id
-}
 
 func ok[T any](t testing.TB) func(T, error) T {
 	return func(v T, err error) T {
@@ -56,8 +41,7 @@ func ok[T any](t testing.TB) func(T, error) T {
 }
 
 func granted(t testing.TB, nonce, epoch uint64) lease.Lease {
-	_, requester := key(t, "requester")
-	_, provider := key(t, "provider")
+	requester, provider := peertest.ID(t, "requester"), peertest.ID(t, "provider")
 	l := ok[lease.Lease](t)(lease.New(lease.Seller, lease.Terms{
 		Version: 1, Run: wire.Link{Cid: wire.RecordCID([]byte{0xa0})}, Requester: requester, Provider: provider, Nonce: nonce,
 		Price: 3_600_000, WorkRate: 7, MaxSeconds: 3600, Budget: 50_000_000, TickSeconds: 15, StartByMs: noon.Add(time.Minute).UnixMilli(),
@@ -69,7 +53,7 @@ func granted(t testing.TB, nonce, epoch uint64) lease.Lease {
 
 // chain signs n receipts of a lease.
 func chain(t testing.TB, l lease.Lease, n int) []meter.Signed {
-	k, _ := key(t, "requester")
+	k := peertest.Key(t, "requester")
 	var out []meter.Signed
 	for i := range uint64(n) {
 		j := meter.Judgement{Terms: l.Terms, Verified: 1 << 40, Left: credit.Max}
@@ -118,12 +102,12 @@ func TestReceiptsBookDeltasOnce(t *testing.T) {
 func TestVerifyFindsWhatIsWrong(t *testing.T) {
 	l := granted(t, 1, 1)
 	rs := chain(t, l, 3)
-	k, _ := key(t, "provider")
+	k := peertest.Key(t, "provider")
 	forged := rs[1].Receipt
 	forged.Amount++
 	fork := rs[2].Receipt
 	fork.Prev = make([]byte, 32)
-	payer, _ := key(t, "requester")
+	payer := peertest.Key(t, "requester")
 	entry := ledger.Entry{Lease: l.ID, Nonce: 3, Postings: []ledger.Posting{{Account: "x", Micro: 5}}}
 	for name, damage := range map[string]func(*pebble.Batch) error{
 		"signature": func(b *pebble.Batch) error {
@@ -269,7 +253,7 @@ func life(t *testing.T) []act {
 			},
 		})
 		for i, r := range chain(t, l, 5) {
-			k, _ := key(t, "provider")
+			k := peertest.Key(t, "provider")
 			tick := ok[[]byte](t)(meter.SealTick(k, meter.Tick{Lease: l.ID, Nonce: uint64(i + 1)}))
 			acts = append(acts, act{func(db *DB) error { return db.PutTick(l.ID, tick) }, func(db *DB) error {
 				env, found, err := db.Tick(l.ID)

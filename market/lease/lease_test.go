@@ -1,8 +1,6 @@
 package lease
 
 import (
-	"bytes"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"reflect"
@@ -12,35 +10,18 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
-	"github.com/libp2p/go-libp2p/core/peer"
 	"pgregory.net/rapid"
 
 	"github.com/capacloud/capanode/market/internal/golden"
+	"github.com/capacloud/capanode/p2p/peertest"
 	"github.com/capacloud/capanode/p2p/wire"
 )
 
 var noon = time.UnixMilli(1_800_000_000_000)
 
-func key(t testing.TB, name string) crypto.PrivKey {
-	seed := sha256.Sum256([]byte(name))
-	k, _, err := crypto.GenerateEd25519Key(bytes.NewReader(seed[:]))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return k
-}
-
-func id(t testing.TB, name string) peer.ID {
-	p, err := peer.IDFromPrivateKey(key(t, name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return p
-}
-
 func terms(t testing.TB) Terms {
 	return Terms{
-		Version: 1, Run: wire.Link{Cid: wire.RecordCID([]byte{0xa0})}, Requester: id(t, "requester"), Provider: id(t, "provider"),
+		Version: 1, Run: wire.Link{Cid: wire.RecordCID([]byte{0xa0})}, Requester: peertest.ID(t, "requester"), Provider: peertest.ID(t, "provider"),
 		Nonce: 42, Slot: 1, Price: 400_000, WorkRate: 12, MaxSeconds: 3600, Budget: 5_000_000, TickSeconds: 15,
 		StartByMs: noon.Add(time.Minute).UnixMilli(),
 	}
@@ -75,10 +56,10 @@ func TestGoldenRecords(t *testing.T) {
 		golden.Check(t, name, env)
 		return env
 	}
-	accept := seal("accept", key(t, "requester"), AcceptRecord{tt, noon.UnixMilli()})
-	grant := seal("grant", key(t, "provider"), GrantRecord{lid, 1, 9, noon.UnixMilli(), noon.Add(time.Hour).UnixMilli()})
-	ack := seal("ack", key(t, "requester"), AckRecord{lid, 9, noon.UnixMilli()})
-	end := seal("close", key(t, "requester"), CloseRecord{lid, RequesterDone, 4, 3, noon.UnixMilli()})
+	accept := seal("accept", peertest.Key(t, "requester"), AcceptRecord{tt, noon.UnixMilli()})
+	grant := seal("grant", peertest.Key(t, "provider"), GrantRecord{lid, 1, 9, noon.UnixMilli(), noon.Add(time.Hour).UnixMilli()})
+	ack := seal("ack", peertest.Key(t, "requester"), AckRecord{lid, 9, noon.UnixMilli()})
+	end := seal("close", peertest.Key(t, "requester"), CloseRecord{lid, RequesterDone, 4, 3, noon.UnixMilli()})
 
 	if a, err := OpenAccept(accept, tt.Requester); err != nil || a.Terms != tt {
 		t.Errorf("accept: %+v, %v", a, err)
@@ -111,7 +92,7 @@ func TestSignedRecordsRefuseOthers(t *testing.T) {
 		"no epoch":     {"provider", GrantRecord{l.ID, 1, 0, 5, 6}, ErrMalformed},
 		"no time":      {"provider", GrantRecord{l.ID, 1, 1, 6, 6}, ErrMalformed},
 	} {
-		env, err := Seal(key(t, c.who), GrantDomain, c.record)
+		env, err := Seal(peertest.Key(t, c.who), GrantDomain, c.record)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -119,14 +100,14 @@ func TestSignedRecordsRefuseOthers(t *testing.T) {
 			t.Errorf("%s: got %v, want %v", name, err, c.want)
 		}
 	}
-	env, err := Seal(key(t, "stranger"), AcceptDomain, AcceptRecord{Terms: terms(t)})
+	env, err := Seal(peertest.Key(t, "stranger"), AcceptDomain, AcceptRecord{Terms: terms(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := OpenAccept(env, id(t, "stranger")); !errors.Is(err, ErrWrongPeer) {
+	if _, err := OpenAccept(env, peertest.ID(t, "stranger")); !errors.Is(err, ErrWrongPeer) {
 		t.Errorf("accept of somebody else's terms: %v", err)
 	}
-	env, err = Seal(key(t, "requester"), CloseDomain, CloseRecord{Lease: l.ID, Reason: "because"})
+	env, err = Seal(peertest.Key(t, "requester"), CloseDomain, CloseRecord{Lease: l.ID, Reason: "because"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -372,7 +353,7 @@ func TestRefusalsTravel(t *testing.T) {
 
 func FuzzRecords(f *testing.F) {
 	tt := terms(f)
-	accept, err := Seal(key(f, "requester"), AcceptDomain, AcceptRecord{tt, noon.UnixMilli()})
+	accept, err := Seal(peertest.Key(f, "requester"), AcceptDomain, AcceptRecord{tt, noon.UnixMilli()})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -382,7 +363,7 @@ func FuzzRecords(f *testing.F) {
 	for _, seed := range [][]byte{accept, request, reply, record} {
 		f.Add(seed)
 	}
-	who, pid := key(f, "requester"), id(f, "requester")
+	who, pid := peertest.Key(f, "requester"), peertest.ID(f, "requester")
 	l := Lease{ID: ID{1}, Terms: tt, Epoch: 1}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var req Request

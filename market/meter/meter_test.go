@@ -2,35 +2,20 @@ package meter
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"errors"
 	"math/big"
 	"testing"
 	"time"
 
-	"github.com/libp2p/go-libp2p/core/crypto"
-	"github.com/libp2p/go-libp2p/core/peer"
 	"pgregory.net/rapid"
 
 	"github.com/capacloud/capanode/market/credit"
 	"github.com/capacloud/capanode/market/internal/golden"
 	"github.com/capacloud/capanode/market/lease"
+	"github.com/capacloud/capanode/p2p/peertest"
 	"github.com/capacloud/capanode/p2p/signed"
 	"github.com/capacloud/capanode/p2p/wire"
 )
-
-func key(t testing.TB, name string) (crypto.PrivKey, peer.ID) {
-	seed := sha256.Sum256([]byte(name))
-	k, _, err := crypto.GenerateEd25519Key(bytes.NewReader(seed[:]))
-	if err != nil {
-		t.Fatal(err)
-	}
-	id, err := peer.IDFromPrivateKey(k)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return k, id
-}
 
 var (
 	lid   = lease.ID{1, 2, 3}
@@ -38,7 +23,7 @@ var (
 )
 
 func receipt(t testing.TB, r Receipt) Signed {
-	k, _ := key(t, "requester")
+	k := peertest.Key(t, "requester")
 	s, err := SealReceipt(k, r)
 	if err != nil {
 		t.Fatal(err)
@@ -83,7 +68,7 @@ func TestAmountIsExact(t *testing.T) {
 }
 
 func TestGoldenRecords(t *testing.T) {
-	k, id := key(t, "provider")
+	k, id := peertest.Key(t, "provider"), peertest.ID(t, "provider")
 	tick := Tick{Lease: lid, Nonce: 4, Counters: Counters{SlotMs: 60_000, Tokens: 4096, Units: 77, Rounds: 3}, State: []byte("state")}
 	env, err := SealTick(k, tick)
 	if err != nil {
@@ -97,7 +82,7 @@ func TestGoldenRecords(t *testing.T) {
 	first := receipt(t, Receipt{Lease: lid, Nonce: 3, Counters: Counters{SlotMs: 45_000}, Amount: 5000})
 	second := receipt(t, Receipt{Lease: lid, Nonce: 4, Counters: tick.Counters, Amount: 6666, PrevNonce: 3, Prev: first.Hash[:], State: tick.State})
 	golden.Check(t, "receipt", second.Envelope)
-	_, payer := key(t, "requester")
+	payer := peertest.ID(t, "requester")
 	if r, err := OpenReceipt(second.Envelope, payer); err != nil || r.Amount != 6666 || r.Hash != second.Hash {
 		t.Errorf("%+v, %v", r, err)
 	}
@@ -198,7 +183,7 @@ func TestCheckReceipt(t *testing.T) {
 
 // TestBothSidesAgree plays random ticks, with losses and repeats, and compares the two ends.
 func TestBothSidesAgree(t *testing.T) {
-	k, payer := key(t, "requester")
+	k, payer := peertest.Key(t, "requester"), peertest.ID(t, "requester")
 	rapid.Check(t, func(t *rapid.T) {
 		var mine, theirs *Signed // newest receipt at the requester and at the provider
 		var tick Tick
@@ -262,7 +247,7 @@ func TestReplyCarriesRefusals(t *testing.T) {
 }
 
 func FuzzOpen(f *testing.F) {
-	k, id := key(f, "requester")
+	k, id := peertest.Key(f, "requester"), peertest.ID(f, "requester")
 	tick, _ := wire.Marshal(Tick{Lease: lid, Nonce: 4, Counters: Counters{SlotMs: 1}})
 	rec, _ := wire.Marshal(Receipt{Lease: lid, Nonce: 4, PrevNonce: 3, Prev: make([]byte, 32)})
 	reply, _ := wire.Marshal(Reply{Code: "budget", Detail: "no", Receipt: []byte{1}})

@@ -2,7 +2,6 @@ package offer
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"errors"
 	"strings"
 	"testing"
@@ -12,20 +11,12 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/capacloud/capanode/market/internal/golden"
+	"github.com/capacloud/capanode/p2p/peertest"
 	"github.com/capacloud/capanode/p2p/signed"
 	"github.com/capacloud/capanode/p2p/wire"
 )
 
 var noon = time.UnixMilli(1_800_000_000_000)
-
-func key(t testing.TB, name string) crypto.PrivKey {
-	seed := sha256.Sum256([]byte(name))
-	k, _, err := crypto.GenerateEd25519Key(bytes.NewReader(seed[:]))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return k
-}
 
 func sample() Beacon {
 	return Beacon{
@@ -47,7 +38,7 @@ func seal(t testing.TB, k crypto.PrivKey, b Beacon) Offer {
 }
 
 func TestBeaconGoldenAndSize(t *testing.T) {
-	o := seal(t, key(t, "provider"), sample())
+	o := seal(t, peertest.Key(t, "provider"), sample())
 	golden.Check(t, "beacon", o.Envelope)
 	if len(o.Envelope) > 320 {
 		t.Errorf("a usual beacon takes %d bytes, more than 320", len(o.Envelope))
@@ -59,7 +50,7 @@ func TestBeaconGoldenAndSize(t *testing.T) {
 	big.Seq, big.Class, big.Region = 1<<62, strings.Repeat("x", MaxClass), strings.Repeat("y", MaxRegion)
 	big.PerfMFLOPS, big.Price, big.Floor, big.Rate = MaxPerfMFLOPS, MaxPrice, MaxPrice, MaxPrice
 	big.VRAMMiB, big.Free, big.Total, big.MaxLease, big.TTL, big.Claimed = MaxVRAMMiB, MaxSlots, MaxSlots, MaxLeaseSeconds, MaxTTL, true
-	if n := len(seal(t, key(t, "provider"), big).Envelope); n > MaxEnvelope {
+	if n := len(seal(t, peertest.Key(t, "provider"), big).Envelope); n > MaxEnvelope {
 		t.Errorf("the largest valid beacon takes %d bytes, more than %d", n, MaxEnvelope)
 	}
 }
@@ -100,7 +91,7 @@ func TestValidate(t *testing.T) {
 }
 
 func TestCheck(t *testing.T) {
-	k := key(t, "provider")
+	k := peertest.Key(t, "provider")
 	known := seal(t, k, sample())
 	with := func(change func(*Beacon)) Offer {
 		b := sample()
@@ -131,7 +122,7 @@ func TestCheck(t *testing.T) {
 }
 
 func TestEquivocationIsSelfContained(t *testing.T) {
-	k := key(t, "provider")
+	k := peertest.Key(t, "provider")
 	a := seal(t, k, sample())
 	b := sample()
 	b.Price = 399_999
@@ -146,7 +137,7 @@ func TestEquivocationIsSelfContained(t *testing.T) {
 	if err := same.Verify(); !errors.Is(err, ErrMalformed) {
 		t.Errorf("two equal beacons: %v", err)
 	}
-	other := Equivocation{a.Peer, 7, a.Envelope, seal(t, key(t, "another"), b).Envelope}
+	other := Equivocation{a.Peer, 7, a.Envelope, seal(t, peertest.Key(t, "another"), b).Envelope}
 	if err := other.Verify(); !errors.Is(err, ErrMalformed) {
 		t.Errorf("two signers: %v", err)
 	}
@@ -157,7 +148,7 @@ func TestEquivocationIsSelfContained(t *testing.T) {
 }
 
 func TestOpenRefuses(t *testing.T) {
-	k := key(t, "provider")
+	k := peertest.Key(t, "provider")
 	foreign, err := signed.Seal(k, "capanode-other/1", must(wire.Marshal(sample())))
 	if err != nil {
 		t.Fatal(err)
@@ -221,11 +212,11 @@ func TestBucketKeepsTheRate(t *testing.T) {
 }
 
 func FuzzOpen(f *testing.F) {
-	o := seal(f, key(f, "provider"), sample())
+	o := seal(f, peertest.Key(f, "provider"), sample())
 	f.Add(o.Envelope)
 	f.Add(o.Envelope[:len(o.Envelope)/2])
 	f.Add([]byte{})
-	k := key(f, "fuzz")
+	k := peertest.Key(f, "fuzz")
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if o, err := Open(data); err == nil && o.Beacon.Validate() != nil {
 			t.Errorf("opened an invalid beacon %+v", o.Beacon)

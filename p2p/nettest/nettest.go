@@ -27,7 +27,7 @@ type Node interface {
 
 // patience bounds each wait of the suite; only a failing test uses it up. It is longer than the 30 s after which QUIC gives
 // up a silent peer, should the goodbye of a closing node get lost.
-const patience = 45 * time.Second
+const patience = time.Minute
 
 // Run runs the suite. The factory starts n nodes that can reach each other and closes them when its test ends.
 func Run(t *testing.T, factory func(t *testing.T, n int) []Node) {
@@ -58,16 +58,19 @@ func Run(t *testing.T, factory func(t *testing.T, n int) []Node) {
 	}
 }
 
-// Eventually polls until the condition holds and fails the test when it never does.
-func Eventually(t *testing.T, what string, condition func() bool) {
+// Eventually polls until the condition holds and returns how long that took; it fails the test when the condition never does.
+func Eventually(t testing.TB, what string, condition func() bool) time.Duration {
 	t.Helper()
+	begin := time.Now()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for end := time.Now().Add(patience); !condition(); <-tick.C {
-		if time.Now().After(end) {
+	for !condition() {
+		if time.Since(begin) > patience {
 			t.Fatalf("%s: not within %v", what, patience)
 		}
+		<-tick.C
 	}
+	return time.Since(begin)
 }
 
 func within(t *testing.T) context.Context {

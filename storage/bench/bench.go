@@ -24,30 +24,39 @@ import (
 // rawProtocol is the bare stream that fetches are compared with.
 const rawProtocol = "/capanode/bench-raw/1.0.0"
 
-// Pair is two nodes that can reach each other.
-type Pair struct {
-	Server, Client p2p.Network
-	Close          func() error
+// Nodes are one client and the servers that it can reach.
+type Nodes struct {
+	Servers []p2p.Network
+	Client  p2p.Network
+	Close   func() error
 }
 
 // Options says what to measure.
 type Options struct {
-	Size int64  // content bytes, at least 2 MiB
-	Dir  string // where two stores of this size are made and removed again; empty means the folder for temporary files
-	Pair func(ctx context.Context) (Pair, error)
+	Size  int64  // content bytes, at least 2 MiB
+	Dir   string // where stores of twice this size are made and removed again; empty means the folder for temporary files
+	Nodes func(ctx context.Context, servers int) (Nodes, error)
 }
 
 // Figures are throughputs in MB/s (10⁶ bytes per second), each over all bytes, from first call to durable result.
 type Figures struct {
-	Size   int64   // bytes
-	Import float64 // stream → hashed, durable object
-	Fetch  float64 // peer's store → verified, durable object
-	Raw    float64 // bare stream, nothing hashed, nothing stored: the mean of one run before and one after the fetch
-	Ratio  float64 // Fetch / Raw
-	CPU    float64 // processor seconds of this process, both nodes in it, per 10⁹ bytes fetched; 0 where the system does not tell
+	Size     int64   // bytes
+	Import   float64 // stream → hashed, durable object
+	Fetch    float64 // peer's store → verified, durable object
+	Arrived  float64 // the same until every byte is verified and written, but not synced: what a fetch reaches beside a disk that keeps up
+	Fetch4   float64 // the same as Fetch from four peers at once
+	Arrived4 float64
+	Raw      float64 // bare stream, nothing hashed, nothing stored: the mean of one run before and one after the fetches
+	Disk     float64 // as many bytes written to one file and synced
+	Ratio    float64 // Fetch / Raw
+	CPU      float64 // processor seconds of this process, both nodes in it, per 10⁹ bytes fetched; 0 where the system does not tell
+	RawCPU   float64 // the same for the bare stream
 }
 
-// Run measures. It needs about twice the size on disk.
+// sources is how many peers Fetch4 asks.
+const sources = 4
+
+// Run measures. It needs about three times the size on disk.
 func Run(ctx context.Context, o Options) (f Figures, err error) {
 	if o.Size < 2<<20 {
 		return f, fmt.Errorf("bench: size of %d bytes, want at least 2 MiB", o.Size)
@@ -57,52 +66,46 @@ func Run(ctx context.Context, o Options) (f Figures, err error) {
 		return f, fmt.Errorf("bench: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	pair, err := o.Pair(ctx)
+	nodes, err := o.Nodes(ctx, sources)
 	if err != nil {
-		return f, fmt.Errorf("bench: start two nodes: %w", err)
+		return f, fmt.Errorf("bench: start %d nodes: %w", sources+1, err)
 	}
-	defer func() { err = errors.Join(err, pair.Close()) }()
+	defer func() { err = errors.Join(err, nodes.Close()) }()
 	from, err := storage.Open(ctx, filepath.Join(dir, "from"), storage.Options{})
 	if err != nil {
 		return f, err
 	}
 	defer func() { err = errors.Join(err, from.Close()) }()
-	to, err := storage.Open(ctx, filepath.Join(dir, "to"), storage.Options{})
-	if err != nil {
-		return f, err
+	for _, server := range nodes.Servers {
+		transfer.Serve(server, from, transfer.ServeOptions{})
 	}
-	defer func() { err = errors.Join(err, to.Close()) }()
-
-	r := &run{o: o, pair: pair, from: from, to: to}
-	f.Size = o.Size
-	var before, after, cpu time.Duration
-	for _, step := range []struct {
-		do   func(context.Context) error
-		took *time.Duration
-	}{{r.load, &r.imported}, {r.raw, &before}, {r.fetch, &r.fetched}, {r.raw, &after}} {
+	r := &run{o: o, nodes: nodes, from: from, dir: dir}
+	var steps []time.Duration
+	var cpu []float64
+	for _, do := range []func(context.Context) error{r.load, r.raw, r.fetch1, r.fetch4, r.raw, r.disk} {
 		start, used := time.Now(), processTime()
-		if err := step.do(ctx); err != nil {
+		if err := do(ctx); err != nil {
 			return f, fmt.Errorf("bench: %w", err)
 		}
-		if *step.took = time.Since(start); step.took == &r.fetched {
-			cpu = processTime() - used
-		}
+		steps, cpu = append(steps, time.Since(start)), append(cpu, (processTime()-used).Seconds())
 	}
 	mb := float64(o.Size) / 1e6
-	f.Import = mb / r.imported.Seconds()
-	f.Fetch = mb / r.fetched.Seconds()
-	f.Raw = 2 * mb / (before + after).Seconds()
+	rate := func(took time.Duration) float64 { return mb / took.Seconds() }
+	f = Figures{
+		Size: o.Size, Import: rate(steps[0]), Fetch: rate(steps[2]), Fetch4: rate(steps[3]), Raw: rate((steps[1] + steps[4]) / 2), Disk: rate(steps[5]),
+		Arrived: rate(r.arrived[0]), Arrived4: rate(r.arrived[1]), CPU: cpu[2] / (mb / 1e3), RawCPU: (cpu[1] + cpu[4]) / 2 / (mb / 1e3),
+	}
 	f.Ratio = f.Fetch / f.Raw
-	f.CPU = cpu.Seconds() / (mb / 1e3)
 	return f, nil
 }
 
 type run struct {
-	o                 Options
-	pair              Pair
-	from, to          *storage.Store
-	object            cid.Cid
-	imported, fetched time.Duration
+	o       Options
+	nodes   Nodes
+	from    *storage.Store
+	dir     string
+	object  cid.Cid
+	arrived []time.Duration // by fetch: from its start to its last byte
 }
 
 func (r *run) load(ctx context.Context) error {
@@ -111,16 +114,69 @@ func (r *run) load(ctx context.Context) error {
 	return err
 }
 
-func (r *run) fetch(ctx context.Context) error {
-	transfer.Serve(r.pair.Server, r.from, nil)
-	f := transfer.NewFetcher(r.pair.Client, nil, r.to, transfer.Options{})
-	return f.Fetch(ctx, r.object, []peer.ID{r.pair.Server.ID()})
+func (r *run) fetch1(ctx context.Context) error { return r.fetch(ctx, 1) }
+func (r *run) fetch4(ctx context.Context) error { return r.fetch(ctx, sources) }
+
+// fetch brings the object into a new store from so many servers.
+func (r *run) fetch(ctx context.Context, servers int) (err error) {
+	dir := filepath.Join(r.dir, fmt.Sprint("to", servers))
+	to, err := storage.Open(ctx, dir, storage.Options{})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, to.Close()) }()
+	var from []peer.ID
+	for _, s := range r.nodes.Servers[:servers] {
+		from = append(from, s.ID())
+	}
+	f := transfer.NewFetcher(r.nodes.Client, nil, to, transfer.Options{})
+	start, done, watch := time.Now(), make(chan error, 1), time.NewTicker(time.Millisecond)
+	defer watch.Stop()
+	go func() { done <- f.Fetch(ctx, r.object, from) }()
+	var arrived time.Duration
+	for {
+		select {
+		case <-watch.C:
+			if arrived == 0 && f.Stats().Bytes >= uint64(r.o.Size) {
+				arrived = time.Since(start)
+			}
+		case err := <-done:
+			if arrived == 0 {
+				arrived = time.Since(start)
+			}
+			r.arrived = append(r.arrived, arrived)
+			return err
+		}
+	}
 }
 
-// raw streams as many bytes from the server to the client, in writes of the size of a block.
+// disk writes as many bytes as a fetch does and syncs them.
+func (r *run) disk(ctx context.Context) (err error) {
+	f, err := os.Create(filepath.Join(r.dir, "disk"))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	noise, block := newNoise(), make([]byte, 1<<20)
+	for left := r.o.Size; left > 0; left -= int64(len(block)) {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if _, err := noise.Read(block); err != nil {
+			return err
+		}
+		if _, err := f.Write(block[:min(left, int64(len(block)))]); err != nil {
+			return err
+		}
+	}
+	return f.Sync()
+}
+
+// raw streams as many bytes from a server to the client, in writes of the size of a block.
 func (r *run) raw(ctx context.Context) error {
+	server := r.nodes.Servers[0]
 	chunk := make([]byte, 1<<20)
-	r.pair.Server.Handle(rawProtocol, p2p.Limits{}, func(ctx context.Context, s p2p.Stream) {
+	server.Handle(rawProtocol, p2p.Limits{}, func(ctx context.Context, s p2p.Stream) {
 		defer s.Close()
 		if _, err := io.ReadFull(s, make([]byte, 1)); err != nil {
 			return
@@ -136,7 +192,7 @@ func (r *run) raw(ctx context.Context) error {
 			left -= int64(n)
 		}
 	})
-	s, err := r.pair.Client.Open(ctx, r.pair.Server.ID(), rawProtocol)
+	s, err := r.nodes.Client.Open(ctx, server.ID(), rawProtocol)
 	if err != nil {
 		return err
 	}

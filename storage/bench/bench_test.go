@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"testing"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
@@ -14,68 +15,109 @@ import (
 	"github.com/capacloud/capanode/storage/bench"
 )
 
-func memory(context.Context) (bench.Pair, error) {
+func memory(_ context.Context, servers int) (bench.Nodes, error) {
 	net := memnet.New()
-	a, b := net.Node("a"), net.Node("b")
-	return bench.Pair{Server: a, Client: b, Close: func() error { return errors.Join(a.Close(), b.Close()) }}, nil
+	client := net.Node("client")
+	out := bench.Nodes{Client: client}
+	closers := []func() error{client.Close}
+	for i := range servers {
+		n := net.Node(fmt.Sprint("server ", i))
+		out.Servers, closers = append(out.Servers, n), append(closers, n.Close)
+	}
+	out.Close = closeAll(closers)
+	return out, nil
 }
 
-// hosts are two libp2p hosts on loopback that listen as told.
-func hosts(listen string) func(context.Context) (bench.Pair, error) {
-	return func(ctx context.Context) (bench.Pair, error) {
-		var out [2]*p2p.Host
-		for i := range out {
-			key, _, err := crypto.GenerateEd25519Key(rand.Reader)
-			if err != nil {
-				return bench.Pair{}, err
+func closeAll(closers []func() error) func() error {
+	return func() (err error) {
+		for _, c := range closers {
+			err = errors.Join(err, c())
+		}
+		return err
+	}
+}
+
+// hosts are libp2p hosts on loopback that listen as told.
+func hosts(listen string) func(context.Context, int) (bench.Nodes, error) {
+	return func(ctx context.Context, servers int) (out bench.Nodes, err error) {
+		var closers []func() error
+		start := func() *p2p.Host {
+			key, _, kerr := crypto.GenerateEd25519Key(rand.Reader)
+			h, herr := p2p.NewHost(ctx, p2p.Config{Identity: key, Network: "bench", Listen: []string{listen}})
+			if err = errors.Join(err, kerr, herr); herr == nil {
+				closers = append(closers, h.Close)
 			}
-			if out[i], err = p2p.NewHost(ctx, p2p.Config{Identity: key, Network: "bench", Listen: []string{listen}}); err != nil {
-				return bench.Pair{}, err
+			return h
+		}
+		client := start()
+		out.Client = client
+		for range servers {
+			if h := start(); err == nil {
+				info, ierr := peer.AddrInfoFromString(h.Addrs()[0])
+				if err = ierr; err == nil {
+					err = client.Connect(ctx, *info)
+				}
+				out.Servers = append(out.Servers, h)
 			}
 		}
-		a, b := out[0], out[1]
-		pair := bench.Pair{Server: a, Client: b, Close: func() error { return errors.Join(b.Close(), a.Close()) }}
-		info, err := peer.AddrInfoFromString(a.Addrs()[0])
+		out.Close = closeAll(closers)
 		if err != nil {
-			return pair, errors.Join(err, pair.Close())
+			err = errors.Join(err, out.Close())
 		}
-		return pair, b.Connect(ctx, *info)
+		return out, err
 	}
 }
 
 func TestRun(t *testing.T) {
-	f, err := bench.Run(t.Context(), bench.Options{Size: 9<<20 + 5, Dir: t.TempDir(), Pair: memory})
+	f, err := bench.Run(t.Context(), bench.Options{Size: 9<<20 + 5, Dir: t.TempDir(), Nodes: memory})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if f.Import <= 0 || f.Fetch <= 0 || f.Raw <= 0 || f.Ratio <= 0 {
+	if f.Import <= 0 || f.Fetch <= 0 || f.Raw <= 0 || f.Ratio <= 0 || f.Fetch4 <= 0 || f.Arrived < f.Fetch || f.Disk <= 0 {
 		t.Fatalf("%+v", f)
 	}
-	if _, err := bench.Run(t.Context(), bench.Options{Size: 1, Pair: memory}); err == nil {
+	if _, err := bench.Run(t.Context(), bench.Options{Size: 1, Nodes: memory}); err == nil {
 		t.Fatal("one byte was measured")
 	}
 }
 
-// BenchmarkFetch reports a fetch of 256 MiB beside a bare stream in the same run.
+// BenchmarkFetch reports fetches of 256 MiB beside a bare stream and a bare file in the same run.
 func BenchmarkFetch(b *testing.B) {
-	for name, pair := range map[string]func(context.Context) (bench.Pair, error){
+	for name, nodes := range map[string]func(context.Context, int) (bench.Nodes, error){
 		"memory": memory, "tcp": hosts("/ip4/127.0.0.1/tcp/0"), "quic": hosts("/ip4/127.0.0.1/udp/0/quic-v1"),
 	} {
 		b.Run(name, func(b *testing.B) {
-			var sum bench.Figures
+			sum := map[string]float64{}
 			n := 0.0
 			for b.Loop() {
-				f, err := bench.Run(b.Context(), bench.Options{Size: 256 << 20, Dir: b.TempDir(), Pair: pair})
+				f, err := bench.Run(b.Context(), bench.Options{Size: 256 << 20, Dir: b.TempDir(), Nodes: nodes})
 				if err != nil {
 					b.Fatal(err)
 				}
-				sum.Import, sum.Fetch, sum.Raw, sum.Ratio = sum.Import+f.Import, sum.Fetch+f.Fetch, sum.Raw+f.Raw, sum.Ratio+f.Ratio
+				for unit, v := range map[string]float64{
+					"import-MB/s": f.Import, "fetch-MB/s": f.Fetch, "arrived-MB/s": f.Arrived, "fetch4-MB/s": f.Fetch4, "arrived4-MB/s": f.Arrived4,
+					"raw-MB/s": f.Raw, "disk-MB/s": f.Disk, "fetch/raw": f.Ratio, "arrived/raw": f.Arrived / f.Raw, "cpu-s/GB": f.CPU, "raw-cpu-s/GB": f.RawCPU,
+				} {
+					sum[unit] += v
+				}
 				n++
 			}
-			b.ReportMetric(sum.Import/n, "import-MB/s")
-			b.ReportMetric(sum.Fetch/n, "fetch-MB/s")
-			b.ReportMetric(sum.Raw/n, "raw-MB/s")
-			b.ReportMetric(sum.Ratio/n, "fetch/raw")
+			for unit, v := range sum {
+				b.ReportMetric(v/n, unit)
+			}
 		})
+	}
+}
+
+// BenchmarkShaped reports fetches over links of a set speed.
+func BenchmarkShaped(b *testing.B) {
+	for b.Loop() {
+		s, err := bench.RunShaped(b.Context())
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.ReportMetric(s.Long, "of-500Mbit/s-25ms")
+		b.ReportMetric(s.Four, "four/one-of-100Mbit/s")
+		b.ReportMetric(s.Twice, "sent-twice")
 	}
 }

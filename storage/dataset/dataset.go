@@ -180,6 +180,18 @@ func (s Shard) check(width int) error {
 // maxFile bounds the file of a shard: zstd stores what it cannot compress, plus a few bytes per 128 KiB block.
 func maxFile(raw uint64) uint64 { return HeaderSize + raw + raw/256 + 1024 }
 
+// Files lists the shards of one split in the order of the manifest, in which rounds go through them again and again: what a store
+// needs to know to evict the one whose next use is farthest away.
+func (m *Manifest) Files(split Split) []cid.Cid {
+	var out []cid.Cid
+	for _, s := range m.Shards {
+		if s.Split == split {
+			out = append(out, s.CID.Cid)
+		}
+	}
+	return out
+}
+
 // Total returns the tokens of both splits of a manifest that passes Check.
 func (m *Manifest) Total() uint64 {
 	return m.TrainTokens + m.ValTokens

@@ -9,6 +9,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -248,4 +249,19 @@ func FuzzDecodeShard(f *testing.F) {
 			t.Fatalf("%d tokens, header says %d", tokens.Len(), n)
 		}
 	})
+}
+
+func TestFilesOfASplit(t *testing.T) {
+	m := dataset.Manifest{}
+	var want []cid.Cid
+	for i, split := range []dataset.Split{dataset.Train, dataset.Val, dataset.Train} {
+		c := unixfs.RawCID([]byte{byte(i)})
+		m.Shards = append(m.Shards, dataset.Shard{CID: wire.Link{Cid: c}, Split: split})
+		if split == dataset.Train {
+			want = append(want, c)
+		}
+	}
+	if got := m.Files(dataset.Train); !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
 }

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/ipfs/go-cid"
 
 	"github.com/capacloud/capanode/p2p/wire"
@@ -20,8 +21,59 @@ import (
 	"github.com/capacloud/capanode/storage/unixfs"
 )
 
+// Home is where a store of the suite lives.
+type Home struct {
+	FS  vfs.FS // of the store and of the user's files beside it
+	Dir string // exists; the suite makes folders in it
+	// Opened is called for each store that the suite opens, before it uses it; nil does nothing.
+	Opened func(t *testing.T, s *storage.Store, dir string, opts storage.Options)
+}
+
 // Opener opens a store that is closed and forgotten when the test ends.
 type Opener func(t *testing.T, opts storage.Options) *storage.Store
+
+// opener opens each store in a home of its own.
+func opener(home func(*testing.T) Home) Opener {
+	return func(t *testing.T, opts storage.Options) *storage.Store {
+		s := home(t).open(t, opts)
+		t.Cleanup(func() { closeStore(t, s) })
+		return s
+	}
+}
+
+func closeStore(t *testing.T, s *storage.Store) {
+	t.Helper()
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// open opens the store of the home; the caller closes it.
+func (h Home) open(t *testing.T, opts storage.Options) *storage.Store {
+	t.Helper()
+	opts.FS = h.FS
+	dir := h.FS.PathJoin(h.Dir, "store")
+	s := must(storage.Open(context.Background(), dir, opts))(t)
+	if h.Opened != nil {
+		h.Opened(t, s, dir, opts)
+	}
+	return s
+}
+
+// write makes a file of the user, durably, and returns its path.
+func (h Home) write(t *testing.T, name string, b []byte) string {
+	t.Helper()
+	path := h.FS.PathJoin(h.Dir, name)
+	f, err := h.FS.Create(path, vfs.WriteCategoryUnspecified)
+	if err == nil {
+		_, err = f.Write(bytes.Clone(b))
+		err = errors.Join(err, f.Sync(), f.Close(), syncDir(h.FS, h.Dir))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
 
 // Bytes returns n reproducible bytes that do not compress.
 func Bytes(seed uint64, n int) []byte {
@@ -32,8 +84,9 @@ func Bytes(seed uint64, n int) []byte {
 	return b
 }
 
-// Run holds the stores that open makes to the suite.
-func Run(t *testing.T, open Opener) {
+// Run holds the stores that live in such homes to the suite.
+func Run(t *testing.T, home func(*testing.T) Home) {
+	open := opener(home)
 	for _, c := range []struct {
 		name string
 		test func(*testing.T, Opener)
@@ -49,6 +102,20 @@ func Run(t *testing.T, open Opener) {
 		{"NotFound", testNotFound},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.test(t, open) })
+	}
+	for _, c := range []struct {
+		name string
+		test func(*testing.T, Home)
+	}{
+		{"InPlace", testInPlace},
+		{"InPlaceChanges", testInPlaceChanges},
+		{"InPlaceGivesWay", testInPlaceGivesWay},
+		{"Leases", testLeases},
+		{"NextUse", testNextUse},
+		{"Scrub", testScrub},
+		{"ScrubResumes", testScrubResumes},
+	} {
+		t.Run(c.name, func(t *testing.T) { c.test(t, home(t)) })
 	}
 }
 

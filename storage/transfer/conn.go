@@ -11,103 +11,119 @@ import (
 	"github.com/capacloud/capanode/p2p"
 	"github.com/capacloud/capanode/p2p/wire"
 	"github.com/capacloud/capanode/storage"
+	"github.com/capacloud/capanode/storage/encode"
 	"github.com/capacloud/capanode/storage/unixfs"
 )
 
-// perRequest is how many blocks a fetcher names in one request: enough to keep requests rare, few enough that work stays
-// divisible between sources.
-const perRequest = 4
+// newsEvery is how often a source that has not everything yet is asked for what it got since.
+const newsEvery = 200 * time.Millisecond
 
-// conn is one stream to one source. Requests go out from any goroutine; one goroutine reads the answers, which come in
-// the order of the requests.
+// lane is a way to one source: a stream to a peer, or a web server.
+type lane interface {
+	// work feeds a plan's blocks through the lane until the plan or the lane ends, or the source has nothing of it.
+	work(ctx context.Context, p *plan)
+	// state says how the source is doing.
+	state() *flow
+}
+
+// conn is one stream to one peer. Requests go out from any goroutine; one goroutine reads the answers, which come in the
+// order of the requests, and hands the blocks to those that hash and write them.
 type conn struct {
+	*flow
 	stream p2p.Stream
-	stall  time.Duration
-	down   *counters
-	credit chan struct{} // one token per block in flight: bounds what the source may have under way
-	dead   chan struct{} // closed when the stream is given up
+	s      *session
 
-	send  sync.Mutex // one request at a time on the stream, in the order of calls
-	calls chan call  // requests whose answers have not been read
+	send sync.Mutex // one request at a time on the stream, in the order of calls
 
 	mu     sync.Mutex
 	closed bool
-	blocks uint64 // good blocks so far
+	calls  []call        // requests whose answers have not been read
+	more   chan struct{} // holds a token when calls has grown
+	bad    error         // a block that did not match, noticed by a worker
+
+	working sync.WaitGroup // blocks that are being hashed and written
 }
 
 // call is one request on its way.
 type call struct {
 	plan   *plan
-	blocks []int
-	misses func() // the source does not have it
+	blocks []int // none when it asks for what is there
 }
 
-func newConn(s p2p.Stream, o Options, down *counters) *conn {
-	return &conn{
-		stream: s, stall: o.Stall, down: down,
-		credit: make(chan struct{}, o.Window), calls: make(chan call, o.Window), dead: make(chan struct{}),
-	}
+func newConn(s *session, stream p2p.Stream) *conn {
+	return &conn{flow: newFlow(stream.Remote().String()), stream: stream, s: s, more: make(chan struct{}, 1)}
 }
 
-func (c *conn) isDead() bool {
-	select {
-	case <-c.dead:
-		return true
-	default:
-		return false
-	}
-}
+func (c *conn) state() *flow { return c.flow }
 
-// work feeds a plan's blocks through the stream until the plan ends, the source turns out not to have the object, or the
-// stream dies.
+// work implements [lane].
 func (c *conn) work(ctx context.Context, p *plan) {
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	n := min(perRequest, cap(c.credit))
-	for {
-		blocks := p.take(ctx, c, n)
-		if len(blocks) == 0 {
+	defer p.forget(c.flow)
+	asked := time.Now()
+	if !p.whole && !c.askHave(p) {
+		return
+	}
+	for ctx.Err() == nil && !c.isDead() {
+		next := p.look(c.flow, 1)
+		if next.over {
 			return
 		}
-		if !c.request(ctx, call{p, blocks, stop}) {
-			for _, b := range blocks {
-				p.giveBack(c, b)
+		if _, _, partial := p.known(c.flow); partial && time.Since(asked) >= newsEvery {
+			asked = time.Now()
+			if !c.askHave(p) {
+				return
 			}
+		}
+		if len(next.blocks) == 0 {
+			p.pause(ctx, c.flow, next)
+			continue
+		}
+		n := c.s.f.mem.acquire(ctx, c.flow, p, p.batch())
+		if n == 0 {
 			return
+		}
+		blocks := p.take(c.flow, n).blocks
+		c.s.f.mem.release(c.flow, int64(n-len(blocks))*p.blockSize)
+		for len(blocks) > 0 {
+			n := oneRequest(blocks)
+			if !c.request(call{p, blocks[:n]}) {
+				c.giveUp(call{p, blocks})
+				return
+			}
+			blocks = blocks[n:]
 		}
 	}
 }
 
-// request sends one request once there is credit for its blocks. False means that it was not sent and never will be.
-func (c *conn) request(ctx context.Context, k call) bool {
-	for got := range k.blocks {
-		select {
-		case c.credit <- struct{}{}:
-		case <-c.dead:
-			return false
-		case <-k.plan.ended:
-			c.repay(got)
-			return false
-		case <-ctx.Done():
-			c.repay(got)
-			return false
-		}
-	}
+// askHave asks the source what it has of the plan's object.
+func (c *conn) askHave(p *plan) bool { return c.request(call{p, nil}) }
+
+// request sends one request. False means that it was not sent and never will be.
+func (c *conn) request(k call) bool {
 	c.send.Lock()
 	defer c.send.Unlock()
+	c.asked(int64(len(k.blocks)) * k.plan.blockSize)
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
 		return false
 	}
-	c.calls <- k // never blocks: a call holds at least one of as many credits
+	c.calls = append(c.calls, k)
 	c.mu.Unlock()
-	req := Request{CID: wire.Link{Cid: k.plan.cid}}
-	if !k.plan.whole {
-		req.Ranges = rangesOf(k.blocks)
+	select {
+	case c.more <- struct{}{}:
+	default:
 	}
-	c.down.requests.Add(1)
-	err := c.stream.SetDeadline(time.Now().Add(c.stall))
+	req := Request{CID: wire.Link{Cid: k.plan.cid}}
+	switch {
+	case len(k.blocks) == 0:
+		req.Have = true
+		req.Epoch, req.Since, _ = k.plan.known(c.flow)
+	case !k.plan.whole:
+		req.Ranges, req.Encodings = rangesOf(k.blocks), c.s.f.encodings()
+	}
+	c.s.f.down.requests.Add(1)
+	err := c.stream.SetDeadline(time.Now().Add(c.s.f.opts.Stall))
 	if err == nil {
 		err = wire.WriteRecord(c.stream, req)
 	}
@@ -117,15 +133,11 @@ func (c *conn) request(ctx context.Context, k call) bool {
 	return true
 }
 
-func (c *conn) repay(n int) {
-	for range n {
-		<-c.credit
-	}
-}
-
 // read reads answers until the context ends or the source fails. It returns why it stopped; the blocks that it owed are
 // given back.
 func (c *conn) read(ctx context.Context) error {
+	c.s.f.mem.join()
+	defer c.s.f.mem.leave()
 	stop := context.AfterFunc(ctx, func() { _ = c.stream.Reset() })
 	defer stop()
 	err := c.loop(ctx)
@@ -133,86 +145,201 @@ func (c *conn) read(ctx context.Context) error {
 	_ = c.stream.Reset()
 	c.mu.Lock()
 	c.closed = true
-	close(c.calls)
+	calls := c.calls
+	c.calls = nil
 	c.mu.Unlock()
-	for k := range c.calls {
-		c.giveUp(k, 0)
+	for _, k := range calls {
+		c.giveUp(k)
+	}
+	c.working.Wait()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.bad != nil {
+		return c.bad
 	}
 	return err
 }
 
 func (c *conn) loop(ctx context.Context) error {
-	buf := make([]byte, unixfs.MaxBlock)
 	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case k := <-c.calls:
-			for i, block := range k.blocks {
-				more, err := c.answer(k, block, buf)
-				if err != nil {
-					c.giveUp(k, i)
-					return err
-				}
-				if !more {
-					c.giveUp(k, i)
-					k.misses()
-					c.repay(len(k.blocks) - i)
-					break
-				}
-				c.repay(1)
+		c.mu.Lock()
+		var k call
+		if len(c.calls) > 0 {
+			k, c.calls = c.calls[0], c.calls[1:]
+		}
+		c.mu.Unlock()
+		if k.plan == nil {
+			select {
+			case <-c.more:
+			case <-ctx.Done():
+				return ctx.Err()
 			}
+			continue
+		}
+		if err := c.answers(ctx, k); err != nil {
+			return err
 		}
 	}
 }
 
-// giveUp gives the blocks of a call back, from the i-th on.
-func (c *conn) giveUp(k call, i int) {
-	for _, b := range k.blocks[i:] {
-		k.plan.giveBack(c, b)
+// answers reads all answers to one request.
+func (c *conn) answers(ctx context.Context, k call) error {
+	if len(k.blocks) == 0 {
+		return c.hear(k.plan)
 	}
+	for i, block := range k.blocks {
+		more, err := c.answer(ctx, k.plan, block)
+		if err != nil || !more {
+			c.giveUp(call{k.plan, k.blocks[i:]})
+			if err == nil {
+				k.plan.missed(c.flow, block)
+			}
+			return err
+		}
+	}
+	return nil
 }
 
-// answer reads one answer. False means that the source ended the request because it does not have the object.
-func (c *conn) answer(k call, block int, buf []byte) (bool, error) {
-	// The deadline covers one block: a source that needs longer for a megabyte counts as stalled.
-	if err := c.stream.SetDeadline(time.Now().Add(c.stall)); err != nil {
-		return false, err
+// giveUp gives the blocks of a call back.
+func (c *conn) giveUp(k call) {
+	for _, b := range k.blocks {
+		k.plan.giveBack(c.flow, b)
+	}
+	n := int64(len(k.blocks)) * k.plan.blockSize
+	c.forgave(n)
+	c.s.f.mem.release(c.flow, n)
+}
+
+// header reads the header of an answer.
+func (c *conn) header(want uint32, have, whole bool) (header, error) {
+	if err := c.stream.SetDeadline(time.Now().Add(c.s.f.opts.Stall)); err != nil {
+		return header{}, err
 	}
 	var head [headerSize]byte
 	if _, err := io.ReadFull(c.stream, head[:]); err != nil {
-		return false, fmt.Errorf("transfer: read answer: %w", err)
+		return header{}, fmt.Errorf("transfer: read answer: %w", err)
 	}
-	h, err := parseHeader(head[:], uint32(block))
+	c.answered()
+	from := c.s.f.encodings()
+	if have || whole {
+		from = 0
+	}
+	return parseHeader(head[:], want, have, from)
+}
+
+// hear reads what the source has.
+func (c *conn) hear(p *plan) error {
+	h, err := c.header(0, true, false)
 	if err != nil {
+		return err
+	}
+	if h.status != statusHave {
+		p.useless(c.flow)
+		return nil
+	}
+	b := make([]byte, h.length)
+	if _, err := io.ReadFull(c.stream, b); err != nil {
+		return fmt.Errorf("transfer: read what the source has: %w", err)
+	}
+	news, err := parseHave(b)
+	if err != nil {
+		return err
+	}
+	p.learn(c.flow, news)
+	return nil
+}
+
+// answer reads one block and hands it on. False means that the source ended the request because it does not have the block.
+func (c *conn) answer(ctx context.Context, p *plan, block int) (bool, error) {
+	h, err := c.header(uint32(block), false, p.whole)
+	if err != nil || h.status != statusBlock {
 		return false, err
 	}
-	if h.status != statusBlock {
-		return false, nil
+	if int64(h.size) > p.blockSize {
+		return false, fmt.Errorf("transfer: block of %d bytes, its object's have at most %d: %w", h.size, p.blockSize, ErrProtocol)
 	}
+	buf := c.s.f.buffer()
 	data := buf[:h.length]
-	if _, err := io.ReadFull(c.stream, data); err != nil {
-		return false, fmt.Errorf("transfer: read block of %d bytes: %w", h.length, err)
+	for at := 0; at < len(data); {
+		part := data[at:min(at+segment, len(data))]
+		if err = c.s.f.rate.wait(ctx, len(part)); err == nil {
+			err = c.stream.SetDeadline(time.Now().Add(c.s.f.opts.Stall))
+		}
+		n := 0
+		if err == nil {
+			n, err = io.ReadFull(c.stream, part)
+		}
+		if err != nil {
+			c.s.f.recycle(buf)
+			return false, fmt.Errorf("transfer: read block of %d bytes after %d: %w", h.length, at+n, err)
+		}
+		c.alive()
+		at += n
 	}
-	err = k.plan.arrived(block, data)
-	switch {
-	case errors.Is(err, storage.ErrCorrupt):
-		c.down.refused.Add(1)
-		return false, err
-	case err != nil:
-		k.plan.fail(err) // the disk, the quota: the source did nothing wrong
-		return true, nil
-	}
-	c.down.block(len(data))
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.blocks++
+	c.s.f.down.wire.Add(uint64(h.length))
+	c.got(int64(h.size), p.blockSize)
+	c.working.Add(1)
+	c.s.hand(func() {
+		defer c.working.Done()
+		if h.encoding == encode.Raw {
+			c.settle(p, block, data)
+		} else {
+			c.decode(p, block, h, data)
+		}
+		c.s.f.recycle(buf)
+	})
 	return true, nil
 }
 
-// delivered returns the good blocks that came over this stream.
-func (c *conn) delivered() uint64 {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.blocks
+// decode decodes a block, then settles it.
+func (c *conn) decode(p *plan, block int, h header, data []byte) {
+	f := c.s.f
+	d := f.decoders.Get().(*encode.Decoder)
+	defer f.decoders.Put(d)
+	buf := f.buffer()
+	defer f.recycle(buf)
+	if err := d.Decode(h.encoding, data, buf[:h.size]); err != nil {
+		f.down.refused.Add(1)
+		p.giveBack(c.flow, block)
+		f.mem.release(c.flow, p.blockSize)
+		c.blame(fmt.Errorf("transfer: block %d: %w: %w", block, ErrProtocol, err))
+		return
+	}
+	c.settle(p, block, buf[:h.size])
 }
+
+// settle hashes and writes a block.
+func (c *conn) settle(p *plan, block int, data []byte) {
+	defer c.s.f.mem.release(c.flow, p.blockSize)
+	if err := c.s.settle(p, c.flow, block, data); err != nil {
+		c.blame(err)
+	}
+}
+
+// blame ends the use of a source: nothing more that it sends is of use.
+func (c *conn) blame(err error) {
+	c.mu.Lock()
+	c.bad = err
+	c.mu.Unlock()
+	_ = c.stream.Reset()
+}
+
+// settle takes a block from a source. An error says that the source is to blame.
+func (s *session) settle(p *plan, f *flow, block int, data []byte) error {
+	err := p.arrived(block, data)
+	switch {
+	case errors.Is(err, storage.ErrCorrupt):
+		s.f.down.refused.Add(1)
+		p.giveBack(f, block)
+		return err
+	case err != nil:
+		p.fail(err) // the disk, the quota: the source did nothing wrong
+	default:
+		s.f.down.block(len(data))
+	}
+	return nil
+}
+
+// buffer returns room for one block.
+func (f *Fetcher) buffer() *[unixfs.MaxBlock]byte   { return f.bufs.Get().(*[unixfs.MaxBlock]byte) }
+func (f *Fetcher) recycle(b *[unixfs.MaxBlock]byte) { f.bufs.Put(b) }

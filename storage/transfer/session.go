@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -28,15 +29,19 @@ const (
 type session struct {
 	f    *Fetcher
 	root cid.Cid
-	from []peer.ID
+	what Ask
 	once sync.Once // guards begin
 	ctx  context.Context
 	stop context.CancelFunc
 	wg   sync.WaitGroup
+	tally
+
+	jobs    chan func() // blocks to hash and write
+	workers sync.WaitGroup
 
 	mu      sync.Mutex
-	sources map[peer.ID]*source
-	order   []peer.ID     // in which they were found
+	sources map[string]*source
+	order   []string      // in which they were found
 	looking bool          // the router is being asked, or will be
 	more    chan struct{} // closed to ask the router at once
 	asked   error         // what the router answered, when that was an error
@@ -44,40 +49,71 @@ type session struct {
 	holds   map[cid.Cid]func()
 }
 
-// source is one peer of a session.
+// source is one peer or web server of a session.
 type source struct {
-	conn *conn // nil while dialling and when gone
-	gone bool
-	why  error // of its last failure
+	lane   lane // nil while dialling and when gone
+	gone   bool
+	why    error // of its last failure
+	bytes  int64 // delivered over lanes that have ended
+	blocks int
 }
 
-func (f *Fetcher) session(ctx context.Context, root cid.Cid, from []peer.ID) *session {
+// now returns what the source has delivered, and its rate.
+func (s *source) now() (bytes int64, rate float64) {
+	bytes = s.bytes
+	if s.lane != nil {
+		n, _ := s.lane.state().total()
+		bytes, rate = bytes+n, s.lane.state().speed()
+	}
+	return bytes, rate
+}
+
+func (f *Fetcher) session(ctx context.Context, root cid.Cid, what Ask) *session {
 	s := &session{
-		f: f, root: root, from: from, sources: map[peer.ID]*source{}, more: make(chan struct{}),
-		changed: make(chan struct{}), holds: map[cid.Cid]func(){},
+		f: f, root: root, what: what, sources: map[string]*source{}, more: make(chan struct{}),
+		changed: make(chan struct{}), holds: map[cid.Cid]func(){}, jobs: make(chan func()),
 	}
 	s.ctx, s.stop = context.WithCancel(ctx)
 	return s
 }
 
-// begin opens streams to the sources, when the first block is needed that is not here.
+// begin opens ways to the sources, when the first block is needed that is not here.
 func (s *session) begin() {
-	for _, id := range s.from {
-		s.add(id)
+	for range runtime.GOMAXPROCS(0) {
+		s.workers.Go(func() {
+			for job := range s.jobs {
+				job()
+			}
+		})
+	}
+	for _, id := range s.what.From {
+		s.addPeer(id)
+	}
+	for _, url := range s.what.Seeds {
+		s.add(url, func(ctx context.Context, src *source) (bool, error) { return s.useWeb(ctx, url, src) })
 	}
 	if s.f.router != nil {
 		s.update(func() { s.looking = true })
 		s.wg.Go(s.look)
+	}
+	if s.what.Progress != nil {
+		s.wg.Go(s.report)
 	}
 }
 
 func (s *session) close() {
 	s.stop()
 	s.wg.Wait()
+	close(s.jobs)
+	s.workers.Wait()
 	for _, release := range s.holds {
 		release()
 	}
 }
+
+// hand gives a block to those who hash and write, and waits while all of them are busy: that is what slows the sources down to
+// the speed of the disk.
+func (s *session) hand(job func()) { s.jobs <- job }
 
 // hold protects an object until the session ends.
 func (s *session) hold(c cid.Cid) {
@@ -97,16 +133,26 @@ func (s *session) update(change func()) {
 	s.changed = make(chan struct{})
 }
 
-// add starts using a peer as a source, once.
-func (s *session) add(id peer.ID) {
+func (s *session) addPeer(id peer.ID) {
+	if id != s.f.net.ID() {
+		s.add(id.String(), func(ctx context.Context, src *source) (bool, error) { return s.usePeer(ctx, id, src) })
+	}
+}
+
+// add starts using a source, once. use opens a lane and returns when it has ended.
+func (s *session) add(name string, use func(context.Context, *source) (bool, error)) {
 	s.update(func() {
-		if s.sources[id] != nil || id == s.f.net.ID() {
+		if s.sources[name] != nil {
 			return
 		}
 		src := &source{}
-		s.sources[id] = src
-		s.order = append(s.order, id)
-		s.wg.Go(func() { s.run(id, src) })
+		s.sources[name] = src
+		s.order = append(s.order, name)
+		if until, banned := s.f.opts.Bans.Banned(name); banned {
+			src.gone, src.why = true, fmt.Errorf("transfer: banned until %s: %w", until.UTC().Format(time.RFC3339), ErrBanned)
+			return
+		}
+		s.wg.Go(func() { s.run(name, src, use) })
 	})
 }
 
@@ -128,47 +174,68 @@ func (s *session) look() {
 	defer cancel()
 	ids, err := s.f.router.Providers(ctx, s.root, maxProviders)
 	for _, id := range ids {
-		s.add(id)
+		s.addPeer(id)
 	}
 	s.update(func() { s.looking, s.asked = false, err })
 }
 
-// run keeps a stream to a source until the session ends or the source has disappointed too often.
-func (s *session) run(id peer.ID, src *source) {
+// run keeps a way to a source until the session ends or the source has disappointed too often.
+func (s *session) run(name string, src *source, use func(context.Context, *source) (bool, error)) {
 	for fails := 0; s.ctx.Err() == nil; {
-		delivered, err := s.use(id, src)
+		delivered, err := use(s.ctx, src)
 		if delivered {
 			fails = 0
 		}
 		fails++
+		if errors.Is(err, storage.ErrCorrupt) {
+			s.blame(name)
+		}
 		bad := errors.Is(err, storage.ErrCorrupt) || errors.Is(err, ErrProtocol)
 		gone := bad || fails >= attempts || errors.Is(err, p2p.ErrNoProtocol)
-		s.update(func() { src.conn, src.why, src.gone = nil, err, gone })
-		if gone {
-			s.f.log.Info("source dropped", "cid", s.root, "peer", id, "err", err)
+		if s.ctx.Err() != nil {
+			return // the session's end is no fault of the source, whatever its stream says
+		}
+		s.update(func() { src.why, src.gone = err, gone })
+		s.f.log.Info("source failed", "cid", s.root, "source", name, "dropped", gone, "err", err)
+		if gone || sleep(s.ctx, backoff<<(fails-1)) != nil {
 			return
 		}
-		timer := time.NewTimer(backoff << (fails - 1))
-		select {
-		case <-timer.C:
-		case <-s.ctx.Done():
-		}
-		timer.Stop()
 	}
 }
 
-// use opens one stream and reads it to its end.
-func (s *session) use(id peer.ID, src *source) (delivered bool, err error) {
-	ctx, cancel := context.WithTimeout(s.ctx, s.f.opts.Dial)
-	stream, err := s.f.net.Open(ctx, id, Protocol)
+// blame counts a bad block against its source.
+func (s *session) blame(name string) {
+	banned, err := s.f.opts.Bans.Bad(name)
+	if err != nil {
+		s.f.log.Error("cannot save who sent bad blocks", "err", err)
+	}
+	if banned {
+		s.f.log.Warn("source banned: it keeps sending bad blocks", "source", name, "for", banTime)
+	}
+}
+
+// usePeer opens one stream and reads it to its end.
+func (s *session) usePeer(ctx context.Context, id peer.ID, src *source) (delivered bool, err error) {
+	dial, cancel := context.WithTimeout(ctx, s.f.opts.Dial)
+	stream, err := s.f.net.Open(dial, id, Protocol)
 	cancel()
 	if err != nil {
 		return false, err
 	}
-	c := newConn(stream, s.f.opts, &s.f.down)
-	s.update(func() { src.conn = c })
-	err = c.read(s.ctx)
-	return c.delivered() > 0, err
+	c := newConn(s, stream)
+	s.update(func() { src.lane = c })
+	err = c.read(ctx)
+	return s.ended(src), err
+}
+
+// ended takes the lane of a source away and tells whether it has delivered anything.
+func (s *session) ended(src *source) (delivered bool) {
+	s.update(func() {
+		bytes, blocks := src.lane.state().total()
+		src.bytes, src.blocks, src.lane = src.bytes+bytes, src.blocks+blocks, nil
+		delivered = blocks > 0
+	})
+	return delivered
 }
 
 // pull works on a plan with every source that the session has or finds, until the plan ends or no source is left.
@@ -178,21 +245,21 @@ func (s *session) pull(ctx context.Context, p *plan) error {
 	var workers sync.WaitGroup
 	defer workers.Wait()
 	defer stop()
-	used := map[*conn]bool{} // false once the work is over
+	used := map[lane]bool{} // false once the work is over
 	patience := time.NewTimer(s.f.opts.Find)
 	defer patience.Stop()
 	for {
 		s.mu.Lock()
 		changed := s.changed
 		for _, src := range s.sources {
-			c := src.conn
-			if _, known := used[c]; c == nil || known || c.isDead() {
+			l := src.lane
+			if _, known := used[l]; l == nil || known || l.state().isDead() {
 				continue
 			}
-			used[c] = true
+			used[l] = true
 			workers.Go(func() {
-				c.work(ctx, p)
-				s.update(func() { used[c] = false })
+				l.work(ctx, p)
+				s.update(func() { used[l] = false })
 			})
 		}
 		active, hope := s.prospects(used)
@@ -220,13 +287,13 @@ func (s *session) pull(ctx context.Context, p *plan) error {
 }
 
 // prospects says whether somebody works on a plan and whether somebody else may yet. It is called with mu held.
-func (s *session) prospects(used map[*conn]bool) (active, hope bool) {
+func (s *session) prospects(used map[lane]bool) (active, hope bool) {
 	for _, working := range used {
 		active = active || working
 	}
 	for _, src := range s.sources {
 		// Dialling, waiting to dial again, or about to notice that its stream is dead.
-		hope = hope || (!src.gone && (src.conn == nil || src.conn.isDead()))
+		hope = hope || (!src.gone && (src.lane == nil || src.lane.state().isDead()))
 	}
 	if !active && !hope && s.looking {
 		select {
@@ -244,16 +311,16 @@ func (s *session) failure(c cid.Cid) error {
 	defer s.mu.Unlock()
 	reason := ErrNoProviders
 	var asked []string
-	for _, id := range s.order {
-		src := s.sources[id]
+	for _, name := range s.order {
+		src := s.sources[name]
 		why := "does not have it"
-		if src.why != nil && src.conn == nil {
+		if src.why != nil && src.lane == nil {
 			why = src.why.Error()
 		}
 		if errors.Is(src.why, storage.ErrCorrupt) {
 			reason = errors.Join(ErrNoProviders, storage.ErrCorrupt)
 		}
-		asked = append(asked, fmt.Sprintf("%s (%s)", id, why))
+		asked = append(asked, fmt.Sprintf("%s (%s)", name, why))
 	}
 	if len(asked) == 0 {
 		asked = []string{"nobody: no source was given and nobody announced it"}
@@ -262,4 +329,32 @@ func (s *session) failure(c cid.Cid) error {
 		asked = append(asked, fmt.Sprintf("the router (%v)", s.asked))
 	}
 	return fmt.Errorf("transfer: fetch %s: asked %s: %w", c, strings.Join(asked, ", "), reason)
+}
+
+// states lists the sources for a progress event, in the order in which they were found.
+func (s *session) states() []SourceProgress {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]SourceProgress, 0, len(s.order))
+	for _, name := range s.order {
+		src := s.sources[name]
+		p := SourceProgress{Source: name, State: "dialling"}
+		if s.ctx.Err() != nil {
+			p.State = "done"
+		}
+		p.Bytes, p.Rate = src.now()
+		switch {
+		case src.gone:
+			p.State = "dropped"
+		case src.lane != nil:
+			p.State = "active"
+		case src.why != nil && s.ctx.Err() == nil:
+			p.State = "waiting"
+		}
+		if src.why != nil && src.lane == nil {
+			p.Why = src.why.Error()
+		}
+		out = append(out, p)
+	}
+	return out
 }

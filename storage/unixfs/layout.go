@@ -2,6 +2,7 @@ package unixfs
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/ipfs/go-cid"
 )
@@ -12,28 +13,111 @@ type Block struct {
 	Data []byte
 }
 
-// Layout is the shape of one file: which leaves, in the order of the bytes, and which nodes bind them to one CID. Every
-// leaf but the last has BlockSize bytes.
-type Layout struct {
-	Root      cid.Cid
-	Size      int64 // content bytes
-	BlockSize int64 // content bytes of every leaf but the last
-	Leaves    []Digest
-	Nodes     []Block // children before their parents, so the root is last; empty when the file is one raw leaf
+// Cuts says where the leaves of one file begin and end.
+type Cuts struct {
+	Size      int64   // content bytes
+	BlockSize int64   // content bytes of every leaf but the last; 0 when the leaves differ in size
+	Ends      []int64 // of leaves that differ in size: the content bytes up to the end of each, ascending, the last one Size; else nil
+}
+
+// Fixed cuts a file into leaves of [BlockSize] bytes.
+func Fixed(size int64) Cuts { return Cuts{Size: size, BlockSize: BlockSize} }
+
+// CutAt cuts a file at the given ends: strictly ascending, at most [MaxBlock] bytes apart, at most [MaxLeaves] of them.
+// Ends that happen to be those of equal leaves give the same cuts as if they had been asked for as such.
+func CutAt(ends []int64) (Cuts, error) {
+	if len(ends) == 0 || len(ends) > MaxLeaves {
+		return Cuts{}, fmt.Errorf("unixfs: a file cut into %d leaves, limit %d: %w", len(ends), MaxLeaves, ErrInvalid)
+	}
+	first, last, at := ends[0], len(ends)-1, int64(0)
+	equal := true
+	for i, end := range ends {
+		size := end - at
+		if end <= at || size > MaxBlock {
+			return Cuts{}, fmt.Errorf("unixfs: leaf %d from %d to %d, limit %d bytes: %w", i, at, end, MaxBlock, ErrInvalid)
+		}
+		equal = equal && (size == first || i == last && size < first)
+		at = end
+	}
+	if equal {
+		return Cuts{Size: at, BlockSize: first}, nil
+	}
+	return Cuts{Size: at, Ends: ends}, nil
+}
+
+// Count returns the number of leaves; even an empty file has one.
+func (c Cuts) Count() int {
+	if c.Ends != nil {
+		return len(c.Ends)
+	}
+	return int(max(1, (c.Size+c.BlockSize-1)/max(1, c.BlockSize)))
+}
+
+// Largest returns the content bytes of the largest leaf.
+func (c Cuts) Largest() int64 {
+	if c.Ends == nil {
+		return c.BlockSize
+	}
+	most := int64(0)
+	for i := range c.Ends {
+		most = max(most, c.LeafSize(i))
+	}
+	return most
+}
+
+// LeafOffset returns the content bytes before leaf i.
+func (c Cuts) LeafOffset(i int) int64 {
+	switch {
+	case c.Ends == nil:
+		return int64(i) * c.BlockSize
+	case i == 0:
+		return 0
+	}
+	return c.Ends[i-1]
 }
 
 // LeafSize returns the content bytes of leaf i.
-func (l *Layout) LeafSize(i int) int64 {
-	return min(l.BlockSize, l.Size-int64(i)*l.BlockSize)
+func (c Cuts) LeafSize(i int) int64 {
+	if c.Ends == nil {
+		return min(c.BlockSize, c.Size-int64(i)*c.BlockSize)
+	}
+	return c.Ends[i] - c.LeafOffset(i)
+}
+
+// LeafAt returns the leaf that holds the byte at an offset below Size.
+func (c Cuts) LeafAt(offset int64) int {
+	if c.Ends == nil {
+		return int(offset / max(1, c.BlockSize))
+	}
+	i, found := slices.BinarySearch(c.Ends, offset)
+	if found {
+		i++ // an end is the first byte of the next leaf
+	}
+	return i
+}
+
+// Layout is the shape of one file: which leaves, in the order of the bytes, and which nodes bind them to one CID.
+type Layout struct {
+	Cuts
+	Root   cid.Cid
+	Leaves []Digest
+	Nodes  []Block // children before their parents, so the root is last; empty when the file is one raw leaf
 }
 
 // Build lays a file of at least one leaf of [BlockSize] out as a balanced tree. One leaf alone is its own root.
 func Build(leaves []Digest, size int64) (*Layout, error) {
-	count := max(1, (size+BlockSize-1)/BlockSize)
-	if size < 0 || count > MaxLeaves || int64(len(leaves)) != count {
-		return nil, fmt.Errorf("unixfs: %d leaves for %d bytes, limit %d leaves: %w", len(leaves), size, MaxLeaves, ErrInvalid)
+	if size < 0 {
+		return nil, fmt.Errorf("unixfs: a file of %d bytes: %w", size, ErrInvalid)
 	}
-	out := &Layout{Size: size, BlockSize: BlockSize, Leaves: leaves}
+	return BuildCuts(leaves, Fixed(size))
+}
+
+// BuildCuts is [Build] for a file that is cut elsewhere. The same leaves and cuts always give the same CID.
+func BuildCuts(leaves []Digest, cuts Cuts) (*Layout, error) {
+	if count := cuts.Count(); count > MaxLeaves || len(leaves) != count {
+		return nil, fmt.Errorf("unixfs: %d leaves for %d bytes, want %d, limit %d: %w", len(leaves), cuts.Size, count, MaxLeaves, ErrInvalid)
+	}
+	out := &Layout{Cuts: cuts, Leaves: leaves}
 	level := make([]subtree, len(leaves))
 	for i, d := range leaves {
 		s := uint64(out.LeafSize(i))
@@ -81,11 +165,16 @@ func join(children []subtree) (subtree, Block, error) {
 }
 
 // Resolve reads the interior nodes of a file, root first, and returns its layout. get returns the block of a CID and must
-// have verified its hash; whatever else the blocks say is checked here: sizes, depth, counts, uniform leaves.
+// have verified its hash; whatever else the blocks say is checked here: sizes, depth, counts. Memory is bounded by
+// [MaxLeaves] and [MaxNodeBytes], whatever the nodes promise.
 func Resolve(root cid.Cid, get func(cid.Cid) ([]byte, error)) (*Layout, error) {
 	r := resolver{get: get, out: &Layout{Root: root}}
 	if err := r.walk(root, 0, 1); err != nil {
 		return nil, err
+	}
+	var err error
+	if r.out.Cuts, err = CutAt(r.ends); err != nil {
+		return nil, fmt.Errorf("%s: %w", root, err)
 	}
 	return r.out, nil
 }
@@ -94,7 +183,7 @@ type resolver struct {
 	get       func(cid.Cid) ([]byte, error)
 	out       *Layout
 	nodeBytes int
-	ended     bool // a leaf shorter than the block size was seen: nothing may follow
+	ends      []int64
 }
 
 // walk reads the node c. A want of 0 means that nobody has claimed its size yet.
@@ -138,24 +227,20 @@ func (r *resolver) walk(c cid.Cid, want uint64, depth int) error {
 
 func (r *resolver) leaf(c cid.Cid, size uint64) error {
 	out := r.out
-	if len(out.Leaves) == 0 {
-		if size > MaxBlock {
-			return fmt.Errorf("unixfs: %s: leaf of %d bytes, limit %d: %w", out.Root, size, MaxBlock, ErrUnsupported)
-		}
-		out.BlockSize = int64(size)
-	}
-	if r.ended || int64(size) > out.BlockSize {
-		return fmt.Errorf("unixfs: %s: leaves of mixed size: %w", out.Root, ErrUnsupported)
+	if size > MaxBlock {
+		return fmt.Errorf("unixfs: %s: leaf of %d bytes, limit %d: %w", out.Root, size, MaxBlock, ErrUnsupported)
 	}
 	if len(out.Leaves) == MaxLeaves {
 		return fmt.Errorf("unixfs: %s: more than %d leaves: %w", out.Root, MaxLeaves, ErrUnsupported)
 	}
-	r.ended = int64(size) < out.BlockSize
 	d, err := DigestOf(c)
 	if err != nil {
 		return err
 	}
-	out.Leaves = append(out.Leaves, d)
-	out.Size += int64(size)
+	at := int64(size)
+	if n := len(r.ends); n > 0 {
+		at += r.ends[n-1]
+	}
+	out.Leaves, r.ends = append(out.Leaves, d), append(r.ends, at)
 	return nil
 }

@@ -35,7 +35,7 @@ const (
 var (
 	// ErrInvalid reports bytes that break the format, or values that the format cannot carry.
 	ErrInvalid = errors.New("invalid UnixFS node")
-	// ErrUnsupported reports valid UnixFS that this node does not read: symlinks, sharded directories, leaves of mixed size.
+	// ErrUnsupported reports valid UnixFS that this node does not read: symlinks, sharded directories, large leaves.
 	ErrUnsupported = errors.New("unsupported UnixFS node")
 )
 

@@ -171,7 +171,11 @@ func TestGolden(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, got := range map[string][]byte{"file.hex": file.Nodes[0].Data, "folder.hex": folder} {
+	mixed, err := unixfs.BuildCuts(digests3(), cut(t, 5, 5+unixfs.BlockSize, 12+unixfs.BlockSize))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, got := range map[string][]byte{"file.hex": file.Nodes[0].Data, "folder.hex": folder, "mixed.hex": mixed.Nodes[0].Data} {
 		path := filepath.Join("testdata", name)
 		if *update {
 			if err := os.WriteFile(path, []byte(hex.EncodeToString(got)+"\n"), 0o644); err != nil {
@@ -262,8 +266,6 @@ func TestResolveRefuses(t *testing.T) {
 		"folder":            unixfs.NodeCID(folder),
 		"folder inside":     add(unixfs.Node{Links: []unixfs.Link{{CID: unixfs.NodeCID(folder)}}, BlockSizes: []uint64{1}}),
 		"child's size":      add(unixfs.Node{Links: []unixfs.Link{{CID: two}}, BlockSizes: []uint64{11}}),
-		"mixed leaves":      add(unixfs.Node{Links: []unixfs.Link{raw("a"), raw("b"), raw("c")}, BlockSizes: []uint64{5, 4, 5}}),
-		"growing leaves":    add(unixfs.Node{Links: []unixfs.Link{raw("a"), raw("b")}, BlockSizes: []uint64{5, 6}}),
 		"huge leaf":         add(unixfs.Node{Links: []unixfs.Link{raw("a")}, BlockSizes: []uint64{unixfs.MaxBlock + 1}}),
 		"record as content": add(unixfs.Node{Links: []unixfs.Link{{CID: unixfs.Sum(nil).CID(cid.DagCBOR)}}, BlockSizes: []uint64{1}}),
 	} {

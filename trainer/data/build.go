@@ -35,28 +35,12 @@ func Build(ctx context.Context, o Options, store Store) (m dataset.Manifest, lin
 	if err := o.check(); err != nil {
 		return m, link, report, err
 	}
-	filters, err := quality.ParseFilters(o.Filters)
-	if err != nil {
-		return m, link, report, fmt.Errorf("data: %w", err)
-	}
-	s, err := newSorter(o.TempDir, o.Memory)
+	o.Corpus.Cut = cutOf(o.Tokenizer)
+	s, threshold, err := o.sort(ctx, wants{tokens: true}, &report)
 	if err != nil {
 		return m, link, report, err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	g := newGatherer(o, filters, s)
-	defer func() { err = errors.Join(err, g.close()) }()
-	w := wants{tokens: true, measure: filters.Any(), sign: filters.Near(), lines: filters.Lines()}
-	report.Read, err = stream(ctx, o, w, g.add)
-	report.Dropped = g.drops()
-	if err != nil {
-		return m, link, report, err
-	}
-	if err := s.finish(); err != nil {
-		return m, link, report, err
-	}
-	report.Spilled = s.bytes
-	threshold := heldOut(g.smallest, g.largest, o.ValFraction)
 	totals, err := o.count(s, threshold, &report)
 	if err != nil {
 		return m, link, report, err
@@ -71,10 +55,14 @@ func Build(ctx context.Context, o Options, store Store) (m dataset.Manifest, lin
 	if err != nil {
 		return m, link, report, err
 	}
+	made, err := storeTokenizer(ctx, o.Tokenizer, store)
+	if err != nil {
+		return m, link, report, err
+	}
 	m = dataset.Manifest{
 		Version:     dataset.Version,
 		Name:        o.Name,
-		Tokenizer:   dataset.Tokenizer{Kind: o.Tokenizer.Name(), Vocab: uint64(o.Tokenizer.Vocab())},
+		Tokenizer:   made,
 		Dtype:       o.dtype(),
 		Shards:      shards,
 		TrainTokens: totals.train,
@@ -93,6 +81,30 @@ func Build(ctx context.Context, o Options, store Store) (m dataset.Manifest, lin
 		return m, link, report, fmt.Errorf("data: store manifest: %w", err)
 	}
 	return m, wire.Link{Cid: c}, report, nil
+}
+
+// sort reads the corpus, drops what the filters drop, and leaves the rest sorted, with the threshold under which a part's key means held
+// out. The caller closes the sorter.
+func (o Options) sort(ctx context.Context, w wants, report *Report) (s *sorter, threshold uint64, err error) {
+	filters, err := quality.ParseFilters(o.Filters)
+	if err != nil {
+		return nil, 0, fmt.Errorf("data: %w", err)
+	}
+	w.measure, w.sign, w.lines = filters.Any(), filters.Near(), filters.Lines()
+	if s, err = newSorter(o.TempDir, o.Memory); err != nil {
+		return nil, 0, err
+	}
+	g := newGatherer(o, filters, s)
+	report.Read, err = stream(ctx, o, w, g.add)
+	report.Dropped = g.drops()
+	if err == nil {
+		err = s.finish()
+	}
+	if err = errors.Join(err, g.close()); err != nil {
+		return nil, 0, errors.Join(err, s.close())
+	}
+	report.Spilled = s.bytes
+	return s, heldOut(g.smallest, g.largest, o.ValFraction), nil
 }
 
 // Warnings says in words what a reader of the numbers should not miss, one line each.

@@ -45,7 +45,7 @@ func (e *TooSmallError) Error() string {
 type Options struct {
 	Name        string
 	Corpus      corpus.Options      // which files, how they are read, where reading ends
-	Tokenizer   tokenizer.Tokenizer // must give the same IDs when a text is cut at line ends
+	Tokenizer   tokenizer.Tokenizer // long texts are encoded in sections, cut where [tokenizer.Cut] allows if they can be
 	Filters     []string            // see [quality.ParseFilters]; exact duplicates are always dropped
 	ValFraction float64             // share of the documents that is held out, in [0, 1)
 	ShardTokens uint64              // tokens in a shard, at least; 0 chooses by corpus size

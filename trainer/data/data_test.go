@@ -61,19 +61,7 @@ func memory(t *testing.T) *storage.Store {
 // documents returns the texts of one side of a dataset, in its order.
 func documents(t *testing.T, store *storage.Store, m dataset.Manifest, split dataset.Split) []string {
 	t.Helper()
-	var ids []int32
-	for i, s := range m.Shards {
-		if s.Split != split {
-			continue
-		}
-		tokens, err := m.ReadShard(context.Background(), store.ReadAll, i)
-		if err != nil {
-			t.Fatal(err)
-		}
-		part := make([]int32, tokens.Len())
-		tokens.Copy(part, 0)
-		ids = append(ids, part...)
-	}
+	ids := slices.Concat(side(t, m, store, split)...)
 	var texts []string
 	for len(ids) > 0 {
 		end := slices.Index(ids, tokenizer.Byte{}.EndOfText())

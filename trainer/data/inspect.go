@@ -37,7 +37,9 @@ func Inspect(ctx context.Context, o Options) (Inspection, error) {
 		in.names = append(in.names, filepath.Base(p))
 	}
 	w := in.wants()
-	w.tokens = o.Tokenizer != nil
+	if o.Tokenizer != nil {
+		w.tokens, o.Corpus.Cut = true, cutOf(o.Tokenizer)
+	}
 	counts, err := stream(ctx, o, w, in.add)
 	if err != nil {
 		return Inspection{}, err
@@ -53,9 +55,12 @@ func Inspect(ctx context.Context, o Options) (Inspection, error) {
 
 // InspectDataset reports on a dataset: its shards are fetched one after the other and turned into text again.
 func InspectDataset(ctx context.Context, m dataset.Manifest, read dataset.ReadFunc, o Options) (Inspection, error) {
-	tok, err := tokenizer.ByName(m.Tokenizer.Kind)
+	tok, err := tokenizer.Open(ctx, m.Tokenizer.Kind, read)
 	if err != nil {
 		return Inspection{}, fmt.Errorf("data: dataset %s: %w", m.Name, err)
+	}
+	if uint64(tok.Vocab()) != m.Tokenizer.Vocab {
+		return Inspection{}, fmt.Errorf("data: %w: dataset %s says %d tokens, its tokenizer %s has %d", ErrVocabulary, m.Name, m.Tokenizer.Vocab, tok.Name(), tok.Vocab())
 	}
 	filters, err := quality.ParseFilters(o.Filters)
 	if err != nil {

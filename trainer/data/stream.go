@@ -18,7 +18,7 @@ import (
 type worked struct {
 	piece   corpus.Piece
 	sum     [sha256.Size]byte
-	tokens  []byte // in the dataset's type
+	tokens  []byte // in the dataset's type, or the text itself
 	measure *quality.Measure
 	sign    *quality.Signature
 	lines   []quality.LineHash
@@ -34,8 +34,8 @@ type hint struct {
 
 // wants says which work is done on each piece.
 type wants struct {
-	tokens, measure, sign, lines, samples bool
-	grams                                 func() uint64 // bound of the n-grams to hand over; nil wants none
+	tokens, texts, measure, sign, lines, samples bool          // texts: the text itself in place of its tokens
+	grams                                        func() uint64 // bound of the n-grams to hand over; nil wants none
 }
 
 // reader emits batches of pieces.
@@ -130,14 +130,19 @@ func (w *pieceWorker) do(out *worked, p corpus.Piece) error {
 	if ids == nil {
 		out.sum = sha256.Sum256(p.Text)
 		w.look(out, p.Text)
+		if w.wants.texts {
+			out.tokens = p.Text
+		}
 		if !w.wants.tokens {
 			return nil
 		}
 		w.ids = w.Tokenizer.Encode(w.ids[:0], p.Text)
 		ids = w.ids
 	} else {
-		if err := w.checkVocabulary(ids); err != nil {
-			return err
+		if w.wants.tokens {
+			if err := w.checkVocabulary(ids); err != nil {
+				return err
+			}
 		}
 		h := sha256.New()
 		_ = binary.Write(h, binary.LittleEndian, ids) // a hash does not fail

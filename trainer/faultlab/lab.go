@@ -356,7 +356,7 @@ func (l *Lab) last(name string) *body {
 	}
 }
 
-// Finish waits for peers and checks that all ended without an error, after the plan's rounds, with the same state, and that
+// Finish waits for peers and checks that all ended without an error, after the plan's steps, with the same state, and that
 // the state follows from what was said.
 func (l *Lab) Finish(names ...string) []Outcome {
 	l.t.Helper()
@@ -365,8 +365,8 @@ func (l *Lab) Finish(names ...string) []Outcome {
 		if o.Err != nil {
 			l.t.Fatalf("%s: %v", names[i], o.Err)
 		}
-		if o.State.Round != l.options.Plan.Rounds {
-			l.t.Errorf("%s ended after %d rounds, want %d", names[i], o.State.Round, l.options.Plan.Rounds)
+		if steps := l.options.Plan.TotalSteps(); o.State.Steps != steps || o.State.Apart {
+			l.t.Errorf("%s ended after %d steps, want %d (apart: %v)", names[i], o.State.Steps, steps, o.State.Apart)
 		}
 		if o.State.Hash() != all[0].State.Hash() {
 			l.t.Errorf("%s ended with state %s, %s with %s", names[i], o.State.Hash().Short(), names[0], all[0].State.Hash().Short())

@@ -38,6 +38,16 @@ func (l *Ledger) add(m round.Message) {
 	}
 }
 
+// Updates counts the updates of local steps that were applied.
+func (l Link) Updates() (n int) {
+	for _, h := range l.Accepted {
+		if h.Role == round.RoleTrained && h.Merge == nil {
+			n++
+		}
+	}
+	return n
+}
+
 // Link is one committed round on the way to a state.
 type Link struct {
 	Round    uint64
@@ -114,13 +124,13 @@ func advance(cursors map[uint32]uint64, ranges []round.Range) {
 	}
 }
 
-// Headers returns the headers of an author in the order in which it said them.
+// Headers returns the headers of an author's updates in the order in which it said them.
 func (l *Ledger) Headers(author peer.ID) []round.Signed {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var list []round.Signed
 	for _, id := range l.order {
-		if h := l.headers[id]; h.Author == author {
+		if h := l.headers[id]; h.Author == author && h.Role == round.RoleTrained {
 			list = append(list, h)
 		}
 	}

@@ -292,7 +292,7 @@ func churn(ctx context.Context, t *testing.T, peers int, rounds uint64, slow boo
 	}
 	lives, updates := l.Lives(), 0
 	for _, link := range links {
-		updates += len(link.Accepted)
+		updates += link.Updates()
 	}
 	useful := float64(updates*plan.LocalSteps) * time.Second.Seconds()
 	training, dead, working, living := seconds(lives, end)

@@ -1,6 +1,7 @@
 package hf
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -13,7 +14,6 @@ const (
 	llamaArchitecture = "LlamaForCausalLM"
 	llamaType         = "llama"
 	silu              = "silu"
-	float32Type       = "float32"
 )
 
 // configJSON is config.json. The fields below the comment are read to refuse what they could ask for, never written.
@@ -70,8 +70,11 @@ type generationJSON struct {
 	Eos       any    `json:"eos_token_id"`
 }
 
-// newConfig describes a valid spec; end is the end-of-text token or nil where the model has no tokenizer.
-func newConfig(s model.Spec, end *int32) configJSON {
+// dtype returns the type of the weights in either spelling, empty when the file does not say.
+func (c configJSON) dtype() string { return cmp.Or(c.NewType, c.Type) }
+
+// newConfig describes a valid spec with weights of a type; end is the end-of-text token or nil where the model has no tokenizer.
+func newConfig(s model.Spec, as Type, end *int32) configJSON {
 	c := configJSON{
 		Architectures: []string{llamaArchitecture},
 		Bos:           end,
@@ -88,7 +91,7 @@ func newConfig(s model.Spec, end *int32) configJSON {
 		NormEps:       real(s.NormEps),
 		RopeTheta:     real(s.RopeTheta),
 		Tie:           s.TieEmbeddings,
-		Type:          float32Type,
+		Type:          as.String(),
 		UseCache:      true,
 		Vocab:         s.Vocab,
 	}
@@ -128,10 +131,13 @@ func (c configJSON) spec() (model.Spec, error) {
 		return refuse("attention_bias or mlp_bias", true)
 	case c.RopeScaling != nil:
 		return refuse("rope_scaling", c.RopeScaling)
-	case c.Type != "" && c.Type != float32Type:
+	case c.Type != "" && c.NewType != "" && c.Type != c.NewType:
 		return refuse("torch_dtype", c.Type)
-	case c.NewType != "" && c.NewType != float32Type:
-		return refuse("dtype", c.NewType)
+	}
+	if name := c.dtype(); name != "" {
+		if _, err := ParseType(name); err != nil {
+			return refuse("torch_dtype", name)
+		}
 	}
 	s := model.Spec{
 		Family: model.FamilyLlama, Vocab: c.Vocab, Width: c.Width, Layers: c.Layers, Heads: c.Heads, KVHeads: kv,

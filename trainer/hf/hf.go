@@ -6,14 +6,10 @@
 package hf
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"math"
-	"os"
-	"path/filepath"
 
 	"github.com/capacloud/capanode/trainer/engine"
 	"github.com/capacloud/capanode/trainer/model"
@@ -44,7 +40,7 @@ const (
 // What is read of a file at most, in bytes.
 const (
 	maxJSON      = 1 << 20
-	maxTokenizer = 64 << 20 // vocabularies of other models run to tens of megabytes
+	maxTokenizer = tokenizer.MaxFile // vocabularies of other models run to tens of megabytes
 )
 
 // Model is all that a folder says.
@@ -52,8 +48,11 @@ type Model struct {
 	Spec       model.Spec
 	Params     []engine.Param // canonical order; offsets point into Weights
 	Weights    []float32
-	Tokenizer  tokenizer.Tokenizer // nil leaves the tokenizer files out; nil after Read when the folder has another one
+	Type       Type                // how the folder stores the weights; a bfloat16 one does not prove that they belong to a state
+	Tokenizer  tokenizer.Tokenizer // nil leaves the tokenizer files out; nil after Read when the folder has none that can be applied
 	Provenance Provenance          // zero after Read when the folder has none
+
+	TokenizerProblem error // after Read: why the folder's tokenizer cannot be applied
 }
 
 // Provenance says where a model comes from. It is written into the folder, so it may hold only what every peer of the
@@ -101,8 +100,14 @@ func (m Model) check() error {
 	if l := m.Provenance.Loss; math.IsNaN(l) || math.IsInf(l, 0) {
 		return fmt.Errorf("hf: loss %v: %w", l, ErrNotFinite)
 	}
-	return finite(m.Params, m.Weights)
+	if m.Type == BFloat16 {
+		return finite(m.Params, m.Weights, maxBFloat16)
+	}
+	return finite(m.Params, m.Weights, math.MaxFloat32)
 }
+
+// maxBFloat16 is the largest number that rounds to a finite bfloat16.
+const maxBFloat16 = 0x1.FEFFFEp127
 
 func layout(spec model.Spec) ([]engine.Param, int, error) {
 	program, err := spec.Program()
@@ -124,11 +129,11 @@ func equalShape(a, b []int) bool {
 	return true
 }
 
-// finite names the first tensor with a NaN or an infinity.
-func finite(params []engine.Param, weights []float32) error {
+// finite names the first tensor with a NaN or a number beyond the limit, as an infinity is.
+func finite(params []engine.Param, weights []float32, limit float32) error {
 	for _, p := range params {
 		for _, w := range weights[p.Offset : p.Offset+p.Size()] {
-			if w-w != 0 {
+			if !(w <= limit && w >= -limit) {
 				return fmt.Errorf("hf: tensor %s: %w", p.Name, ErrNotFinite)
 			}
 		}
@@ -136,12 +141,22 @@ func finite(params []engine.Param, weights []float32) error {
 	return nil
 }
 
-// Read reads a folder. Nothing in it is trusted: sizes are checked before anything is allocated, shapes against the
-// configuration, values for being finite. Only the Llama family in 32-bit floats and one file is read so far; anything
-// else is [ErrUnsupported], anything contradictory [ErrFormat].
+// Read reads a folder of the file system. Nothing in it is trusted: sizes are checked before anything is allocated, shapes
+// against the configuration, values for being finite. Only the Llama family in one file of 32-bit or bfloat16 floats is read so
+// far; anything else is [ErrUnsupported], anything contradictory [ErrFormat].
 func Read(dir string) (Model, error) {
+	m, err := ReadFrom(Dir(dir))
+	if err != nil {
+		return Model{}, fmt.Errorf("%s: %w", dir, err)
+	}
+	return m, nil
+}
+
+// ReadFrom is [Read] for a folder that lies elsewhere. It reads each file once, from its beginning to its end, the weights after
+// the small files, so that a folder can be read while it arrives.
+func ReadFrom(src Source) (Model, error) {
 	var config configJSON
-	if err := readJSON(filepath.Join(dir, configFile), &config); err != nil {
+	if err := readJSON(src, configFile, &config); err != nil {
 		return Model{}, err
 	}
 	spec, err := config.spec()
@@ -153,13 +168,10 @@ func Read(dir string) (Model, error) {
 		return Model{}, fmt.Errorf("%w: %w", ErrFormat, err)
 	}
 	m := Model{Spec: spec, Params: params}
-	if m.Weights, err = readWeights(filepath.Join(dir, weightsFile), params, total); err != nil {
+	if err := m.readTokenizer(src); err != nil {
 		return Model{}, err
 	}
-	if m.Tokenizer, err = readTokenizer(filepath.Join(dir, tokenizer.HuggingFaceName)); err != nil {
-		return Model{}, err
-	}
-	err = readJSON(filepath.Join(dir, provenanceFile), &m.Provenance)
+	err = readJSON(src, provenanceFile, &m.Provenance)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil // a folder made elsewhere
 	}
@@ -170,89 +182,12 @@ func Read(dir string) (Model, error) {
 	if err != nil {
 		return Model{}, err
 	}
+	m.Weights, m.Type, err = readWeights(src, params, total)
+	if err == nil && config.dtype() != "" && config.dtype() != m.Type.String() {
+		err = fmt.Errorf("hf: %s says %s, %s holds %s: %w", configFile, config.dtype(), weightsFile, m.Type, ErrFormat)
+	}
+	if err != nil {
+		return Model{}, err
+	}
 	return m, nil
-}
-
-// readTokenizer returns the tokenizer of a folder, nil where it has none or one that this program cannot apply.
-func readTokenizer(path string) (tokenizer.Tokenizer, error) {
-	raw, err := readSmall(path, maxTokenizer)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	tok, _ := tokenizer.Recognize(raw)
-	return tok, nil
-}
-
-// readSmall reads a file of at most limit bytes.
-func readSmall(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("hf: %w", err)
-	}
-	defer f.Close()
-	raw, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
-		return nil, fmt.Errorf("hf: read %s: %w", path, err)
-	}
-	if int64(len(raw)) > limit {
-		return nil, fmt.Errorf("hf: %s is larger than %d bytes: %w", path, limit, ErrFormat)
-	}
-	return raw, nil
-}
-
-func readJSON(path string, v any) error {
-	raw, err := readSmall(path, maxJSON)
-	if err != nil {
-		return err
-	}
-	if err := json.Unmarshal(raw, v); err != nil {
-		return fmt.Errorf("hf: %s: %w: %w", path, ErrFormat, err)
-	}
-	return nil
-}
-
-// readWeights reads a safetensors file that must hold exactly params. The file's size is compared with what params need
-// before the weights are allocated.
-func readWeights(path string, params []engine.Param, total int) ([]float32, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("hf: %w", err)
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("hf: %w", err)
-	}
-	tensors, err := ReadHeader(f, info.Size())
-	if err != nil {
-		return nil, fmt.Errorf("hf: %s: %w", path, err)
-	}
-	if len(tensors) != len(params) {
-		return nil, fmt.Errorf("hf: %s has %d tensors, config.json asks for %d: %w", path, len(tensors), len(params), ErrFormat)
-	}
-	byName := make(map[string]TensorInfo, len(tensors))
-	for _, t := range tensors {
-		byName[t.Name] = t
-	}
-	for _, p := range params {
-		t, ok := byName[p.Name]
-		if !ok || !equalShape(t.Shape, p.Shape) {
-			return nil, fmt.Errorf("hf: %s: tensor %s has shape %v, config.json asks for %v: %w",
-				path, p.Name, t.Shape, p.Shape, ErrFormat)
-		}
-	}
-	weights := make([]float32, total)
-	for _, p := range params {
-		t := byName[p.Name]
-		if err := readFloats(io.NewSectionReader(f, t.Offset, t.Bytes), weights[p.Offset:p.Offset+p.Size()]); err != nil {
-			return nil, fmt.Errorf("hf: %s: tensor %s: %w", path, p.Name, err)
-		}
-	}
-	if err := finite(params, weights); err != nil {
-		return nil, fmt.Errorf("%w: in %s", err, path)
-	}
-	return weights, nil
 }

@@ -80,6 +80,36 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
+// TestBFloat16 writes half of each float: the folder is half as large and reads back as the nearest numbers.
+func TestBFloat16(t *testing.T) {
+	m := tiny(t)
+	m.Type = BFloat16
+	m.Weights[0], m.Weights[1], m.Weights[2] = 1+1.0/256, 1+3.0/256, -3e38 // a tie to even down, one up, nearly the largest
+	dir := filepath.Join(t.TempDir(), "half")
+	if err := Write(dir, m); err != nil {
+		t.Fatal(err)
+	}
+	got, err := Read(dir)
+	if err != nil || got.Type != BFloat16 {
+		t.Fatalf("%v, %v", got.Type, err)
+	}
+	if got.Weights[0] != 1 || got.Weights[1] != 1+4.0/256 {
+		t.Fatalf("ties round to %v and %v", got.Weights[0], got.Weights[1])
+	}
+	for i, v := range got.Weights {
+		if math.Abs(float64(v-m.Weights[i])) > math.Abs(float64(m.Weights[i]))/256 {
+			t.Fatalf("weight %d is %v, was %v", i, v, m.Weights[i])
+		}
+	}
+	m.Weights[0] = math.MaxFloat32
+	if err := Write(filepath.Join(t.TempDir(), "large"), m); !errors.Is(err, ErrNotFinite) {
+		t.Fatalf("a number above the largest bfloat16: %v", err)
+	}
+	if toBFloat16(maxBFloat16) != 0x7f7f || toBFloat16(math.Nextafter32(maxBFloat16, math.MaxFloat32)) != 0x7f80 {
+		t.Fatal("the limit of bfloat16 is another one")
+	}
+}
+
 func TestEqualModelsGiveEqualBytes(t *testing.T) {
 	root := t.TempDir()
 	a, b := filepath.Join(root, "a"), filepath.Join(root, "b")
@@ -235,12 +265,14 @@ func TestReadRefusesContradictions(t *testing.T) {
 		"other family":     {edit(configFile, `"llama"`, `"mamba"`), ErrUnsupported},
 		"bias":             {edit(configFile, `"attention_bias": false`, `"attention_bias": true`), ErrUnsupported},
 		"activation":       {edit(configFile, `"silu"`, `"gelu"`), ErrUnsupported},
-		"half precision":   {edit(configFile, `"float32"`, `"bfloat16"`), ErrUnsupported},
+		"half precision":   {edit(configFile, `"float32"`, `"float16"`), ErrUnsupported},
+		"lying type":       {edit(configFile, `"float32"`, `"bfloat16"`), ErrFormat},
+		"mixed types":      {edit(weightsFile, `"dtype":"F32","shape":[8],"data_offsets":[8224,8256]`, `"dtype":"I32","shape":[8],"data_offsets":[8224,8256]`), ErrUnsupported},
 		"scaled rotary":    {edit(configFile, `"use_cache"`, `"rope_scaling": {"type": "linear"}, "use_cache"`), ErrUnsupported},
 		"newer rotary":     {edit(configFile, `"use_cache"`, `"rope_parameters": {"rope_type": "yarn"}, "use_cache"`), ErrUnsupported},
 		"head width":       {edit(configFile, `"head_dim": 4`, `"head_dim": 8`), ErrUnsupported},
 		"renamed tensor":   {edit(weightsFile, `model.norm.weight`, `model.norm.weighs`), ErrFormat},
-		"other type":       {edit(weightsFile, `"F32"`, `"F16"`), ErrUnsupported},
+		"other type":       {edit(weightsFile, `"F32"`, `"I32"`), ErrUnsupported},
 		"other provenance": {edit(provenanceFile, `"version": 1`, `"version": 2`), ErrUnsupported},
 		"no JSON":          {edit(provenanceFile, `{`, ``), ErrFormat},
 		"cut weights": {func(dir string) error {

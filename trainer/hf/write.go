@@ -141,9 +141,9 @@ func contents(m Model) ([]file, error) {
 		}
 	}
 	m.Provenance.Version = ProvenanceVersion
-	config := newConfig(m.Spec, end)
+	config := newConfig(m.Spec, m.Type, end)
 	files := []file{
-		{weightsFile, func(w io.Writer) error { return WriteSafetensors(w, m.Params, m.Weights) }},
+		{weightsFile, func(w io.Writer) error { return WriteSafetensors(w, m.Params, m.Weights, m.Type) }},
 		{cardFile, func(w io.Writer) error { return writeCard(w, m) }},
 	}
 	for name, v := range map[string]any{

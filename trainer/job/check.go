@@ -49,8 +49,8 @@ func (f *File) check() error {
 	if _, err := quality.ParseFilters(f.Data.Filters); err != nil {
 		return f.wrong("data.filters", "%v", err)
 	}
-	if f.Data.Tokenizer != "bytes" {
-		return f.wrong("data.tokenizer", "%q is not a tokenizer of this version; write bytes", f.Data.Tokenizer)
+	if _, err := f.Data.Choice(); err != nil {
+		return f.wrong("data.tokenizer", "%v", err)
 	}
 	if f.Model.Preset != "" && f.Model != (ModelPart{Preset: f.Model.Preset}) {
 		return f.wrong("model.preset", "give a preset or sizes, not both")
@@ -94,6 +94,7 @@ func (f *File) checkRanges() error {
 		{"train.clip", f.Train.Clip, 0, 1e6},
 		{"train.seed", float64(f.Train.Seed), 0, 1 << 62},
 		{"rounds.bits", f.Rounds.Bits, 0, 1e6},
+		{"rounds.group", float64(f.Rounds.Group), 0, MaxPeers},
 		{"rounds.fragments", float64(f.Rounds.Fragments), 1, MaxFragments},
 		{"rounds.local_steps", float64(f.Rounds.LocalSteps), 1, 1e5},
 		{"rounds.outer_learning_rate", f.Rounds.OuterRate, 1e-6, 10},
@@ -109,6 +110,9 @@ func (f *File) checkRanges() error {
 		if math.IsNaN(r.value) || r.value < r.least || r.value > r.most {
 			return f.wrong(r.key, "%v is out of range; write %v to %v", r.value, r.least, r.most)
 		}
+	}
+	if f.Rounds.Group == 1 {
+		return f.wrong("rounds.group", "1 is no group; write 2 or more, or 0 to choose by the number of peers")
 	}
 	if m := f.Train.MicroBatch; m > 0 && f.Train.Batch%m != 0 {
 		return f.wrong("train.micro_batch", "%d does not divide train.batch %d", m, f.Train.Batch)

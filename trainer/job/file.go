@@ -87,6 +87,7 @@ type RoundsPart struct {
 	Bits       float64 `yaml:"bits"`        // budget of the auto pace
 	LocalSteps int     `yaml:"local_steps"` // of every round; with the auto pace only a unit of the run's length
 	Codec      string  `yaml:"codec"`
+	Group      int     `yaml:"group"`
 	Fragments  int     `yaml:"fragments"`
 	Overlap    string  `yaml:"overlap"` // auto, never or always
 	OuterRate  float64 `yaml:"outer_learning_rate"`

@@ -56,6 +56,7 @@ type Record struct {
 	Pace            string     `cbor:"pace"` // auto or fixed
 	Bits            float64    `cbor:"bits"` // budget of the auto pace, per parameter and step
 	Codec           string     `cbor:"codec"`
+	Group           uint64     `cbor:"group"` // most members that average with each other in a round; 0 chooses
 	Fragments       uint64     `cbor:"fragments"`
 	Overlap         string     `cbor:"overlap"` // auto, never or always
 	OuterRate       float64    `cbor:"outer_learning_rate"`
@@ -63,10 +64,16 @@ type Record struct {
 	CheckpointEvery uint64     `cbor:"checkpoint_every"` // rounds
 }
 
+// Dataset is what a run's record says of its dataset.
+type Dataset struct {
+	CID       cid.Cid
+	Tokenizer string // name of the exact mapping that made the tokens
+	Vocab     int    // of the tokenizer: the model's, too
+}
+
 // Bind makes the record of a job file for its owner, dataset and attempt.
-func (f *File) Bind(owner peer.ID, dataset cid.Cid, attempt uint64) (Record, error) {
-	tok := tokenizer.Byte{} // the one that check lets pass
-	spec, err := f.spec(tok.Vocab())
+func (f *File) Bind(owner peer.ID, dataset Dataset, attempt uint64) (Record, error) {
+	spec, err := f.spec(dataset.Vocab)
 	if err != nil {
 		return Record{}, err
 	}
@@ -76,12 +83,12 @@ func (f *File) Bind(owner peer.ID, dataset cid.Cid, attempt uint64) (Record, err
 	}
 	r := Record{
 		Version: RecordVersion, Name: f.Name, Task: f.Task, Owner: []byte(owner), Attempt: attempt,
-		Model: spec, Dataset: wire.Link{Cid: dataset}, Tokenizer: tok.Name(),
+		Model: spec, Dataset: wire.Link{Cid: dataset.CID}, Tokenizer: dataset.Tokenizer,
 		LocalSteps: uint64(f.Rounds.LocalSteps), Batch: uint64(f.Train.Batch), MicroBatch: uint64(micro),
 		Context: uint64(f.Train.Context), Peers: uint64(f.Market.Peers),
 		LearningRate: f.Train.LearningRate, MinRate: f.Train.MinRate, Warmup: uint64(f.Train.Warmup),
 		WeightDecay: f.Train.WeightDecay, Clip: f.Train.Clip, Seed: f.Train.Seed,
-		Pace: f.Rounds.Pace, Bits: f.Rounds.Bits, Codec: f.Rounds.Codec, Fragments: uint64(f.Rounds.Fragments), Overlap: f.Rounds.Overlap,
+		Pace: f.Rounds.Pace, Bits: f.Rounds.Bits, Codec: f.Rounds.Codec, Group: uint64(f.Rounds.Group), Fragments: uint64(f.Rounds.Fragments), Overlap: f.Rounds.Overlap,
 		OuterRate: f.Rounds.OuterRate, OuterMomentum: f.Rounds.Momentum,
 		CheckpointEvery: uint64(f.Checkpoint.Every),
 	}
@@ -185,11 +192,14 @@ func (r Record) Check() error {
 	if err := r.Model.Validate(); err != nil {
 		return fmt.Errorf("%w: %w", ErrRecord, err)
 	}
-	tok, err := tokenizer.ByName(r.Tokenizer)
+	tok, err := tokenizer.ParseName(r.Tokenizer)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrRecord, err)
 	}
-	if !r.Dataset.Defined() || tok.Vocab() != r.Model.Vocab || r.Context != uint64(r.Model.Context) || !nameRule.MatchString(r.Name) {
+	if tok.Vocab != 0 && tok.Vocab != r.Model.Vocab || int(tok.End) >= r.Model.Vocab {
+		return fmt.Errorf("%w: the model has a vocabulary of %d, tokenizer %s does not fit it", ErrRecord, r.Model.Vocab, r.Tokenizer)
+	}
+	if !r.Dataset.Defined() || r.Context != uint64(r.Model.Context) || !nameRule.MatchString(r.Name) {
 		return fmt.Errorf("%w: dataset %v, vocabulary %d, context %d, name %q do not fit together", ErrRecord, r.Dataset, r.Model.Vocab, r.Context, r.Name)
 	}
 	for _, n := range []struct {
@@ -229,8 +239,9 @@ func (r Record) checkRounds() error {
 	if r.Pace != PaceAuto && r.Pace != PaceFixed || r.Overlap != OverlapAuto && r.Overlap != OverlapNever && r.Overlap != OverlapAlways {
 		return fmt.Errorf("%w: pace %.20q, overlap %.20q, allowed: auto, fixed; auto, never, always", ErrRecord, r.Pace, r.Overlap)
 	}
-	if !(r.Bits >= 0 && r.Bits <= 1e6) || r.Fragments < 1 || r.Fragments > MaxFragments {
-		return fmt.Errorf("%w: %v bits, %d fragments, allowed: 0 to 1e6, 1 to %d", ErrRecord, r.Bits, r.Fragments, uint64(MaxFragments))
+	if !(r.Bits >= 0 && r.Bits <= 1e6) || r.Fragments < 1 || r.Fragments > MaxFragments || r.Group == 1 || r.Group > MaxPeers {
+		return fmt.Errorf("%w: %v bits, %d fragments, groups of %d, allowed: 0 to 1e6, 1 to %d, 0 or 2 to %d",
+			ErrRecord, r.Bits, r.Fragments, r.Group, uint64(MaxFragments), uint64(MaxPeers))
 	}
 	return nil
 }

@@ -40,7 +40,7 @@ func bound(t testing.TB) Record {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := f.Bind(owner(t), wire.RecordCID([]byte("dataset")), 0)
+	r, err := f.Bind(owner(t), byteDataset("dataset"), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +74,7 @@ func TestTokensBecomeRounds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := f.Bind(owner(t), wire.RecordCID([]byte("d")), 0)
+	r, err := f.Bind(owner(t), byteDataset("d"), 0)
 	if err != nil || r.Rounds != 101 { // 10,000 tokens a round
 		t.Errorf("%d rounds, %v; want 101", r.Rounds, err)
 	}
@@ -89,7 +89,7 @@ func TestModelMistakesPointAtTheLine(t *testing.T) {
 	} {
 		f, err := Parse("j.yaml", []byte(smallest+text))
 		if err == nil {
-			_, err = f.Bind(owner(t), wire.RecordCID([]byte("d")), 0)
+			_, err = f.Bind(owner(t), byteDataset("d"), 0)
 		}
 		if !errors.Is(err, ErrSyntax) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want %q", text, err, want)
@@ -129,6 +129,7 @@ func TestHostileRecordsAreRefused(t *testing.T) {
 		"bits":        func(r *Record) { r.Bits = 1e7 },
 		"few bits":    func(r *Record) { r.Bits = -1 },
 		"fragments":   func(r *Record) { r.Fragments = 0 },
+		"groups":      func(r *Record) { r.Group = 1 },
 		"top":         func(r *Record) { r.Codec = "top4096" },
 		"rate":        func(r *Record) { r.LearningRate = -1 },
 		"version":     func(r *Record) { r.Version = 2 },
@@ -191,4 +192,49 @@ func FuzzDecode(f *testing.F) {
 			t.Errorf("accepted a record whose work cannot be counted: %v", err)
 		}
 	})
+}
+
+// byteDataset is a dataset of bytes.
+func byteDataset(name string) Dataset {
+	return Dataset{CID: wire.RecordCID([]byte(name)), Tokenizer: "bytes", Vocab: 257}
+}
+
+func TestTokenizerMustFitTheModel(t *testing.T) {
+	f, err := Parse("job.yaml", []byte("version: 1\ntask: causal-lm\ndata: {paths: [x], tokenizer: bpe:512}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := byteDataset("d")
+	set.Tokenizer, set.Vocab = "bpe:256:"+wire.RecordCID([]byte("t")).String(), 512
+	r, err := f.Bind(owner(t), set, 0)
+	if err != nil || r.Model.Vocab != 512 || r.Tokenizer != set.Tokenizer {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	for name, change := range map[string]func(*Record){
+		"an end beyond the model": func(r *Record) { r.Tokenizer = "bpe:512:" + wire.RecordCID([]byte("t")).String() },
+		"bytes":                   func(r *Record) { r.Tokenizer = "bytes" },
+		"no name":                 func(r *Record) { r.Tokenizer = "bpe:512" },
+	} {
+		bad := r
+		change(&bad)
+		if err := bad.Check(); !errors.Is(err, ErrRecord) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestTokenizerChoice(t *testing.T) {
+	c := wire.RecordCID([]byte("t"))
+	for word, want := range map[string]TokenizerChoice{
+		"bytes": {}, "bpe:512": {Train: 512}, "bpe:65536": {Train: 65536}, "tok/": {Path: "tok/"}, "tokenizer.json": {Path: "tokenizer.json"}, c.String(): {File: c},
+	} {
+		if got, err := (DataPart{Tokenizer: word}).Choice(); err != nil || got != want {
+			t.Errorf("%s: %+v, %v", word, got, err)
+		}
+	}
+	for _, word := range []string{"", "byte", "bpe", "bpe:", "bpe:256", "bpe:65537", "bpe:-1", "bpe:1e3", "gpt2"} {
+		if got, err := (DataPart{Tokenizer: word}).Choice(); err == nil {
+			t.Errorf("%q passes as %+v", word, got)
+		}
+	}
 }

@@ -16,7 +16,7 @@ data:
   # text: content          # field or column of structured files, if it is not called text
   # filters: [gopher, near_duplicates] # what documents must be like; capanode data inspect shows what they drop
   # max_bytes: 8000000     # stop reading here
-  tokenizer: bytes         # 256 bytes and an end-of-text mark
+  tokenizer: bytes         # 256 bytes and an end-of-text mark; or bpe:4096, or a tokenizer.json
   validation: 0.02         # share of the documents held out to measure the loss
 
 model:

@@ -32,14 +32,7 @@ func forward(x, room []float32) {
 		return
 	}
 	if n%2 != 0 {
-		basis := cosines(n)
-		for k := range n {
-			room[k] = 0
-			for i, v := range x {
-				room[k] += float32(basis[k*n+i] * v)
-			}
-		}
-		copy(x, room)
+		direct(x, room, n, 1)
 		return
 	}
 	c := secants(n)
@@ -62,14 +55,7 @@ func backward(x, room []float32) {
 		return
 	}
 	if n%2 != 0 {
-		basis := cosines(n)
-		for i := range n {
-			room[i] = 0
-			for k, v := range x {
-				room[i] += float32(basis[k*n+i] * v)
-			}
-		}
-		copy(x, room)
+		direct(x, room, 1, n)
 		return
 	}
 	room[0], room[half] = x[0], x[1]
@@ -83,6 +69,19 @@ func backward(x, room []float32) {
 		a, b := room[i], float32(room[half+i]*c[i])
 		x[i], x[n-1-i] = a+b, a-b
 	}
+}
+
+// direct replaces x by the sums of its elements times cosines. The steps say how far apart those of two sums are, and those of
+// two elements of one sum: n and 1 forward, 1 and n backward.
+func direct(x, room []float32, sumStep, elementStep int) {
+	basis := cosines(len(x))
+	for i := range x {
+		room[i] = 0
+		for j, v := range x {
+			room[i] += float32(basis[i*sumStep+j*elementStep] * v)
+		}
+	}
+	copy(x, room)
 }
 
 var tables sync.Map // [2]int{kind, n} → []float32

@@ -77,3 +77,25 @@ func Heal(weights, mean, own []float32, rate float32) error {
 	})
 	return nil
 }
+
+// Average writes the plain mean of the sources to dst, summed in their order: the one that brings members of a grid to equal
+// bits, where weights or clipping would let them differ.
+func Average(dst []float32, sources []codec.Source) error {
+	if len(sources) == 0 {
+		return fmt.Errorf("outer: average of nothing: %w", ErrShape)
+	}
+	for i, s := range sources {
+		if s.Len() != len(dst) {
+			return fmt.Errorf("outer: source %d has %d elements, want %d: %w", i, s.Len(), len(dst), ErrShape)
+		}
+	}
+	share := 1 / float32(len(sources))
+	forBlocks(len(dst), func(i int) {
+		acc := dst[i*codec.Block : min((i+1)*codec.Block, len(dst))]
+		clear(acc)
+		for _, s := range sources {
+			s.Add(acc, i, share)
+		}
+	})
+	return nil
+}

@@ -110,6 +110,18 @@ func apart(weights []vector) (d float64) {
 	return d
 }
 
+func TestAverage(t *testing.T) {
+	dst := make(vector, 3)
+	if err := outer.Average(dst, []codec.Source{vector{1, 2, 3}, vector{3, 2, -3}}); err != nil || dst[0] != 2 || dst[1] != 2 || dst[2] != 0 {
+		t.Errorf("average %v (%v)", dst, err)
+	}
+	for _, bad := range [][]codec.Source{nil, {vector{1}}} {
+		if err := outer.Average(dst, bad); !errors.Is(err, outer.ErrShape) {
+			t.Errorf("%d sources: %v, want ErrShape", len(bad), err)
+		}
+	}
+}
+
 func TestRulesRefuse(t *testing.T) {
 	long, short := make(vector, 3), make(vector, 2)
 	for name, err := range map[string]error{

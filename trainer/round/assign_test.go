@@ -121,9 +121,8 @@ func TestNoSampleTwice(t *testing.T) {
 					headers = append(headers, h)
 				}
 			}
-			var applied []Header
-			for _, h := range Accept(headers) {
-				applied = append(applied, h.Header)
+			applied := Accept(headers)
+			for _, h := range applied {
 				for _, r := range h.Ranges {
 					for p := r.From; p < r.To; p++ {
 						n := windows[r.Shard]
@@ -138,7 +137,7 @@ func TestNoSampleTwice(t *testing.T) {
 			if len(headers) > 0 && len(applied) == 0 {
 				t.Fatal("every header lost a conflict")
 			}
-			s.Advance(nil, applied, 1)
+			s.Advance(headers, applied, Turn{Steps: 1})
 		}
 	})
 }

@@ -2,6 +2,8 @@ package round
 
 import (
 	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -35,8 +37,23 @@ type Setup struct {
 	Self   peer.ID
 	Round  uint64
 	Parent Hash
-	Listen bool // hold no header and no vote: commit what the others commit
+	Listen bool // hold no update and no vote: commit what the others commit
 	Retry  int  // earlier attempts at the same round
+
+	Hellos []Hash // of the vote in the earlier attempts: what a peer has said of them stands
+
+	// Groups are who averages with whom, in a run whose groups are smaller than the run; nil where all are in one. Blobs are
+	// fetched and voted for within a group alone. The committed set is of all groups: it is what the ledger goes by.
+	Groups [][]peer.ID
+}
+
+// groups returns the number of groups.
+func (s Setup) groups() int { return max(len(s.Groups), 1) }
+
+// outsider returns the group of a peer that has no place in any, because it came when they were dealt: its ID decides.
+func (s Setup) outsider(id peer.ID) int {
+	sum := sha256.Sum256([]byte(id))
+	return int(binary.LittleEndian.Uint16(sum[:])) % s.groups()
 }
 
 // Action is what the state machine asks its shell to do: [Fetch], [Vote], [Decide], [Heal] or [Abort].
@@ -48,8 +65,8 @@ type Fetch struct {
 	From   []peer.ID
 }
 
-// Vote asks to publish a Seen with this set. Later votes of an attempt only add.
-type Vote struct{ Set []Hash }
+// Vote asks to publish a Seen with these sets. Later votes of an attempt only add headers.
+type Vote struct{ Set, Hellos []Hash }
 
 // Decide ends the attempt: aggregate these headers, all of whose blobs are held.
 type Decide struct {
@@ -77,6 +94,7 @@ const (
 	blobFetching
 	blobHeld
 	blobFailed
+	blobForeign // of another group: never asked for
 )
 
 // candidate is a header that may enter the set.
@@ -87,8 +105,9 @@ type candidate struct {
 }
 
 type ballot struct {
-	voter peer.ID
-	set   []Hash
+	voter  peer.ID
+	set    []Hash
+	hellos []Hash // those of the first vote
 }
 
 type announcement struct {
@@ -106,14 +125,24 @@ type Attempt struct {
 	candidates []candidate
 	ballots    []ballot // by voter; this peer's own vote included
 	commits    []announcement
-	viewed     bool // live and expected are known
+	places     map[peer.ID]int // group of each peer, never changed; nil when there is one
+	viewed     bool            // live and expected are known
 	headersDue bool
 	votesDue   bool
 }
 
 // NewAttempt starts an attempt that knows nothing yet.
 func NewAttempt(setup Setup) Attempt {
-	return Attempt{setup: setup, live: []peer.ID{setup.Self}}
+	a := Attempt{setup: setup, live: []peer.ID{setup.Self}}
+	if len(setup.Groups) > 1 {
+		a.places = map[peer.ID]int{}
+		for g, group := range setup.Groups {
+			for _, id := range group {
+				a.places[id] = g
+			}
+		}
+	}
+	return a
 }
 
 // Stage returns where the attempt stands.
@@ -123,7 +152,7 @@ func (a Attempt) Stage() Stage { return a.stage }
 func (a Attempt) Waiting() []peer.ID {
 	var missing []peer.ID
 	for _, id := range a.expected {
-		if a.stage == StagePublished && !a.answered(id) || a.stage == StageSeen && a.ballot(id) == nil {
+		if a.stage == StagePublished && a.mate(id) && !a.answered(id) || a.stage == StageSeen && a.ballot(id) == nil {
 			missing = append(missing, id)
 		}
 	}
@@ -133,8 +162,12 @@ func (a Attempt) Waiting() []peer.ID {
 // View tells which peers live (this one included) and which of the others are still expected to send a header and a vote
 // for this round. Nothing is decided before the first view.
 func (a Attempt) View(live, expected []peer.ID) (Attempt, []Action) {
-	a.viewed, a.live = true, slices.Sorted(slices.Values(live))
-	a.expected = slices.DeleteFunc(slices.Sorted(slices.Values(expected)), func(id peer.ID) bool { return id == a.setup.Self })
+	live = slices.Sorted(slices.Values(live))
+	expected = slices.DeleteFunc(slices.Sorted(slices.Values(expected)), func(id peer.ID) bool { return id == a.setup.Self })
+	if a.viewed && slices.Equal(live, a.live) && slices.Equal(expected, a.expected) {
+		return a, nil
+	}
+	a.viewed, a.live, a.expected = true, live, expected
 	return a.settle()
 }
 
@@ -145,7 +178,12 @@ func (a Attempt) Publish(h Signed) (Attempt, []Action) {
 }
 
 // Header enters a mate's header. Headers of another round or parent are ignored, and so is the third header of one author.
-func (a Attempt) Header(h Signed) (Attempt, []Action) { return a.add(h).settle() }
+func (a Attempt) Header(h Signed) (Attempt, []Action) {
+	if _, known := a.find(h.ID); known {
+		return a, nil // shells say everything again and again; what is not new moves nothing
+	}
+	return a.add(h).settle()
+}
 
 // Held reports that a header's blob was fetched and is well formed.
 func (a Attempt) Held(id Hash) (Attempt, []Action) { return a.mark(id, blobHeld).settle() }
@@ -158,7 +196,10 @@ func (a Attempt) Seen(voter peer.ID, s Seen) (Attempt, []Action) {
 	if s.Round != a.setup.Round || s.Parent != a.setup.Parent || voter == a.setup.Self {
 		return a, nil
 	}
-	return a.cast(voter, s.Headers).settle()
+	if old := a.ballot(voter); len(old) > 0 && slices.Equal(old, s.Headers) {
+		return a, nil
+	}
+	return a.cast(voter, s.Headers, s.Hellos).settle()
 }
 
 // Commit enters a mate's announcement that it committed.
@@ -167,6 +208,9 @@ func (a Attempt) Commit(from peer.ID, c Commit) (Attempt, []Action) {
 		return a, nil
 	}
 	i, found := slices.BinarySearchFunc(a.commits, from, func(x announcement, id peer.ID) int { return cmp.Compare(x.peer, id) })
+	if found && slices.Equal(a.commits[i].commit.Set, c.Set) && a.commits[i].commit.Total == c.Total {
+		return a, nil
+	}
 	a.commits = slices.Clone(a.commits)
 	if found {
 		a.commits[i].commit = c
@@ -202,8 +246,12 @@ func (a Attempt) settle() (Attempt, []Action) {
 	}
 	if a.stage == StageSeen && !a.setup.Listen {
 		if held := a.held(); len(held) > len(a.ballot(a.setup.Self)) {
-			a = a.cast(a.setup.Self, held)
-			actions = append(actions, Vote{held})
+			hellos := a.setup.Hellos
+			if a.setup.Retry == 0 {
+				hellos = a.hellos()
+			}
+			a = a.cast(a.setup.Self, held, hellos)
+			actions = append(actions, Vote{held, a.ballotOf(a.setup.Self).hellos})
 		}
 	}
 	switch end := a.outcome().(type) {
@@ -218,155 +266,13 @@ func (a Attempt) settle() (Attempt, []Action) {
 	return a, actions
 }
 
-// outcome returns Decide, Heal or Abort, or nil while the attempt has to wait.
-func (a Attempt) outcome() Action {
-	if set, by := a.followed(); set != nil && (a.setup.Listen || a.setup.Retry < 2) {
-		if end, ok := a.build(set).(Decide); ok {
-			return end
-		}
-		if a.votesDue && !a.pending(set) {
-			return Heal{by}
-		}
-		return nil
-	}
-	if a.setup.Listen && len(a.expected) == 0 && len(a.commits) == 0 {
-		return Abort{ErrAlone}
-	}
-	if a.stage != StageSeen {
-		return nil
-	}
-	if set := a.unanimous(); set != nil {
-		return a.build(set)
-	}
-	set := a.heaviest(a.quorum())
-	if !a.votesDue {
-		// An end other than a decision would only begin the next attempt, which would end at once as well.
-		if end, ok := a.build(set).(Decide); ok && len(set) > 0 && a.passed() {
-			return end
-		}
-		return nil
-	}
-	if len(set) == 0 {
-		return Abort{ErrNoQuorum}
-	}
-	if a.pending(set) {
-		return nil
-	}
-	return a.build(set)
-}
-
-// followed returns the set that at least half of the live peers committed and who they are; this peer counts among them when
-// its own vote is that set. A peer that is late yields to it even if its own update is left out: those who were in time do
-// not have to roll back.
-func (a Attempt) followed() (set []Hash, by []peer.ID) {
-	live := union2(a.live, a.setup.Self)
-	for _, c := range a.commits {
-		live = union2(live, c.peer)
-	}
-	var total uint64
-	for _, c := range a.commits {
-		var same []peer.ID
-		for _, o := range a.commits {
-			if slices.Equal(c.commit.Set, o.commit.Set) {
-				same = append(same, o.peer)
-			}
-		}
-		better := len(same) > len(by) || len(same) == len(by) && c.commit.Total > total
-		agree := len(same)
-		if slices.Equal(c.commit.Set, a.ballot(a.setup.Self)) {
-			agree++
-		}
-		if 2*agree >= len(live) && better {
-			set, by, total = c.commit.Set, same, c.commit.Total
-		}
-	}
-	return set, by
-}
-
-// passed reports whether all mates are past this round, and not all of them alike: no vote can come any more.
-func (a Attempt) passed() bool { return len(a.expected) == 0 && len(a.commits) > 0 }
-
-// unanimous returns the set on which every expected peer and this one agree, so that nothing is gained by waiting. Where a
-// mate has committed a heavier set, there is something to wait for.
-func (a Attempt) unanimous() []Hash {
-	set := a.ballot(a.setup.Self)
-	if a.setup.Listen && len(a.expected) > 0 {
-		set = a.ballot(a.expected[0])
-	}
-	for _, id := range a.expected {
-		if !slices.Equal(a.ballot(id), set) {
-			return nil
-		}
-	}
-	if _, whole := a.build(set).(Decide); len(set) == 0 || !whole {
-		return nil
-	}
-	set = oneEach(set, a.candidates)
-	if a.rival(set) {
-		return nil
-	}
-	return set
-}
-
-// rival reports whether a mate committed another set that is heavier, or may be for all that is known.
-func (a Attempt) rival(set []Hash) bool {
-	own := a.tokens(set)
-	return slices.ContainsFunc(a.commits, func(c announcement) bool {
-		unknown := slices.ContainsFunc(c.commit.Set, func(id Hash) bool { _, known := a.find(id); return !known })
-		return !slices.Equal(c.commit.Set, set) && (unknown || a.tokens(c.commit.Set) > own)
-	})
-}
-
-// quorum evaluates the votes. From the third attempt on only the votes for the own header count, so that a peer whose
-// blobs reach nobody but some goes on with those; the fork heals later.
-func (a Attempt) quorum() []Hash {
-	var votes [][]Hash
-	own := a.own()
-	for _, b := range a.ballots {
-		if a.setup.Retry >= 2 && own != nil && !contains(b.set, *own) {
-			continue
-		}
-		votes = append(votes, b.set)
-	}
-	return oneEach(Quorum(votes), a.candidates)
-}
-
-// heaviest returns the set with the most tokens among the own choice and the sets that mates committed: the order in which
-// forks are resolved later, applied before one arises.
-func (a Attempt) heaviest(own []Hash) []Hash {
-	best, most := own, a.tokens(own)
-	for _, c := range a.commits {
-		if t := a.tokens(c.commit.Set); t > most {
-			best, most = c.commit.Set, t
-		}
-	}
-	return best
-}
-
-// Quorum returns the headers that are in at least half of the votes, ascending.
-func Quorum(votes [][]Hash) []Hash {
-	count := map[Hash]int{}
-	for _, v := range votes {
-		for _, h := range v {
-			count[h]++
-		}
-	}
-	var set []Hash
-	for h, n := range count {
-		if 2*n >= len(votes) {
-			set = append(set, h)
-		}
-	}
-	slices.SortFunc(set, Hash.Compare)
-	return set
-}
-
-// build returns Decide when every blob of the set is held, else Abort.
+// build returns Decide when every blob of the set that this peer's group needs is held, and the other headers are known, else
+// Abort.
 func (a Attempt) build(set []Hash) Action {
 	d := Decide{IDs: set}
 	for _, id := range set {
 		i, ok := a.find(id)
-		if !ok || a.candidates[i].blob != blobHeld {
+		if !ok || a.candidates[i].blob != blobHeld && a.candidates[i].blob != blobForeign {
 			return Abort{fmt.Errorf("round %d: update %s: %w", a.setup.Round, id.Short(), ErrMissing)}
 		}
 		d.Headers = append(d.Headers, a.candidates[i].Signed)
@@ -382,15 +288,17 @@ func (a Attempt) pending(set []Hash) bool {
 	})
 }
 
-// tokens sums the tokens of a set, 0 when one of its headers is unknown or failed.
-func (a Attempt) tokens(set []Hash) uint64 {
+// weight sums the tokens of a set, where weights count for one and hellos for nothing; 0 when a header is unknown or failed.
+func (a Attempt) weight(set []Hash) uint64 {
 	var sum uint64
 	for _, id := range set {
 		i, ok := a.find(id)
 		if !ok || a.candidates[i].blob == blobFailed {
 			return 0
 		}
-		sum += a.candidates[i].Tokens
+		if a.candidates[i].Role != RoleHello {
+			sum += max(a.candidates[i].Tokens, 1)
+		}
 	}
 	return sum
 }
@@ -418,31 +326,60 @@ func (a Attempt) fetches() (Attempt, []Action) {
 	return a, actions
 }
 
-// gathered reports whether every expected header's blob has come or failed.
+// gathered reports whether the blob of every header that is expected in the own group has come or failed.
 func (a Attempt) gathered() bool {
 	if a.setup.Listen {
 		return true
 	}
-	return a.own() != nil && !slices.ContainsFunc(a.expected, func(id peer.ID) bool { return !a.answered(id) })
+	return a.own() != nil && !slices.ContainsFunc(a.expected, func(id peer.ID) bool { return a.mate(id) && !a.answered(id) })
 }
 
 func (a Attempt) answered(id peer.ID) bool {
-	return slices.ContainsFunc(a.candidates, func(c candidate) bool { return c.Author == id && c.blob >= blobHeld })
+	return slices.ContainsFunc(a.candidates, func(c candidate) bool { return c.Author == id && c.Role != RoleHello && c.blob >= blobHeld })
 }
+
+// group returns the number of the group that a peer is in.
+func (a Attempt) group(id peer.ID) int {
+	if a.places == nil {
+		return 0
+	}
+	if g, ok := a.places[id]; ok {
+		return g
+	}
+	return a.setup.outsider(id)
+}
+
+// Mate reports whether a header's author is in the group of this peer: its update is applied here.
+func (a Attempt) Mate(h Signed) bool { return a.mate(h.Author) }
+
+// mate reports whether a peer is in the own group.
+func (a Attempt) mate(id peer.ID) bool { return a.group(id) == a.group(a.setup.Self) }
 
 func (a Attempt) held() []Hash {
 	var set []Hash
 	for _, c := range a.candidates {
-		if c.blob == blobHeld {
+		if c.blob == blobHeld && c.Role != RoleHello {
 			set = append(set, c.ID)
 		}
 	}
 	return set
 }
 
+// hellos lists those heard so far.
+func (a Attempt) hellos() []Hash {
+	var set []Hash
+	for _, c := range a.candidates {
+		if c.Role == RoleHello {
+			set = append(set, c.ID)
+		}
+	}
+	return set
+}
+
+// own returns the own update, nil for a peer that has none.
 func (a Attempt) own() *Hash {
 	for _, c := range a.candidates {
-		if c.Author == a.setup.Self {
+		if c.Author == a.setup.Self && c.Role != RoleHello {
 			return &c.ID
 		}
 	}
@@ -463,7 +400,14 @@ func (a Attempt) add(h Signed) Attempt {
 	if found || same >= 2 {
 		return a
 	}
-	a.candidates = slices.Insert(slices.Clone(a.candidates), i, candidate{Signed: h})
+	c := candidate{Signed: h}
+	switch {
+	case h.Role == RoleHello:
+		c.blob = blobHeld // there is none to fetch
+	case !a.mate(h.Author):
+		c.blob = blobForeign
+	}
+	a.candidates = slices.Insert(slices.Clone(a.candidates), i, c)
 	return a
 }
 
@@ -475,50 +419,28 @@ func (a Attempt) mark(id Hash, b blobState) Attempt {
 	return a
 }
 
-func (a Attempt) cast(voter peer.ID, set []Hash) Attempt {
+func (a Attempt) cast(voter peer.ID, set, hellos []Hash) Attempt {
 	i, found := slices.BinarySearchFunc(a.ballots, voter, func(b ballot, id peer.ID) int { return cmp.Compare(b.voter, id) })
 	a.ballots = slices.Clone(a.ballots)
 	if found {
 		a.ballots[i].set = union(a.ballots[i].set, set)
 	} else {
-		a.ballots = slices.Insert(a.ballots, i, ballot{voter, slices.Clone(set)})
+		a.ballots = slices.Insert(a.ballots, i, ballot{voter, slices.Clone(set), slices.Clone(hellos)})
 	}
 	return a
 }
 
-func (a Attempt) ballot(id peer.ID) []Hash {
-	for _, b := range a.ballots {
-		if b.voter == id {
-			return b.set
-		}
+func (a Attempt) ballot(id peer.ID) []Hash { return a.ballotOf(id).set }
+
+// ballotOf returns a peer's vote; its zero value says that there is none.
+func (a Attempt) ballotOf(id peer.ID) ballot {
+	i, found := slices.BinarySearchFunc(a.ballots, id, func(b ballot, id peer.ID) int { return cmp.Compare(b.voter, id) })
+	if !found {
+		return ballot{}
 	}
-	return nil
+	return a.ballots[i]
 }
 
 func (a Attempt) find(id Hash) (int, bool) {
 	return slices.BinarySearchFunc(a.candidates, id, func(c candidate, h Hash) int { return c.ID.Compare(h) })
-}
-
-// oneEach keeps one header of each author, the one with the smaller hash: who signs two headers for one round gains nothing.
-func oneEach(set []Hash, known []candidate) []Hash {
-	seen := map[peer.ID]bool{}
-	var kept []Hash
-	for _, id := range set {
-		i := slices.IndexFunc(known, func(c candidate) bool { return c.ID == id })
-		if i >= 0 && seen[known[i].Author] {
-			continue
-		}
-		if i >= 0 {
-			seen[known[i].Author] = true
-		}
-		kept = append(kept, id)
-	}
-	return kept
-}
-
-func union2(set []peer.ID, id peer.ID) []peer.ID {
-	if slices.Contains(set, id) {
-		return set
-	}
-	return append(slices.Clone(set), id)
 }

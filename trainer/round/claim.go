@@ -11,11 +11,14 @@ type Claim struct {
 	State  Hash
 }
 
-// Beats orders states: more committed tokens win, ties go to the larger hash. It is a strict total order, so of two
-// forks exactly one yields.
+// Beats orders states: more committed tokens win, then more rounds, then the larger hash. It is a strict total order, so of
+// two forks exactly one yields.
 func (c Claim) Beats(o Claim) bool {
 	if c.Tokens != o.Tokens {
 		return c.Tokens > o.Tokens
+	}
+	if c.Round != o.Round {
+		return c.Round > o.Round
 	}
 	return c.State.Compare(o.State) > 0
 }

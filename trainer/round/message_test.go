@@ -60,7 +60,7 @@ func samples(t testing.TB) map[string]Record {
 			Precision: "native/1", Budget: 9500, Least: 12, Lag: 3, Fragments: 4,
 			Merge: &Merge{Base: testHash("base"), Tokens: 99, State: testHash("lost")},
 		},
-		"seen": Seen{Version: Version, Run: run, Round: 7, Parent: testHash("parent"), Headers: set},
+		"seen": Seen{Version: Version, Run: run, Round: 7, Parent: testHash("parent"), Headers: set, Hellos: set[:1]},
 		"commit": Commit{
 			Version: Version, Run: run, Round: 7, Parent: testHash("parent"), Set: set, Next: testHash("next"), Total: 163840, Steps: 160,
 			Tokens: 20480, Loss: -1, Up: 4711, Down: 9422, Compute: 1500, Comm: 80,
@@ -269,5 +269,5 @@ func FuzzRecord(f *testing.F) {
 
 func ExampleTopic() {
 	fmt.Println(Topic(wire.RecordCID([]byte("job"))))
-	// Output: /capanode/run/bafyreic6rsmqeid27lvxcicdbrmfurc7ehussmqidvslzgpybzeslpfqai/2
+	// Output: /capanode/run/bafyreic6rsmqeid27lvxcicdbrmfurc7ehussmqidvslzgpybzeslpfqai/3
 }

@@ -18,6 +18,7 @@ type model struct {
 	queue []modelEvent
 	loss  int // per cent of messages and fetches that fail
 	early bool
+	group int  // most members of a group; 0: one group
 	due   bool // the deadlines fire
 }
 
@@ -80,7 +81,7 @@ func (m *model) round(kills int) int {
 			p.claim.Peer = p.id
 		}
 		p.end = nil
-		p.attempt = NewAttempt(Setup{Self: p.id, Round: p.claim.Round, Parent: p.claim.State, Listen: p.listen, Retry: p.retry})
+		p.attempt = NewAttempt(Setup{Self: p.id, Round: p.claim.Round, Parent: p.claim.State, Listen: p.listen, Retry: p.retry, Groups: m.groups(p.claim.Round)})
 	}
 	m.queue = nil
 	m.views()
@@ -109,6 +110,21 @@ func (m *model) round(kills int) int {
 		committed += m.finish(p)
 	}
 	return committed
+}
+
+// groups deals all peers, dead or not: that is what the ledger knows.
+func (m *model) groups(number uint64) (groups [][]peer.ID) {
+	if m.group == 0 || len(m.peers) <= m.group {
+		return nil
+	}
+	for _, places := range (Grouping{Seed: 1, Size: m.group}).Groups(number, len(m.peers)) {
+		var group []peer.ID
+		for _, p := range places {
+			group = append(group, m.peers[p].id)
+		}
+		groups = append(groups, group)
+	}
+	return groups
 }
 
 // tell queues an event for everybody else, unless the message is lost.
@@ -202,7 +218,8 @@ func (m *model) finish(p *modelPeer) int {
 // bring all survivors to one state.
 func TestModelConverges(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		m := newModel(t, rapid.IntRange(1, 5).Draw(t, "peers"))
+		m := newModel(t, rapid.IntRange(1, 6).Draw(t, "peers"))
+		m.group = rapid.SampledFrom([]int{0, 0, 2, 3}).Draw(t, "group")
 		m.loss = rapid.IntRange(0, 40).Draw(t, "loss")
 		m.early = rapid.Bool().Draw(t, "early")
 		for range rapid.IntRange(1, 4).Draw(t, "rounds") {
@@ -248,7 +265,8 @@ func (m *model) checkAgreement() {
 // Without losses and deaths nothing is left out, in whatever order messages arrive.
 func TestModelQuiet(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		m := newModel(t, rapid.IntRange(1, 5).Draw(t, "peers"))
+		m := newModel(t, rapid.IntRange(1, 6).Draw(t, "peers"))
+		m.group = rapid.SampledFrom([]int{0, 2, 3}).Draw(t, "group")
 		for range 2 {
 			if n := m.round(0); n != len(m.peers) {
 				t.Fatalf("%d of %d committed", n, len(m.peers))

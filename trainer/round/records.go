@@ -14,7 +14,7 @@ import (
 )
 
 // Version is the protocol version that every record carries.
-const Version = 2
+const Version = 3
 
 // Limits of the records. A record beyond them is refused.
 const (
@@ -47,6 +47,16 @@ type Range struct {
 	To    uint64 `cbor:"to"`   // one past the last position
 }
 
+// Role says what a header brings.
+type Role uint8
+
+// Roles of a header.
+const (
+	RoleTrained Role = iota // the update of local steps, or what the losing side of a fork had trained
+	RoleHello               // nothing: the signer sits the round out and asks to be dealt in from the next one on
+	RoleWeights             // all of the signer's weights, in the rounds that bring the groups of a run together
+)
+
 // Header describes one peer's update of one round.
 type Header struct {
 	Version   uint16    `cbor:"version"`
@@ -55,8 +65,11 @@ type Header struct {
 	Parent    Hash      `cbor:"parent"`    // state that the steps started from
 	View      Hash      `cbor:"view"`      // hash of the members among whom the shards were dealt
 	Codec     string    `cbor:"codec"`     // id of the blob's codec
-	Blob      wire.Link `cbor:"blob"`      // the encoded update
+	Role      Role      `cbor:"role"`      // what it brings
+	Group     uint32    `cbor:"group"`     // members of a group in this round; 0 where all are in one
+	Blob      wire.Link `cbor:"blob"`      // the encoded update, and behind it the healing slice
 	Size      uint64    `cbor:"size"`      // bytes of the blob
+	Slice     uint64    `cbor:"slice"`     // of these, at the end, the healing slice
 	Ranges    []Range   `cbor:"ranges"`    // samples trained on, sorted by shard, one range for each
 	Seed      uint64    `cbor:"seed"`      // seed of the sample order
 	Steps     uint32    `cbor:"steps"`     // optimiser steps
@@ -72,13 +85,15 @@ type Header struct {
 	Merge     *Merge    `cbor:"merge"`     // not null: this brings back the losing side of a fork
 }
 
-// Seen is a vote: the headers of a round whose blobs the signer holds. A later Seen of the same round only adds.
+// Seen is a vote: the headers of a round whose blobs the signer holds, and the hellos that it had heard when it first voted. A
+// later Seen of the same round only adds headers.
 type Seen struct {
 	Version uint16    `cbor:"version"`
 	Run     wire.Link `cbor:"run"`
 	Round   uint64    `cbor:"round"`
 	Parent  Hash      `cbor:"parent"`
 	Headers []Hash    `cbor:"headers"` // ascending
+	Hellos  []Hash    `cbor:"hellos"`  // ascending
 }
 
 // Commit announces the state that the signer moved to. The totals after Next are for display.
@@ -198,14 +213,23 @@ func (h Header) check() error {
 	if err := checkCommon(KindHeader, h.Version, h.Run, h.Round); err != nil {
 		return err
 	}
+	trained := h.Role == RoleTrained && h.Merge == nil
 	switch {
-	case !h.Blob.Defined() || h.Size == 0:
-		return bad(KindHeader, "no blob")
+	case h.Role > RoleWeights || h.Role != RoleTrained && h.Merge != nil:
+		return bad(KindHeader, "role %d", h.Role)
+	case h.Role == RoleHello && (h.Blob.Defined() || h.Size > 0):
+		return bad(KindHeader, "a hello with a blob")
+	case h.Role != RoleHello && (!h.Blob.Defined() || h.Size <= h.Slice):
+		return bad(KindHeader, "a blob of %d bytes, %d of them a slice", h.Size, h.Slice)
+	case h.Role != RoleTrained && (len(h.Ranges) > 0 || h.Steps > 0 || h.Tokens > 0 || h.Slice > 0):
+		return bad(KindHeader, "role %d with samples or a slice", h.Role)
+	case h.Group > MaxMembers:
+		return bad(KindHeader, "groups of %d, limit %d", h.Group, MaxMembers)
 	case len(h.Codec) > MaxName || len(h.Precision) > MaxName:
 		return bad(KindHeader, "name longer than %d bytes", MaxName)
-	case len(h.Ranges) == 0 && h.Merge == nil || len(h.Ranges) > MaxRanges:
+	case len(h.Ranges) == 0 && trained || len(h.Ranges) > MaxRanges:
 		return bad(KindHeader, "%d ranges, want 1 to %d", len(h.Ranges), MaxRanges)
-	case h.Steps == 0 && h.Merge == nil || h.Tokens == 0:
+	case h.Steps == 0 && trained || h.Tokens == 0 && h.Role == RoleTrained:
 		return bad(KindHeader, "%d steps over %d tokens", h.Steps, h.Tokens)
 	case h.Loss > MaxLoss || h.Loss < -MaxLoss:
 		return bad(KindHeader, "a loss of %d micronats", h.Loss)
@@ -229,8 +253,10 @@ func (s Seen) check() error {
 	if err := checkCommon(KindSeen, s.Version, s.Run, s.Round); err != nil {
 		return err
 	}
-	if len(s.Headers) > 2*MaxMembers || !sortedSet(s.Headers) {
-		return bad(KindSeen, "%d headers, want an ascending set of at most %d", len(s.Headers), 2*MaxMembers)
+	for _, set := range [][]Hash{s.Headers, s.Hellos} {
+		if len(set) > 2*MaxMembers || !sortedSet(set) {
+			return bad(KindSeen, "%d headers, want an ascending set of at most %d", len(set), 2*MaxMembers)
+		}
 	}
 	return nil
 }

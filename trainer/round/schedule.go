@@ -161,6 +161,59 @@ func (g Grouping) Mates(round uint64, members []peer.ID, self peer.ID) []peer.ID
 	return nil
 }
 
+// Grid returns the sides of a grid of at most size points a side, for as many of the members as fit one: one round of exact means
+// along each axis, in groups of the line's points, brings these to the mean of all of them, for so few bytes that what a member
+// downloads does not grow with the run. It is one line where all fit into a group. As few axes as a greedy choice gives.
+func Grid(members, size int) []int {
+	if members <= size || size < 2 {
+		return []int{members}
+	}
+	for points := members; ; points-- { // ends at the latest at a power of two
+		if sides := factors(points, size); sides != nil {
+			return sides
+		}
+	}
+}
+
+// factors returns numbers of at most size whose product is n, the largest first; nil where n has a larger prime.
+func factors(n, size int) (sides []int) {
+	for n > 1 {
+		d := min(size, n)
+		for n%d != 0 {
+			d--
+		}
+		if d == 1 {
+			return nil
+		}
+		sides, n = append(sides, d), n/d
+	}
+	return sides
+}
+
+// Lines returns the lines of a grid along an axis: groups of points, named by their number, in order of their coordinate. Means
+// that are summed in that order leave equal bits everywhere when a grid has gone through all its axes.
+func Lines(sides []int, axis int) [][]int {
+	points, stride := 1, 1
+	for a, side := range sides {
+		points *= side
+		if a < axis {
+			stride *= side
+		}
+	}
+	var lines [][]int
+	for first := range points {
+		if first/stride%sides[axis] != 0 {
+			continue
+		}
+		line := make([]int, sides[axis])
+		for i := range line {
+			line[i] = first + i*stride
+		}
+		lines = append(lines, line)
+	}
+	return lines
+}
+
 // Slice returns the range of n elements that the members of a group bring together in the round besides their updates: one
 // of parts slices of whole blocks, each once in parts rounds, so that weights that drifted apart come together again.
 func Slice(round uint64, n, block, parts int) (from, to int) {

@@ -17,7 +17,8 @@ import (
 
 func testState(t testing.TB) *State {
 	return &State{
-		Run: testRun(t), Round: 5, Tokens: 1234, Steps: 100, Pulse: Pulse{Loss: -7, Budget: 9500, Least: 12}, History: testHash("history"), Cursors: []uint64{7, 0, 99},
+		Run: testRun(t), Round: 5, Tokens: 1234, Steps: 100, Pulse: Pulse{Loss: -7, Budget: 9500, Least: 12}, History: testHash("history"), Apart: true, Mixed: 1,
+		View: []Seat{{"peer a", false}, {"peer b", true}}, Cursors: []uint64{7, 0, 99},
 		Weights: []float32{1, -2.5, 0, 1e-30}, Momentum: []float32{0, 0.125, -1, 3},
 	}
 }
@@ -42,8 +43,8 @@ func TestStateGolden(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if int64(len(raw)) != s.Shape().Size() {
-		t.Errorf("%d bytes, Size says %d", len(raw), s.Shape().Size())
+	if int64(len(raw)) != s.Size() {
+		t.Errorf("%d bytes, Size says %d", len(raw), s.Size())
 	}
 	back, err := DecodeState(raw, s.Shape())
 	if err != nil || !reflect.DeepEqual(back, s) {
@@ -109,8 +110,9 @@ func TestProof(t *testing.T) {
 func TestAdvance(t *testing.T) {
 	a, b := testState(t), testState(t)
 	h := Header{Tokens: 100, Ranges: []Range{{0, 7, 20}, {2, 99, 105}}}
-	a.Advance([]Hash{testHash("x")}, []Header{h}, 20)
-	b.Advance([]Hash{testHash("y")}, []Header{h}, 20)
+	x, y := []Signed{{h, "peer a", testHash("x")}}, []Signed{{h, "peer a", testHash("y")}}
+	a.Advance(x, x, Turn{Steps: 20})
+	b.Advance(y, y, Turn{Steps: 20})
 	if a.Round != 6 || a.Steps != 120 || a.Tokens != 1334 || !reflect.DeepEqual(a.Cursors, []uint64{20, 0, 105}) {
 		t.Errorf("advanced to %+v", a)
 	}

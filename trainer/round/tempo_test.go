@@ -158,7 +158,7 @@ func TestAcceptMerges(t *testing.T) {
 		t.Error("the order of the set matters")
 	}
 	s := testState(t)
-	s.Advance(nil, []Header{accepted[0].Header, accepted[1].Header, accepted[2].Header}, 1)
+	s.Advance(nil, accepted[:3], Turn{Steps: 1})
 	if s.Cursors[0] != 50 && s.Cursors[0] != 7 {
 		t.Errorf("cursor %d", s.Cursors[0])
 	}

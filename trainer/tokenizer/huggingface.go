@@ -12,43 +12,50 @@ const EndOfTextSymbol = "<|endoftext|>"
 // HuggingFaceName is the name of the file that holds the mapping.
 const HuggingFaceName = "tokenizer.json"
 
+// ConfigName is the name of the file that names the special tokens.
+const ConfigName = "tokenizer_config.json"
+
 // File is one file of a Hugging Face folder.
 type File struct {
 	Name string
 	Data []byte
 }
 
+// fastClass is the class of transformers that does what tokenizer.json says.
+const fastClass = "PreTrainedTokenizerFast"
+
 // HuggingFace returns tokenizer.json and tokenizer_config.json, in that order, for a tokenizer of this package.
 // maxLength is the model's context in tokens. The Python packages tokenizers and transformers load them and give
-// the same IDs for valid UTF-8, with two documented differences: a text that spells out [EndOfTextSymbol] becomes that
-// token there and plain bytes here, and decoding IDs that are invalid UTF-8 gives U+FFFD there and the bytes here.
+// the same IDs for valid UTF-8, with two documented differences: a text that spells out a special token becomes that
+// token there and plain text here, and decoding IDs that are invalid UTF-8 gives U+FFFD there and the bytes here.
 // The bytes are the same on every machine.
 func HuggingFace(t Tokenizer, maxLength int) ([]File, error) {
-	if t.Name() != (Byte{}).Name() {
-		return nil, fmt.Errorf("tokenizer: no Hugging Face form of %q: %w", t.Name(), ErrUnknown)
+	var spec []byte
+	var err error
+	config := configJSON{Bos: EndOfTextSymbol, Eos: EndOfTextSymbol, Class: fastClass}
+	switch t := t.(type) {
+	case Byte:
+		spec, err = marshal(byteSpec())
+	case *BPE:
+		spec, config = t.file, t.config
+	default:
+		err = fmt.Errorf("tokenizer: no Hugging Face form of %q: %w", t.Name(), ErrUnknown)
 	}
-	spec, err := marshal(byteSpec())
 	if err != nil {
 		return nil, err
 	}
-	config, err := marshal(configJSON{
-		AddPrefixSpace: false,
-		Bos:            EndOfTextSymbol,
-		CleanUp:        false,
-		Eos:            EndOfTextSymbol,
-		MaxLength:      maxLength,
-		Class:          "PreTrainedTokenizerFast",
-	})
+	config.MaxLength = maxLength
+	raw, err := marshal(config)
 	if err != nil {
 		return nil, err
 	}
-	return []File{{HuggingFaceName, spec}, {"tokenizer_config.json", config}}, nil
+	return []File{{HuggingFaceName, spec}, {ConfigName, raw}}, nil
 }
 
-// Recognize returns the tokenizer whose tokenizer.json this is, byte for byte, or false for one made elsewhere.
-func Recognize(tokenizerJSON []byte) (Tokenizer, bool) {
-	files, err := HuggingFace(Byte{}, 1)
-	if err != nil || !bytes.Equal(files[0].Data, tokenizerJSON) {
+// recognizeByte returns the byte tokenizer for the very file that this program writes for it.
+func recognizeByte(tokenizerJSON []byte) (Tokenizer, bool) {
+	spec, err := marshal(byteSpec())
+	if err != nil || !bytes.Equal(spec, tokenizerJSON) {
 		return nil, false
 	}
 	return Byte{}, true
@@ -80,9 +87,9 @@ type specJSON struct {
 	Truncation    *struct{}   `json:"truncation"`
 	Padding       *struct{}   `json:"padding"`
 	Added         []addedJSON `json:"added_tokens"`
-	Normalizer    *struct{}   `json:"normalizer"`
-	PreTokenizer  byteLevel   `json:"pre_tokenizer"`
-	PostProcessor *struct{}   `json:"post_processor"`
+	Normalizer    any         `json:"normalizer"`
+	PreTokenizer  any         `json:"pre_tokenizer"`
+	PostProcessor any         `json:"post_processor"`
 	Decoder       byteLevel   `json:"decoder"`
 	Model         bpeJSON     `json:"model"`
 }

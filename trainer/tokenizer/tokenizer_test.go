@@ -45,13 +45,15 @@ func TestSpelledOutSpecialStaysText(t *testing.T) {
 	}
 }
 
-func TestByName(t *testing.T) {
-	tok, err := ByName("bytes")
+func TestOpenByName(t *testing.T) {
+	tok, err := Open(t.Context(), "bytes", nil)
 	if err != nil || tok.Vocab() != 257 {
-		t.Fatalf("byte/1: %v, %v", tok, err)
+		t.Fatalf("bytes: %v, %v", tok, err)
 	}
-	if _, err := ByName("letters"); !errors.Is(err, ErrUnknown) {
-		t.Fatalf("unknown name: %v", err)
+	for _, name := range []string{"", "letters", "bpe", "bpe:1", "bpe:1:x", "bpe:01:bafkqaaa", "bpe:-1:bafkqaaa", "bpe:9999999999:bafkqaaa", "bytes:"} {
+		if _, err := ParseName(name); !errors.Is(err, ErrUnknown) {
+			t.Errorf("%q: %v", name, err)
+		}
 	}
 }
 
@@ -77,15 +79,15 @@ func TestHuggingFaceGolden(t *testing.T) {
 	}
 }
 
-func TestRecognize(t *testing.T) {
+func TestRecognizeByte(t *testing.T) {
 	files, err := HuggingFace(Byte{}, 4096)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if tok, ok := Recognize(files[0].Data); !ok || tok.Name() != "bytes" {
-		t.Errorf("own file: %v, %v", tok, ok)
+	if tok, err := Load(files[0].Data, files[1].Data); err != nil || tok.Name() != "bytes" {
+		t.Errorf("own file: %v, %v", tok, err)
 	}
-	if tok, ok := Recognize(bytes.Replace(files[0].Data, []byte(`"!": 33`), []byte(`"!": 34`), 1)); ok {
+	if tok, ok := recognizeByte(bytes.Replace(files[0].Data, []byte(`"!": 33`), []byte(`"!": 34`), 1)); ok {
 		t.Errorf("another mapping passes as %s", tok.Name())
 	}
 }
@@ -129,23 +131,6 @@ func FuzzByte(f *testing.F) {
 		ids := Byte{}.Encode(nil, text)
 		if got := (Byte{}).Decode(nil, ids); !bytes.Equal(got, text) {
 			t.Fatalf("round trip of %q gave %q (valid UTF-8: %v)", text, got, utf8.Valid(text))
-		}
-	})
-}
-
-// FuzzRecognize checks that only the very bytes that this program writes pass for its tokenizer.
-func FuzzRecognize(f *testing.F) {
-	files, err := HuggingFace(Byte{}, 64)
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(files[0].Data)
-	f.Add(files[1].Data)
-	f.Add([]byte(`{"model":{"type":"BPE","vocab":{}}}`))
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		tok, ok := Recognize(raw)
-		if ok != bytes.Equal(raw, files[0].Data) || ok != (tok != nil) {
-			t.Fatalf("%.80q: %v, %v", raw, tok, ok)
 		}
 	})
 }

@@ -40,7 +40,8 @@ type member struct {
 // arrival is a header and when it came.
 type arrival struct {
 	round.Signed
-	at time.Time
+	at      time.Time
+	message []byte
 }
 
 func newBoard(run cid.Cid, self, owner peer.ID) *board {
@@ -69,9 +70,9 @@ func (b *board) validate(from peer.ID, data []byte) p2p.Verdict {
 		return p2p.Accept
 	}
 	switch {
-	case m.From != from:
+	case m.From != from && m.Kind != round.KindHeader: // headers of the dead are passed on
 		return p2p.Reject
-	case !b.roster.Has(from):
+	case !b.roster.Has(from) || !b.roster.Has(m.From):
 		return p2p.Ignore
 	}
 	return p2p.Accept
@@ -116,8 +117,10 @@ func (b *board) put(data []byte, now time.Time) {
 			w.beat, w.beatAt = *m.Heartbeat, now
 		}
 	case round.KindHeader:
-		if !slices.ContainsFunc(w.headers, func(a arrival) bool { return a.ID == m.Hash }) {
-			w.headers = push(w.headers, arrival{round.Signed{Header: *m.Header, Author: m.From, ID: m.Hash}, now})
+		// Anybody may pass a header on; old ones must not push those out that count.
+		stale := m.Header.Round+1 < w.beat.Round
+		if !stale && !slices.ContainsFunc(w.headers, func(a arrival) bool { return a.ID == m.Hash }) {
+			w.headers = push(w.headers, arrival{round.Signed{Header: *m.Header, Author: m.From, ID: m.Hash}, now, data})
 		}
 	case round.KindSeen:
 		w.seens = push(slices.DeleteFunc(w.seens, func(s round.Seen) bool {

@@ -125,6 +125,9 @@ func (r *Report) add(accepted []round.Signed, most uint64) {
 	var loss float64
 	var trained uint64
 	for _, h := range accepted {
+		if h.Role != round.RoleTrained {
+			continue
+		}
 		if h.Merge != nil {
 			r.Merged += h.Tokens
 			r.Tokens += h.Tokens

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -25,6 +26,8 @@ const maxPatience = 3
 // exchanged is what an exchange leaves for the commit.
 type exchanged struct {
 	sources map[round.Hash]codec.Source // of every blob held
+	slices  map[round.Hash]codec.Source // of the healing slices in them
+	mate    func(round.Signed) bool     // whether a header is of the own group
 	down    uint64                      // bytes fetched
 	comm    time.Duration               // the whole exchange
 	wait    time.Duration               // the part of it after the last update was announced: what the network takes
@@ -34,6 +37,7 @@ type exchanged struct {
 type fetched struct {
 	header round.Signed
 	source codec.Source
+	slice  codec.Source // nil when there is none
 	took   time.Duration
 	err    error
 }
@@ -44,8 +48,10 @@ func (w *worker) exchange(ctx context.Context) (round.Action, exchanged, error) 
 	x := &exchange{
 		worker: w, began: time.Now(), announced: time.Now(), results: make(chan fetched),
 		seenAt: map[peer.ID]time.Time{}, refused: map[round.Hash]bool{},
-		out:     exchanged{sources: map[round.Hash]codec.Source{}},
-		attempt: round.NewAttempt(round.Setup{Self: w.self, Round: w.state.Round, Parent: w.hash, Listen: w.listen, Retry: w.retry}),
+		out: exchanged{sources: map[round.Hash]codec.Source{}, slices: map[round.Hash]codec.Source{}},
+		attempt: round.NewAttempt(round.Setup{
+			Self: w.self, Round: w.state.Round, Parent: w.hash, Listen: w.listen, Retry: w.retry, Hellos: w.hellos, Groups: w.groups(w.pace()),
+		}),
 	}
 	ctx, x.cancel = context.WithCancel(ctx)
 	defer x.fetches.Wait()
@@ -56,7 +62,7 @@ func (w *worker) exchange(ctx context.Context) (round.Action, exchanged, error) 
 	} else {
 		w.enter(round.PhaseExchanging)
 		compute = w.own.compute
-		x.out.sources[w.own.ID] = w.own.decoded
+		x.out.sources[w.own.ID], x.out.slices[w.own.ID] = w.own.decoded, w.own.slice
 	}
 	// What came to nothing in time gets more of it.
 	patience := time.Duration(1 + min(w.retry, maxPatience))
@@ -90,7 +96,7 @@ func (w *worker) exchange(ctx context.Context) (round.Action, exchanged, error) 
 			x.repeat(ctx)
 		}
 	}
-	x.out.comm, x.out.wait = time.Since(x.began), time.Since(x.announced)
+	x.out.comm, x.out.wait, x.out.mate = time.Since(x.began), time.Since(x.announced), x.attempt.Mate
 	w.observeArrivals(x)
 	return x.end, x.out, nil
 }
@@ -105,6 +111,7 @@ type exchange struct {
 	announced time.Time // when the last header of the round came, the own one included
 	voted     time.Time // first vote
 	vote      []round.Hash
+	greeting  []byte // the hello of a peer that sits the round out
 	votes     *time.Timer
 	forVotes  time.Duration // from the own vote to the deadline for those of the mates
 	seenAt    map[peer.ID]time.Time
@@ -128,7 +135,7 @@ func (x *exchange) do(ctx context.Context, event func(round.Attempt) (round.Atte
 				x.voted = time.Now()
 				x.votes.Reset(x.forVotes)
 			}
-			x.vote = a.Set
+			x.vote, x.hellos = a.Set, a.Hellos
 			x.publishVote(ctx)
 		default:
 			x.end = a
@@ -138,7 +145,7 @@ func (x *exchange) do(ctx context.Context, event func(round.Attempt) (round.Atte
 
 func (x *exchange) publishVote(ctx context.Context) {
 	x.publish(ctx, round.Seen{
-		Version: round.Version, Run: wire.Link{Cid: x.cfg.Run}, Round: x.state.Round, Parent: x.hash, Headers: x.vote,
+		Version: round.Version, Run: wire.Link{Cid: x.cfg.Run}, Round: x.state.Round, Parent: x.hash, Headers: x.vote, Hellos: x.hellos,
 	})
 }
 
@@ -146,15 +153,43 @@ func (x *exchange) publishVote(ctx context.Context) {
 // the own header in, and nobody left to wait for, the attempt would end.
 func (x *exchange) start(ctx context.Context) {
 	x.feed(ctx)
-	if x.own != nil && !x.listen && x.end == nil {
+	switch {
+	case x.end != nil:
+	case !x.listen && x.own != nil:
 		x.send(ctx, x.own.message)
+		if x.retry > 0 {
+			x.passOn(ctx)
+		}
 		x.do(ctx, func(a round.Attempt) (round.Attempt, []round.Action) { return a.Publish(x.own.Signed) })
+	case x.listen && x.seated():
+		message, h, err := x.hello()
+		if err != nil {
+			x.log.Error("hello not sent", "error", err) // a bug: our own records fit their limits
+			return
+		}
+		x.greeting = message
+		x.send(ctx, message)
+		x.do(ctx, func(a round.Attempt) (round.Attempt, []round.Action) { return a.Header(h) })
+	}
+}
+
+// passOn says what silent members have said about the round: a header that reached some mates before its author died keeps
+// those whom it did not reach from building what the others voted for.
+func (x *exchange) passOn(ctx context.Context) {
+	live := x.board.mates(time.Now())
+	for _, h := range x.board.about(x.state.Round, x.hash).headers {
+		if !slices.ContainsFunc(live, func(m mate) bool { return m.id == h.Author }) {
+			x.send(ctx, h.message)
+		}
 	}
 }
 
 // repeat says again what this attempt has said.
 func (x *exchange) repeat(ctx context.Context) {
-	if x.own != nil && !x.listen {
+	switch {
+	case x.greeting != nil:
+		x.send(ctx, x.greeting)
+	case x.own != nil && !x.listen:
 		x.send(ctx, x.own.message)
 	}
 	if x.vote != nil {
@@ -180,7 +215,7 @@ func (x *exchange) feed(ctx context.Context) {
 	about := x.board.about(x.state.Round, x.hash)
 	for _, h := range about.headers {
 		if x.end == nil && !x.refused[h.ID] && x.admissible(h.Signed) {
-			if h.at.After(x.announced) {
+			if h.at.After(x.announced) && h.Role != round.RoleHello {
 				x.announced = h.at
 			}
 			x.do(ctx, func(a round.Attempt) (round.Attempt, []round.Action) { return a.Header(h.Signed) })
@@ -219,34 +254,60 @@ func (x *exchange) admissible(h round.Signed) bool {
 	return false
 }
 
-// trained checks a header of local steps.
+// trained checks a header of local steps, of weights, or a hello.
 func (w *worker) trained(h round.Signed) error {
 	b := w.pace()
 	from, to := w.fragment(b)
+	lo, hi := w.healing(b)
 	rows, windows := uint64(w.cfg.Plan.BatchRows), uint64(h.Steps)*uint64(w.cfg.Plan.BatchRows)
 	n, fits := h.Fits(w.state.Cursors, w.windows)
 	switch {
-	case h.Codec != b.codec.ID() || uint64(h.Fragments) != b.fragments:
-		return fmt.Errorf("codec %.64s in %d fragments, the round has %s in %d", h.Codec, h.Fragments, b.codec.ID(), b.fragments)
-	case h.Size == 0 || h.Size > uint64(b.codec.Bound(to-from)):
-		return fmt.Errorf("blob of %d bytes", h.Size)
+	case (h.Role == round.RoleWeights) != (b.finale != nil):
+		return fmt.Errorf("role %d, in the finale %v", h.Role, b.finale != nil)
+	case h.Codec != b.codec.ID() || uint64(h.Fragments) != b.fragments || int(h.Group) != b.group:
+		return fmt.Errorf("codec %.64s in %d fragments and groups of %d, the round has %s in %d and groups of %d",
+			h.Codec, h.Fragments, h.Group, b.codec.ID(), b.fragments, b.group)
+	case h.Role == round.RoleHello:
+		return nil
+	case h.Slice != sliceSize(hi-lo) || h.Size-h.Slice > uint64(b.codec.Bound(to-from)):
+		return fmt.Errorf("blob of %d bytes, %d of them a slice", h.Size, h.Slice)
+	case h.Role == round.RoleWeights:
+		return nil
 	case !fits || n != windows || windows > max(w.cfg.Plan.mostSteps()*rows, rows) || h.Tokens != windows*uint64(w.cfg.Plan.Context):
 		return fmt.Errorf("%d steps on %d tokens from %v", h.Steps, h.Tokens, h.Ranges)
 	}
 	return nil
 }
 
+// sliceSize returns the bytes of a healing slice of n elements.
+func sliceSize(n int) uint64 {
+	if n == 0 {
+		return 0
+	}
+	return uint64(healCodec.Bound(n))
+}
+
+// expected is what a mate's blob must hold.
+type expected struct {
+	update, slice     int     // elements
+	limit, sliceLimit float64 // largest norms
+}
+
 // fetch gets a blob in the background.
 func (x *exchange) fetch(ctx context.Context, f round.Fetch) {
-	from, to := x.fragment(x.pace())
-	n, limit := to-from, x.limit
+	b := x.pace()
+	from, to := x.fragment(b)
+	want := expected{update: to - from, limit: x.limit}
 	if f.Header.Merge != nil {
-		n = len(x.state.Weights)
+		want.update = len(x.state.Weights)
+	} else {
+		from, to = x.healing(b)
+		want.slice, want.sliceLimit = to-from, x.sliceLimit()
 	}
 	x.fetches.Go(func() {
 		began := time.Now()
 		r := fetched{header: f.Header}
-		r.source, r.err = fetchBlob(ctx, x.cfg.Blobs, f, n, limit)
+		r.source, r.slice, r.err = fetchBlob(ctx, x.cfg.Blobs, f, want)
 		r.took = time.Since(began)
 		select {
 		case x.results <- r:
@@ -255,28 +316,50 @@ func (x *exchange) fetch(ctx context.Context, f round.Fetch) {
 	})
 }
 
-// fetchBlob fetches an update of n elements and checks it: length, codec, finiteness, and a norm that training can reach.
-func fetchBlob(ctx context.Context, blobs Blobs, f round.Fetch, n int, limit float64) (codec.Source, error) {
+// sliceLimit is the largest norm of a mate's healing slice. All have come from the same weights by as many steps, so a slice
+// that is much further from them than the own one is not what it should be.
+func (x *exchange) sliceLimit() float64 {
+	if x.own == nil || x.own.slice == nil {
+		return x.limit
+	}
+	return min(x.limit, 4*outer.Norm(x.own.slice)+x.limit/1000)
+}
+
+// fetchBlob fetches an update, and the healing slice behind it, and checks them: length, codec, finiteness, and a norm that
+// training can reach.
+func fetchBlob(ctx context.Context, blobs Blobs, f round.Fetch, want expected) (update, slice codec.Source, err error) {
 	size := int64(f.Header.Size)
 	ctx, cancel := context.WithTimeout(ctx, fetchTime(size))
 	defer cancel()
 	raw, err := blobs.Get(ctx, f.Header.Blob.Cid, f.From, size)
 	if err != nil {
-		return nil, fmt.Errorf("worker: update of %s: %w", f.Header.Author, err)
+		return nil, nil, fmt.Errorf("worker: update of %s: %w", f.Header.Author, err)
 	}
 	if int64(len(raw)) != size {
-		return nil, fmt.Errorf("worker: update of %s: %d bytes, its header says %d: %w", f.Header.Author, len(raw), size, codec.ErrBlob)
+		return nil, nil, fmt.Errorf("worker: update of %s: %d bytes, its header says %d: %w", f.Header.Author, len(raw), size, codec.ErrBlob)
 	}
 	c, err := codec.Parse(f.Header.Codec)
 	if err != nil {
-		return nil, fmt.Errorf("worker: update of %s: %w", f.Header.Author, err)
+		return nil, nil, fmt.Errorf("worker: update of %s: %w", f.Header.Author, err)
 	}
+	cut := len(raw) - int(f.Header.Slice)
+	if update, err = unpack(c, raw[:cut], want.update, want.limit); err == nil && want.slice > 0 {
+		slice, err = unpack(healCodec, raw[cut:], want.slice, want.sliceLimit)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("worker: update of %s: %w", f.Header.Author, err)
+	}
+	return update, slice, nil
+}
+
+// unpack opens one vector of a blob.
+func unpack(c codec.Codec, raw []byte, n int, limit float64) (codec.Source, error) {
 	src, err := c.Open(raw, n)
 	if err != nil {
-		return nil, fmt.Errorf("worker: update of %s: %w", f.Header.Author, err)
+		return nil, err
 	}
 	if norm := outer.Norm(src); !(norm <= limit) {
-		return nil, fmt.Errorf("worker: update of %s: norm %g, limit %g: %w", f.Header.Author, norm, limit, codec.ErrBlob)
+		return nil, fmt.Errorf("norm %g, limit %g: %w", norm, limit, codec.ErrBlob)
 	}
 	return src, nil
 }
@@ -298,7 +381,7 @@ func (x *exchange) arrived(ctx context.Context, r fetched) {
 		return
 	}
 	x.keep(r.header.Round, r.header.Blob.Cid)
-	x.out.sources[id] = r.source
+	x.out.sources[id], x.out.slices[id] = r.source, r.slice
 	x.out.down += r.header.Size
 	x.result.Down += r.header.Size
 	x.noticeLink(r.header.Size, r.took)
@@ -327,7 +410,7 @@ func (w *worker) observeArrivals(x *exchange) {
 // countHeaders records when the headers of a round came, each once.
 func (w *worker) countHeaders(number uint64, parent round.Hash, since time.Time) {
 	for _, h := range w.board.about(number, parent).headers {
-		if _, known := w.counted[h.ID]; !known {
+		if _, known := w.counted[h.ID]; !known && h.Role != round.RoleHello {
 			w.counted[h.ID] = number
 			w.headerWait = w.headerWait.Add(h.at.Sub(since))
 		}

@@ -41,18 +41,21 @@ func (w *worker) heal(ctx context.Context, donors []peer.ID) error {
 			w.doubted[donor] = time.Now()
 			continue
 		}
-		if speaks {
+		if err := w.settleFeedback(got); err != nil {
+			return err
+		}
+		if speaks && !got.state.Apart {
 			w.keepSide(got.lineage)
 		}
 		w.mu.Lock()
-		w.state, w.hash, w.lineage = got.state, got.state.Hash(), got.lineage
+		w.state, w.hash, w.lineage = got.state, got.state.Key(), got.lineage
 		w.mu.Unlock()
-		w.feedback.Reset() // what it corrected is not in this state
 		w.rewind()
 		w.result.Healed++
 		w.result.Down += got.size
 		w.settle(w.lost == nil)
 		w.snapshot(0, 0)
+		w.checkpoint()
 		w.log.Info("took over the state of a mate", "donor", donor, "round", w.state.Round, "state", w.hash.Short())
 		return nil
 	}
@@ -63,11 +66,39 @@ func (w *worker) heal(ctx context.Context, donors []peer.ID) error {
 	return nil
 }
 
+// settleFeedback closes the books before another state is taken over. A state that came about from the own one holds what this
+// peer has said so far, so what it has left unsaid still is: the residual stays, less the last update if that went in. On the
+// other side of a fork it corrects what never was said.
+func (w *worker) settleFeedback(got handed) error {
+	if !got.ledger && !got.lineage.Has(round.Ancestor{State: w.hash, Tokens: w.state.Tokens}) {
+		w.feedback.Reset()
+		return nil
+	}
+	entered := false
+	if w.own != nil {
+		for _, c := range w.board.about(w.state.Round, w.hash).commits {
+			entered = entered || slices.Contains(c.Set, w.own.ID) && got.lineage.Knows(c.Next)
+		}
+	}
+	return w.credit(entered)
+}
+
 // handed is a state as a mate handed it out.
 type handed struct {
 	state   *round.State
 	lineage round.Lineage
 	size    uint64 // bytes fetched
+	ledger  bool   // only the ledger is the mate's: the arrays are this peer's own
+}
+
+// freshRounds is how many rounds a peer may be behind to keep its own weights where members' weights differ anyway.
+const freshRounds = 2
+
+// keepsWeights reports whether only the ledger of what a mate holds is taken over. Where members' weights differ by nature, those
+// that came about on the losing side of a fork are as good as any: what they learnt reaches the others by the groups to come,
+// in place of a merge.
+func (w *worker) keepsWeights(res stateResponse) bool {
+	return res.Head.Defined() && w.state.Round > 0 && w.state.Round+freshRounds >= res.Round && res.Steps+1 < w.cfg.Plan.TotalSteps()
 }
 
 // fetchState asks the donor where its state is and fetches it from any of the donors.
@@ -80,23 +111,46 @@ func (w *worker) fetchState(ctx context.Context, donor peer.ID, donors []peer.ID
 	if _, better := round.Best(w.claim(), []round.Claim{claim}, w.cfg.Plan.mostPerStep()); !better {
 		return handed{}, fmt.Errorf("worker: state of %s at round %d does not beat ours: %w", donor, res.Round, ErrNoDonor)
 	}
-	shape := w.state.Shape()
-	ctx, cancel := context.WithTimeout(ctx, fetchTime(shape.Size()))
-	defer cancel()
-	raw, err := w.cfg.Blobs.Get(ctx, res.Blob.Cid, donors, shape.Size())
+	got, err := w.fetchParts(ctx, res, donor, donors)
 	if err != nil {
-		return handed{}, fmt.Errorf("worker: fetch the state of %s: %w", donor, err)
+		return handed{}, err
 	}
-	defer w.cfg.Blobs.Drop(context.WithoutCancel(ctx), res.Blob.Cid)
-	state, err := round.DecodeState(raw, shape)
-	if err != nil {
-		return handed{}, fmt.Errorf("worker: state of %s: %w", donor, err)
-	}
-	same := state.Hash() == res.State && state.Round == res.Round && state.Tokens == res.Tokens && state.Steps == res.Steps
-	if !same || state.Steps > w.cfg.Plan.TotalSteps() {
+	s := got.state
+	same := s.Key() == res.State && s.Round == res.Round && s.Tokens == res.Tokens && s.Steps == res.Steps
+	if !same || s.Steps > w.cfg.Plan.TotalSteps() {
 		return handed{}, fmt.Errorf("worker: state of %s is not the one it announced: %w", donor, round.ErrState)
 	}
-	return handed{state, lineageOf(res), uint64(len(raw))}, nil
+	got.lineage = lineageOf(res)
+	return got, nil
+}
+
+// fetchParts fetches the state that a donor told of, or only its ledger.
+func (w *worker) fetchParts(ctx context.Context, res stateResponse, donor peer.ID, donors []peer.ID) (handed, error) {
+	shape, link := w.state.Shape(), res.Blob.Cid
+	got := handed{ledger: w.keepsWeights(res)}
+	size := shape.MaxSize()
+	if got.ledger {
+		link, size = res.Head.Cid, shape.HeadSize()
+	}
+	ctx, cancel := context.WithTimeout(ctx, fetchTime(size))
+	defer cancel()
+	raw, err := w.cfg.Blobs.Get(ctx, link, donors, size)
+	if err != nil {
+		return got, fmt.Errorf("worker: fetch the state of %s: %w", donor, err)
+	}
+	defer w.cfg.Blobs.Drop(context.WithoutCancel(ctx), link)
+	got.size = uint64(len(raw))
+	if got.ledger {
+		if got.state, err = round.DecodeHead(raw, shape); err == nil {
+			got.state.Weights, got.state.Momentum = w.state.Weights, w.state.Momentum
+		}
+	} else {
+		got.state, err = round.DecodeState(raw, shape)
+	}
+	if err != nil {
+		return got, fmt.Errorf("worker: state of %s: %w", donor, err)
+	}
+	return got, nil
 }
 
 // lineageOf returns the lineage that a donor tells, or only the state itself where what it tells cannot be.
@@ -166,7 +220,7 @@ func (w *worker) offerMerge(ctx context.Context) error {
 	header := w.fill(round.Header{Ranges: ranges, Tokens: side.tokens, Loss: w.state.Pulse.Loss, Merge: &merge}, w.pace())
 	header.Codec = mergeCodec.ID()
 	// Nobody has to wait for this update, but it has to wait for those of the others.
-	return w.encode(ctx, header, update, max(w.compute, w.roundTime()))
+	return w.encode(ctx, header, update, nil, max(w.compute, w.roundTime()))
 }
 
 // mergeable checks a header that brings back the losing side of a fork.

@@ -58,9 +58,11 @@ type base struct {
 
 // plan chooses samples and steps for the round that starts at the cursors after so many committed steps; nil when this
 // peer's shards are empty.
-func (w *worker) plan(number uint64, cursors []uint64, first uint64) *lap {
-	members, speeds := w.trainers()
-	p := w.cfg.Plan.pace(first, w.state.Pulse)
+func (w *worker) plan(number uint64, cursors []uint64, members []peer.ID, p pace, first uint64) *lap {
+	if _, seated := slices.BinarySearch(members, w.self); !seated {
+		return nil // came after they were dealt
+	}
+	_, speeds := w.trainers()
 	own := round.Pace(p.steps, w.ownSpeed(), speeds)
 	own = max(min(own, maxSequences/uint64(w.cfg.Plan.BatchRows)), 1)
 	ranges := w.deal(members, cursors, own*uint64(w.cfg.Plan.BatchRows))
@@ -142,7 +144,7 @@ func (w *worker) train(ctx context.Context) error {
 	w.enter(round.PhaseTraining)
 	l := w.lap
 	if l == nil {
-		if l = w.plan(w.state.Round, w.state.Cursors, w.state.Steps); l == nil {
+		if l = w.plan(w.state.Round, w.state.Cursors, w.dealt(), w.pace(), w.state.Steps); l == nil {
 			w.listen = true
 			return nil
 		}
@@ -193,34 +195,38 @@ func (w *worker) publishLap(ctx context.Context, l *lap) error {
 		Lag: uint32(l.lag),
 	}
 	header.Budget, header.Least = w.affords(l.compute / time.Duration(l.steps))
-	return w.encode(ctx, w.fill(header, p), pending, l.compute)
+	lo, hi := w.healing(p)
+	return w.encode(ctx, w.fill(header, p), pending, w.away(make([]float32, hi-lo), lo), l.compute)
 }
 
 // fill adds what all headers of a round have in common.
 func (w *worker) fill(h round.Header, b pace) round.Header {
 	h.Version, h.Run, h.Round, h.Parent = round.Version, wire.Link{Cid: w.cfg.Run}, w.state.Round, w.hash
-	h.Codec, h.Fragments, h.Seed, h.Precision = b.codec.ID(), uint32(b.fragments), w.cfg.Plan.Seed, w.cfg.Numerics
+	h.Group, h.Codec, h.Fragments, h.Seed, h.Precision = uint32(b.group), b.codec.ID(), uint32(b.fragments), w.cfg.Plan.Seed, w.cfg.Numerics
 	return h
 }
 
-// encode turns an update into a blob that mates can fetch and a signed header.
-func (w *worker) encode(ctx context.Context, header round.Header, update []float32, compute time.Duration) error {
+// encode turns an update, and a slice of the weights to be healed, into a blob that mates can fetch and a signed header.
+func (w *worker) encode(ctx context.Context, header round.Header, update, slice []float32, compute time.Duration) error {
 	c, err := codec.Parse(header.Codec)
 	if err != nil {
 		return fmt.Errorf("worker: round %d: %w", header.Round, err)
 	}
-	if bound := c.Bound(len(update)); len(w.blob) < bound {
+	if bound := c.Bound(len(update)) + healCodec.Bound(len(slice)); len(w.blob) < bound {
 		w.blob = make([]byte, bound)
 	}
-	size, err := c.Encode(w.blob, update)
-	if err != nil {
-		return fmt.Errorf("worker: round %d: %w", header.Round, err)
+	size, decoded, err := pack(c, w.blob, update)
+	var healed codec.Source
+	if err == nil && len(slice) > 0 {
+		var more int
+		more, healed, err = pack(healCodec, w.blob[size:], slice)
+		header.Slice = uint64(more)
+		size += more
 	}
-	blob := w.blob[:size]
-	decoded, err := c.Open(blob, len(update))
 	if err != nil {
 		return fmt.Errorf("worker: round %d: own blob: %w", header.Round, err)
 	}
+	blob := w.blob[:size]
 	link, err := w.cfg.Blobs.Put(ctx, blob)
 	if err != nil {
 		return fmt.Errorf("worker: round %d: store own blob: %w", header.Round, err)
@@ -236,9 +242,19 @@ func (w *worker) encode(ctx context.Context, header round.Header, update []float
 	if err != nil {
 		return fmt.Errorf("worker: round %d: own header: %w", header.Round, err)
 	}
-	w.own = &own{round.Signed{Header: header, Author: w.self, ID: m.Hash}, message, decoded, compute}
+	w.own = &own{round.Signed{Header: header, Author: w.self, ID: m.Hash}, message, decoded, healed, compute}
 	w.result.Up += header.Size
 	return nil
+}
+
+// pack encodes a vector at the beginning of a buffer, and opens it as the mates will.
+func pack(c codec.Codec, buf []byte, x []float32) (int, codec.Source, error) {
+	size, err := c.Encode(buf, x)
+	if err != nil {
+		return 0, nil, err
+	}
+	src, err := c.Open(buf[:size], len(x))
+	return size, src, err
 }
 
 // runAhead starts the next round's lap beside the exchange of this one, when waiting for the network costs enough. It starts
@@ -246,15 +262,20 @@ func (w *worker) encode(ctx context.Context, header round.Header, update []float
 func (w *worker) runAhead(ctx context.Context) {
 	b := w.pace()
 	next := w.state.Steps + b.steps
+	last := w.cfg.Plan.TotalSteps()
+	if w.state.Apart || b.group > 0 {
+		last-- // the finale's
+	}
 	if w.own == nil || w.own.Merge != nil || w.listen || w.lap != nil || w.retry > 0 || w.draining() ||
-		next >= w.cfg.Plan.TotalSteps() || !w.overlaps() {
+		b.finale != nil || next >= last || !w.overlaps() {
 		return
 	}
 	cursors := slices.Clone(w.state.Cursors)
 	for _, r := range w.own.Ranges {
 		cursors[r.Shard] = r.To
 	}
-	l := w.plan(w.state.Round+1, cursors, next)
+	members := w.view()
+	l := w.plan(w.state.Round+1, cursors, members, w.cfg.Plan.pace(ledger{next, w.state.Pulse, w.state.Apart || b.group > 0}, len(members)), next)
 	if l == nil {
 		return
 	}
@@ -281,8 +302,7 @@ func (w *worker) settleLap(from, to int, accepted bool) {
 	}
 	// Dealt among other members, the lap's shards may be somebody else's now; so far it has run only as long as the exchange.
 	_, fits := round.Header{Ranges: w.lap.ranges}.Fits(w.state.Cursors, w.windows)
-	members, _ := w.trainers()
-	if !accepted || !fits || w.lap.number != w.state.Round || !slices.Equal(members, w.lap.members) {
+	if !accepted || !fits || w.lap.number != w.state.Round || !slices.Equal(w.view(), w.lap.members) {
 		w.dropLap()
 		w.rewind()
 		return
@@ -329,7 +349,7 @@ const calmRounds = 4
 
 // noticeMembers counts the rounds in which the same peers trained.
 func (w *worker) noticeMembers() {
-	members, _ := w.trainers()
+	members := w.view()
 	if !slices.Equal(members, w.crew) {
 		w.crew, w.calm = members, 0
 		return

@@ -45,12 +45,15 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 // round takes the worker one step further: usually from one committed state to the next. An attempt that comes to nothing
 // leaves everything as it was, and the next call tries again.
 func (w *worker) round(ctx context.Context) error {
+	if w.listen && w.pace().finale != nil {
+		return w.sitOut(ctx)
+	}
 	// A mate holds a state that beats ours: a fork to heal, or rounds that we missed.
 	if claim, ok := w.beaten(); ok {
 		return w.adopt(ctx, claim)
 	}
 	if !w.listen && w.own == nil {
-		if err := w.contribute(ctx); err != nil {
+		if err := w.contribute(ctx); err != nil || w.listen && w.pace().finale != nil {
 			return err
 		}
 	}
@@ -71,7 +74,7 @@ func (w *worker) round(ctx context.Context) error {
 		return w.heal(ctx, end.From)
 	case round.Abort:
 		if errors.Is(end.Why, round.ErrAlone) {
-			w.listen = false
+			w.listen, w.members = false, nil // nobody of the view is left
 			return nil
 		}
 		w.retry++
@@ -84,6 +87,10 @@ func (w *worker) round(ctx context.Context) error {
 
 // contribute makes this peer's update of the round: what its local steps gave, or what its side of a fork had trained.
 func (w *worker) contribute(ctx context.Context) error {
+	if w.pace().finale != nil {
+		w.lost = nil
+		return w.offerWeights(ctx)
+	}
 	if w.lost != nil {
 		if err := w.offerMerge(ctx); err != nil || w.own != nil {
 			return err
@@ -97,6 +104,7 @@ type own struct {
 	round.Signed
 	message []byte       // the sealed header
 	decoded codec.Source // what the mates will decode from the blob
+	slice   codec.Source // of the weights to be healed, as decoded; nil when there is none
 	compute time.Duration
 }
 
@@ -104,14 +112,18 @@ type own struct {
 func (w *worker) commit(ctx context.Context, d round.Decide, blobs exchanged) error {
 	began := time.Now()
 	accepted := round.Accept(d.Headers)
-	report := w.report(accepted, blobs)
 	b := w.pace()
+	own := w.own != nil && slices.ContainsFunc(accepted, func(h round.Signed) bool { return h.ID == w.own.ID })
+	if b.finale != nil && !own {
+		w.listen = true // the others go on without these weights
+		return nil
+	}
+	report := w.report(accepted, blobs)
 	from, to := w.fragment(b)
-	moved, err := w.advance(d.IDs, accepted, blobs, b)
+	moved, err := w.advance(d.Headers, accepted, blobs, b)
 	if err != nil {
 		return fmt.Errorf("worker: round %d: %w", report.Round, err)
 	}
-	own := w.own != nil && slices.ContainsFunc(accepted, func(h round.Signed) bool { return h.ID == w.own.ID })
 	if err := w.credit(own); err != nil {
 		return err
 	}
@@ -146,6 +158,8 @@ func (w *worker) credit(accepted bool) error {
 		w.feedback.Abort()
 	case w.own.Merge != nil:
 		w.lost = nil
+	case w.own.Role == round.RoleWeights:
+		w.feedback.Reset() // all is said
 	default:
 		if err := w.feedback.Commit(w.own.decoded); err != nil {
 			return fmt.Errorf("worker: round %d: %w", w.own.Round, err)
@@ -156,52 +170,59 @@ func (w *worker) credit(accepted bool) error {
 	return nil
 }
 
-// advance moves the replicated state; its readers are locked out meanwhile. What the losing side of a fork brings back comes
-// first, then the outer step on the mean of the updates. merged reports whether there was any of the former.
-func (w *worker) advance(set []round.Hash, accepted []round.Signed, blobs exchanged, b pace) (merged bool, err error) {
-	from, to := w.fragment(b)
-	var updates []outer.Update
-	headers := make([]round.Header, len(accepted))
-	for i, h := range accepted {
-		headers[i] = h.Header
-		if h.Merge == nil {
-			updates = append(updates, outer.Update{Delta: blobs.sources[h.ID], Tokens: h.Tokens})
-		}
-	}
-	mean := w.mean[:to-from]
-	if len(updates) > 0 {
-		if err := outer.Mean(mean, updates); err != nil {
-			return false, err
-		}
-	}
+// advance moves the state; its readers are locked out meanwhile. Of the accepted updates those of the own group move the weights:
+// what the losing side of a fork brings back first, then the outer step on the mean, then the healing slice. The ledger goes
+// by those of all groups. whole reports whether all of the weights moved.
+func (w *worker) advance(set, accepted []round.Signed, blobs exchanged, b pace) (whole bool, err error) {
+	mates := slices.DeleteFunc(slices.Clone(accepted), func(h round.Signed) bool { return !blobs.mate(h) || h.Role == round.RoleHello })
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	won := w.state.Tokens
-	for _, h := range accepted {
+	if b.finale != nil {
+		whole, err = true, w.assemble(mates, blobs, b)
+	} else {
+		whole, err = w.average(mates, blobs, b)
+	}
+	if err != nil {
+		return whole, err
+	}
+	w.state.Advance(set, accepted, w.turn(b))
+	w.hash = w.state.Key()
+	w.lineage = w.lineage.Add(round.Ancestor{State: w.hash, Tokens: w.state.Tokens})
+	return whole, nil
+}
+
+// average moves the weights by the updates of the own group. merged reports whether one brought back the losing side of a fork.
+func (w *worker) average(mates []round.Signed, blobs exchanged, b pace) (merged bool, err error) {
+	from, to := w.fragment(b)
+	var updates []outer.Update
+	for _, h := range mates {
 		if h.Merge == nil {
+			updates = append(updates, outer.Update{Delta: blobs.sources[h.ID], Tokens: h.Tokens})
 			continue
 		}
-		if err := outer.Move(w.state.Weights, blobs.sources[h.ID], h.Merge.Share(won, h.Tokens)); err != nil {
+		if err := outer.Move(w.state.Weights, blobs.sources[h.ID], h.Merge.Share(w.state.Tokens, h.Tokens)); err != nil {
 			return false, err
 		}
 		w.lineage = w.lineage.Add(round.Ancestor{State: h.Merge.State, Tokens: round.Merged})
 		merged = true
 	}
-	if len(updates) > 0 {
-		if err := b.outer.Step(w.state.Weights[from:to], w.state.Momentum[from:to], mean); err != nil {
-			return false, err
-		}
+	if len(updates) == 0 {
+		return merged, nil
 	}
-	w.state.Advance(set, headers, b.steps)
-	w.hash = w.state.Hash()
-	w.lineage = w.lineage.Add(round.Ancestor{State: w.hash, Tokens: w.state.Tokens})
-	return merged, nil
+	mean := w.mean[:to-from]
+	if err := outer.Mean(mean, updates); err != nil {
+		return merged, err
+	}
+	if err := b.outer.Step(w.state.Weights[from:to], w.state.Momentum[from:to], mean); err != nil {
+		return merged, err
+	}
+	return merged, w.healSlice(mates, blobs, b)
 }
 
 // settle ends a round: the own update is void, and whoever just took the state from a mate listens for one round, so that
 // nobody has to wait for it.
 func (w *worker) settle(adopted bool) {
-	w.own, w.retry, w.listen = nil, 0, adopted
+	w.own, w.retry, w.hellos, w.listen, w.members = nil, 0, nil, adopted, nil
 	w.limit = normLimit(w.state.Weights)
 	w.forget()
 	if adopted {

@@ -43,7 +43,7 @@ type Observer struct {
 	salt  atomic.Uint32
 
 	mu     sync.Mutex
-	rounds map[uint64]Report
+	rounds map[uint64]Report // the last keepReports
 	best   round.Claim
 	named  time.Time // when the owner last changed the members
 }
@@ -136,7 +136,11 @@ func (o *Observer) State() round.Claim {
 	return o.best
 }
 
-// Work returns the committed tokens of every peer in every round that was reported.
+// keepReports is how many of the last rounds an observer remembers: as many as forks are merged over. What happens to older ones
+// is not reported any more, so that none is reported twice.
+const keepReports = round.MaxLineage
+
+// Work returns the committed tokens of every peer in the last [round.MaxLineage] rounds that were reported.
 func (o *Observer) Work() map[uint64]map[peer.ID]uint64 {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -188,7 +192,7 @@ func (o *Observer) judge() []Report {
 	var reports []Report
 	for _, g := range groups {
 		old, known := o.rounds[g.commit.Round]
-		if known && old.Total >= g.commit.Total {
+		if known && old.Total >= g.commit.Total || g.commit.Round+keepReports < o.best.Round {
 			continue
 		}
 		if 2*len(g.support(live)) <= len(o.board.electorate(g.commit.Round, o.named)) {
@@ -203,6 +207,7 @@ func (o *Observer) judge() []Report {
 		claim := round.Claim{Peer: g.by[0], Round: r.Round + 1, Steps: r.Steps, Tokens: r.Total, State: r.Next}
 		if claim.Beats(o.best) {
 			o.best = claim
+			maps.DeleteFunc(o.rounds, func(number uint64, _ Report) bool { return number+keepReports < claim.Round })
 		}
 		reports = append(reports, r)
 	}
@@ -228,6 +233,9 @@ func (o *Observer) report(c round.Commit, live []mate) (Report, bool) {
 		r.Live = append(r.Live, m.id)
 	}
 	r.add(round.Accept(set), o.cfg.MostTokens)
+	if len(r.Contributors) == 0 {
+		r.Loss = float64(c.Loss) / 1e6
+	}
 	return r, true
 }
 

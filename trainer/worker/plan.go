@@ -29,6 +29,7 @@ type Plan struct {
 	Tempo     *tempo.Plan    // when set, chooses steps, codec and outer step of every round anew
 	Params    int            // of the model: what turns bytes into the tempo's bits; needed with a Tempo
 	Fragments int            // parts in which the weights travel, one each round; 0 means 1
+	Group     int            // most members of a group; 0 means all up to 16 members, groups of 8 above
 	Overlap   Overlap        // whether the next round's steps run beside the exchange
 
 	Inner           engine.Step // inner AdamW; its LearningRate is overwritten by Schedule
@@ -70,7 +71,7 @@ func (p Plan) RoundsAfter(done uint64) uint64 {
 		if rounds == exact {
 			return uint64(float64(rounds) * float64(total-first) / float64(done-first))
 		}
-		done += max(p.pace(done, round.Pulse{}).steps, 1)
+		done += max(p.pace(ledger{steps: done}, 0).steps, 1)
 	}
 	return rounds
 }
@@ -102,26 +103,80 @@ type pace struct {
 	codec     codec.Codec
 	outer     outer.Settings
 	fragments uint64
+	group     int   // most members of a group; 0: all are in one
+	heal      bool  // a slice of the members' weights travels with their updates
+	finale    []int // sides of the grid in which all of the weights travel, without local steps; nil before the end
 }
 
-// pace returns how the round goes that starts after so many nominal steps. The plan has been checked.
-func (p Plan) pace(done uint64, pulse round.Pulse) pace {
-	b := pace{steps: uint64(p.LocalSteps), outer: p.Outer, fragments: uint64(max(p.Fragments, 1))}
+// ledger is what the pace of a round follows from.
+type ledger struct {
+	steps uint64 // nominal, committed
+	pulse round.Pulse
+	apart bool
+}
+
+func ledgerOf(s *round.State) ledger { return ledger{s.Steps, s.Pulse, s.Apart} }
+
+// pace returns how the round of so many members goes that starts from the ledger. The plan has been checked.
+//
+// In a run whose members' weights are apart the last nominal step is no training: it is counted when the finale is over, so that
+// a run of all its steps is one whose members have equal weights.
+func (p Plan) pace(l ledger, members int) pace {
+	b := pace{steps: uint64(p.LocalSteps), outer: p.Outer, fragments: uint64(max(p.Fragments, 1)), group: p.groupOf(members), heal: l.apart}
+	end := p.TotalSteps()
+	if !l.apart && l.steps+1 >= end {
+		b.group = 0 // too late to part
+	}
+	if l.apart || b.group > 0 {
+		end--
+	}
+	if l.apart && l.steps >= end {
+		b.steps, b.codec, b.finale = 1, mergeCodec, []int{members}
+		if b.group > 0 {
+			b.finale = round.Grid(members, b.group)
+		}
+		return b
+	}
 	name := p.Codec
 	if p.Tempo != nil {
 		t := *p.Tempo
-		if bits := 8 * float64(pulse.Budget) / float64(p.Params); bits > 0 && (t.Bits == 0 || bits < t.Bits) {
+		t.Steps = end
+		if b.group > 0 {
+			t.Mates = b.group
+		}
+		if bits := 8 * float64(l.pulse.Budget) / float64(p.Params); bits > 0 && (t.Bits == 0 || bits < t.Bits) {
 			t.Bits = bits
 		}
-		t.Least = max(t.Least, int(min(pulse.Least, tempo.Longest)))
-		next := t.Next(done)
+		t.Least = max(t.Least, int(min(l.pulse.Least, tempo.Longest)))
+		next := t.Next(l.steps)
 		b.steps, b.outer, name = uint64(next.LocalSteps), next.Outer, next.Codec
 	}
-	if total := p.TotalSteps(); done < total {
-		b.steps = min(b.steps, total-done)
+	if l.steps < end {
+		b.steps = min(b.steps, end-l.steps)
 	}
 	b.codec, _ = codec.Parse(name)
 	return b
+}
+
+// Groups that a plan without a size of its own chooses: one while its blobs cost less than what groups lose, then small ones
+// (docs/decisions/0003-averaging-defaults.md).
+const (
+	mostInOne  = 16
+	smallGroup = 8
+)
+
+// groupOf returns the size of the groups of so many members; 0 where all are in one.
+func (p Plan) groupOf(members int) int {
+	size := p.Group
+	if size == 0 {
+		if size = mostInOne; members > mostInOne {
+			size = smallGroup
+		}
+	}
+	if members <= size {
+		return 0
+	}
+	return size
 }
 
 func (p Plan) check() error {
@@ -130,6 +185,8 @@ func (p Plan) check() error {
 		return fmt.Errorf("worker: %d rounds: %w", p.Rounds, ErrConfig)
 	case p.LocalSteps < 1 || p.BatchRows < 1 || p.Context < 1 || p.MicroRows < 0 || p.TotalSteps() > round.MaxSteps:
 		return fmt.Errorf("worker: %d rounds of %d steps of %d rows of %d tokens: %w", p.Rounds, p.LocalSteps, p.BatchRows, p.Context, ErrConfig)
+	case p.Group < 0 || p.Group == 1 || p.Group > round.MaxMembers:
+		return fmt.Errorf("worker: groups of %d, want 2 to %d, or 0 to choose by the number of members: %w", p.Group, round.MaxMembers, ErrConfig)
 	case p.Fragments < 0 || p.Fragments > round.MaxFragments:
 		return fmt.Errorf("worker: %d fragments, want at most %d: %w", p.Fragments, round.MaxFragments, ErrConfig)
 	}
@@ -148,12 +205,22 @@ func (p Plan) check() error {
 	return nil
 }
 
-// pace returns how the round goes that starts at the committed state.
-func (w *worker) pace() pace { return w.cfg.Plan.pace(w.state.Steps, w.state.Pulse) }
+// pace returns how the round goes that starts at the committed state. Whether there are groups follows from the members in the
+// state, so that all switch in the same round; in the first round from those that live.
+func (w *worker) pace() pace {
+	members := 0
+	if w.state.Round == 0 || w.seated() {
+		members = len(w.dealt())
+	}
+	return w.cfg.Plan.pace(ledgerOf(w.state), members)
+}
 
 // fragment returns the part of the weights that the round averages.
 func (w *worker) fragment(b pace) (from, to int) {
 	n := len(w.state.Weights)
+	if b.finale != nil {
+		return 0, n
+	}
 	parts := max(min(int(b.fragments), codec.Blocks(n)), 1)
 	return round.Slice(w.state.Round, n, codec.Block, parts)
 }

@@ -27,12 +27,13 @@ const keepSnapshots = 2
 type snapshot struct {
 	state    *round.State
 	steps    uint64    // optimiser steps of the inner AdamW
+	seq      uint64    // of the last heartbeat, and room for those until the next snapshot
 	m, v     []float32 // its moments
 	residual []float32 // error feedback
 	fast     []float32 // fast weights where they are not the state's: when the weights travel in fragments
 }
 
-var snapshotMagic = [8]byte{'C', 'A', 'P', 'S', 'N', 'A', 'P', '2'}
+var snapshotMagic = [8]byte{'C', 'A', 'P', 'S', 'N', 'A', 'P', '3'}
 
 func snapshotName(rounds uint64) string { return fmt.Sprintf("round-%012d.snap", rounds) }
 
@@ -82,12 +83,12 @@ func (s snapshot) save(dir string) (err error) {
 	return err
 }
 
-// write writes magic, state, steps, moments and residual, and the SHA-256 of all that.
+// write writes magic, size of the state, state, counters, moments and residual, and the SHA-256 of all that.
 func (s snapshot) write(w io.Writer) error {
 	buf := bufio.NewWriterSize(w, 1<<20)
 	sum := sha256.New()
 	out := io.MultiWriter(buf, sum)
-	if _, err := out.Write(snapshotMagic[:]); err != nil {
+	if _, err := out.Write(binary.LittleEndian.AppendUint64(snapshotMagic[:len(snapshotMagic):len(snapshotMagic)], uint64(s.state.Size()))); err != nil {
 		return err
 	}
 	if _, err := s.state.WriteTo(out); err != nil {
@@ -97,7 +98,7 @@ func (s snapshot) write(w io.Writer) error {
 	if s.fast != nil {
 		arrays = append(arrays, s.fast)
 	}
-	if err := binary.Write(out, binary.LittleEndian, []uint64{s.steps, uint64(len(arrays))}); err != nil {
+	if err := binary.Write(out, binary.LittleEndian, []uint64{s.steps, s.seq, uint64(len(arrays))}); err != nil {
 		return err
 	}
 	for _, array := range arrays {
@@ -155,8 +156,8 @@ func readSnapshot(path string, shape round.Shape) (*snapshot, error) {
 	if err != nil {
 		return nil, fmt.Errorf("worker: load snapshot: %w", err)
 	}
-	if !slices.Contains(snapshotSizes(shape), info.Size()) {
-		return nil, fmt.Errorf("worker: load snapshot %s: %d bytes, want %d: %w", path, info.Size(), snapshotSizes(shape), ErrSnapshot)
+	if most := maxSnapshot(shape); info.Size() > most {
+		return nil, fmt.Errorf("worker: load snapshot %s: %d bytes, limit %d: %w", path, info.Size(), most, ErrSnapshot)
 	}
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -165,33 +166,40 @@ func readSnapshot(path string, shape round.Shape) (*snapshot, error) {
 	return decodeSnapshot(path, b, shape)
 }
 
-// snapshotSizes lists the sizes that a snapshot can have: without and with fast weights.
-func snapshotSizes(shape round.Shape) []int64 {
-	least := int64(len(snapshotMagic)) + shape.Size() + 16 + 3*4*int64(shape.Params) + sha256.Size
-	return []int64{least, least + 4*int64(shape.Params)}
+// tail is the bytes between the state and the arrays: three counters.
+const tail = 3 * 8
+
+// maxSnapshot returns the size of the largest snapshot: one with fast weights and a full view.
+func maxSnapshot(shape round.Shape) int64 {
+	return int64(len(snapshotMagic)) + 8 + shape.MaxSize() + tail + 4*4*int64(shape.Params) + sha256.Size
 }
 
 // decodeSnapshot reads a snapshot's bytes.
 func decodeSnapshot(path string, b []byte, shape round.Shape) (*snapshot, error) {
-	stateSize, n := int(shape.Size()), shape.Params
-	if !slices.Contains(snapshotSizes(shape), int64(len(b))) {
+	n := shape.Params
+	before := len(snapshotMagic) + 8
+	if len(b) < before+tail+sha256.Size {
 		return nil, fmt.Errorf("worker: load snapshot %s: %d bytes: %w", path, len(b), ErrSnapshot)
 	}
 	body, sum := b[:len(b)-sha256.Size], b[len(b)-sha256.Size:]
 	if got := sha256.Sum256(body); !bytes.Equal(got[:], sum) || !bytes.HasPrefix(body, snapshotMagic[:]) {
 		return nil, fmt.Errorf("worker: load snapshot %s: checksum or magic is wrong: %w", path, ErrSnapshot)
 	}
-	body = body[len(snapshotMagic):]
+	stateSize := binary.LittleEndian.Uint64(body[len(snapshotMagic):])
+	body = body[before:]
+	if left := uint64(len(body)) - tail; stateSize > left || (left-stateSize)%uint64(4*n) != 0 || (left-stateSize)/uint64(4*n) > 4 {
+		return nil, fmt.Errorf("worker: load snapshot %s: state of %d bytes in %d: %w", path, stateSize, len(b), ErrSnapshot)
+	}
 	state, err := round.DecodeState(body[:stateSize], shape)
 	if err != nil {
 		return nil, fmt.Errorf("worker: load snapshot %s: %w: %w", path, ErrSnapshot, err)
 	}
 	body = body[stateSize:]
-	s := &snapshot{state: state, steps: binary.LittleEndian.Uint64(body)}
-	count := binary.LittleEndian.Uint64(body[8:])
-	body = body[16:]
+	s := &snapshot{state: state, steps: binary.LittleEndian.Uint64(body), seq: binary.LittleEndian.Uint64(body[8:])}
+	count := binary.LittleEndian.Uint64(body[16:])
+	body = body[tail:]
 	arrays := []*[]float32{&s.m, &s.v, &s.residual, &s.fast}[:len(body)/(4*n)]
-	if uint64(len(arrays)) != count {
+	if uint64(len(arrays)) != count || count < 3 {
 		return nil, fmt.Errorf("worker: load snapshot %s: %d arrays, it says %d: %w", path, len(arrays), count, ErrSnapshot)
 	}
 	for _, array := range arrays {

@@ -18,7 +18,7 @@ import (
 )
 
 // StateProtocol hands out where a run's state is. One request frame, one response frame.
-const StateProtocol protocol.ID = "/capanode/state/2.0.0"
+const StateProtocol protocol.ID = "/capanode/state/3.0.0"
 
 // maxStateFrame bounds both frames of the protocol.
 const maxStateFrame = 16 << 10
@@ -39,6 +39,7 @@ type stateResponse struct {
 	State   round.Hash `cbor:"state"`
 	Blob    wire.Link  `cbor:"blob"` // the state's bytes; no link when the run or the asker is unknown
 	Size    uint64     `cbor:"size"`
+	Head    wire.Link  `cbor:"head"` // its ledger alone; no link where members' weights are equal
 
 	Lineage []round.Ancestor `cbor:"lineage"` // the states before it, newest last
 }

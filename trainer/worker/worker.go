@@ -32,6 +32,10 @@ const defaultKeepRounds = 4
 // doubtTime is how long the announcements of a peer that did not deliver its state are passed over.
 const doubtTime = 30 * round.HeartbeatInterval
 
+// seqRoom is how far beyond the last heartbeat's number a process goes on that starts from a snapshot: a day of nanoseconds, more than
+// passes between two snapshots, so that mates do not take its heartbeats for old ones although its clock was set back.
+const seqRoom = uint64(24 * time.Hour)
+
 // worker is one peer in one run.
 type worker struct {
 	cfg     Config
@@ -57,8 +61,11 @@ type worker struct {
 	shared  shared
 
 	// The training goroutine's own.
+	first      []float32       // weights that the run began with
+	members    []peer.ID       // among whom the round is dealt; nil until somebody asks
 	listen     bool            // sit the next round out
 	retry      int             // aborted attempts at this round
+	hellos     []round.Hash    // of the vote for this round
 	own        *own            // the update of this round
 	limit      float64         // largest norm of a mate's update
 	blob       []byte          // the own update, encoded, at the beginning of the codec's bound
@@ -92,8 +99,8 @@ type moments struct {
 
 // shared is the blob of the state that was handed out last.
 type shared struct {
-	state round.Hash
-	blob  cid.Cid
+	state      round.Hash
+	blob, head cid.Cid
 }
 
 type keptBlob struct {
@@ -110,6 +117,7 @@ func open(cfg Config) (*worker, error) {
 		state:    round.NewState(cfg.Run, cfg.Data.Shards(), slices.Clone(inner.Weights)),
 		feedback: outer.NewFeedback(n, 0), // the fast weights carry the residual
 		mean:     make([]float32, n),
+		first:    slices.Clone(inner.Weights),
 	}
 	if w.log == nil {
 		w.log = slog.New(slog.DiscardHandler)
@@ -120,7 +128,7 @@ func open(cfg Config) (*worker, error) {
 	if err := w.restore(); err != nil {
 		return nil, err
 	}
-	w.hash, w.limit = w.state.Hash(), normLimit(w.state.Weights)
+	w.hash, w.limit = w.state.Key(), normLimit(w.state.Weights)
 	w.lineage = round.Lineage{{State: w.hash, Tokens: w.state.Tokens}}
 	w.board = newBoard(cfg.Run, w.self, cfg.Owner)
 	var err error
@@ -161,7 +169,7 @@ func (w *worker) restore() error {
 		return nil
 	}
 	inner := w.cfg.Engine.State()
-	w.state, inner.Steps = s.state, s.steps
+	w.state, inner.Steps, w.seq = s.state, s.steps, s.seq
 	copy(inner.M, s.m)
 	copy(inner.V, s.v)
 	copy(w.feedback.Residual(), s.residual)
@@ -185,9 +193,7 @@ func (w *worker) close() {
 	}
 	w.sharing.Lock()
 	defer w.sharing.Unlock()
-	if w.shared.blob.Defined() {
-		w.cfg.Blobs.Drop(ctx, w.shared.blob)
-	}
+	w.unshare(ctx)
 }
 
 // listen moves messages from the topic to the board until the context ends.
@@ -248,12 +254,7 @@ func (w *worker) linger(ctx context.Context) (over bool, err error) {
 	defer tick.Stop()
 	for time.Now().Before(until) {
 		if claim, ok := w.beaten(); ok {
-			before := w.hash
-			err := w.adopt(ctx, claim)
-			if w.hash != before {
-				w.checkpoint()
-			}
-			return false, err
+			return false, w.adopt(ctx, claim)
 		}
 		same := true
 		for _, m := range w.board.mates(time.Now()) {
@@ -334,6 +335,9 @@ func (w *worker) report(accepted []round.Signed, blobs exchanged) Report {
 	if w.own != nil && w.own.Merge == nil {
 		r.Up, r.Compute = w.own.Size, w.own.compute
 	}
+	if len(r.Contributors) == 0 {
+		r.Loss = float64(w.state.Pulse.Loss) / 1e6
+	}
 	return r
 }
 
@@ -343,7 +347,9 @@ func (w *worker) snapshot(from, to int) {
 	if w.cfg.SnapshotDir == "" || w.state.Round%every != 0 && !w.over() {
 		return
 	}
-	s := snapshot{state: w.state, residual: w.feedback.Residual()}
+	w.mu.RLock()
+	s := snapshot{state: w.state, residual: w.feedback.Residual(), seq: w.seq + seqRoom}
+	w.mu.RUnlock()
 	var fast []float32
 	if w.lap == nil {
 		inner := w.cfg.Engine.State()
@@ -428,9 +434,12 @@ func (w *worker) beatOn(ctx context.Context) {
 	}
 }
 
+// count gives the next heartbeat its number, which grows whatever the clock does.
+func (w *worker) count(now time.Time) { w.seq = max(w.seq+1, uint64(now.UnixNano())) }
+
 func (w *worker) beat(ctx context.Context) {
 	w.mu.Lock()
-	w.seq = max(w.seq+1, uint64(time.Now().UnixNano()))
+	w.count(time.Now())
 	b := round.Heartbeat{
 		Version: round.Version, Run: wire.Link{Cid: w.cfg.Run}, Seq: w.seq, Round: w.state.Round,
 		State: w.hash, Tokens: w.state.Tokens, Steps: w.state.Steps, Phase: w.phase, Speed: w.speed,
@@ -472,23 +481,37 @@ func (w *worker) donate(ctx context.Context, asker peer.ID) (stateResponse, erro
 	w.mu.RLock()
 	res := stateResponse{
 		Version: round.Version, Round: w.state.Round, Steps: w.state.Steps, Tokens: w.state.Tokens, State: w.hash,
-		Size: uint64(w.state.Shape().Size()), Lineage: w.lineage,
+		Size: uint64(w.state.Size()), Lineage: w.lineage,
 	}
-	var raw []byte
+	var raw, head []byte
 	if w.shared.state != w.hash {
 		raw = w.state.Bytes()
+		if w.state.Apart {
+			head = w.state.Head()
+		}
 	}
 	w.mu.RUnlock()
 	if raw != nil {
-		blob, err := w.cfg.Blobs.Put(ctx, raw)
+		fresh := shared{state: res.State}
+		var err error
+		if fresh.blob, err = w.cfg.Blobs.Put(ctx, raw); err == nil && head != nil {
+			fresh.head, err = w.cfg.Blobs.Put(ctx, head)
+		}
 		if err != nil {
 			return res, fmt.Errorf("worker: share the state: %w", err)
 		}
-		if w.shared.blob.Defined() {
-			w.cfg.Blobs.Drop(ctx, w.shared.blob)
-		}
-		w.shared = shared{res.State, blob}
+		w.unshare(ctx)
+		w.shared = fresh
 	}
-	res.Blob = wire.Link{Cid: w.shared.blob}
+	res.Blob, res.Head = wire.Link{Cid: w.shared.blob}, wire.Link{Cid: w.shared.head}
 	return res, nil
+}
+
+// unshare drops the blobs of the state that was handed out last.
+func (w *worker) unshare(ctx context.Context) {
+	for _, blob := range []cid.Cid{w.shared.blob, w.shared.head} {
+		if blob.Defined() {
+			w.cfg.Blobs.Drop(ctx, blob)
+		}
+	}
 }

@@ -303,7 +303,7 @@ func TestCancelAndDrain(t *testing.T) {
 		draining := s.config("c")
 		draining.Drain = drain
 		a, b, c := start(ctx, s.config("a")), start(stopped, s.config("b")), start(ctx, draining)
-		time.Sleep(8 * time.Second) // in the second round
+		time.Sleep(7 * time.Second) // in the second round
 		stop()
 		if o := <-b; !errors.Is(o.err, context.Canceled) || o.State == nil || o.State.Round != 1 {
 			t.Errorf("cancelled worker ended with %v", o.err)

@@ -11,8 +11,8 @@ import (
 var thresholds4 = [7]uint32{17, 36, 57, 80, 108, 145, 208}
 
 func (g *generator) squares() {
-	g.start("squares", "adds the squares of n elements, a multiple of 8, to eight chains.", "(chains *float64, x *float32, n int)")
-	chains, x, n := g.param("chains"), g.param("x"), g.param("n")
+	g.Begin("squares", "adds the squares of n elements, a multiple of 8, to eight chains.", "(chains *float64, x *float32, n int)")
+	chains, x, n := g.Word("chains"), g.Word("x"), g.Word("n")
 	var acc [2]reg.VecVirtual
 	for i := range acc {
 		acc[i] = g.YMM()
@@ -30,7 +30,7 @@ func (g *generator) squares() {
 	for i := range acc {
 		g.VMOVUPD(acc[i], mem(chains, 32*i))
 	}
-	g.end()
+	g.End()
 }
 
 // fixed loads 8 elements, scales them and rounds them to integers, which it stores.
@@ -55,8 +55,8 @@ func (g *generator) bytes(v [4]reg.VecVirtual) reg.VecVirtual {
 }
 
 func (g *generator) quantise8() {
-	g.start("quantise8", "is quantise8 for n elements, a multiple of 32.", "(codes *byte, fixed *int32, x *float32, n int, factor float32)")
-	codes, fixed, x, n := g.param("codes"), g.param("fixed"), g.param("x"), g.param("n")
+	g.Begin("quantise8", "is quantise8 for n elements, a multiple of 32.", "(codes *byte, fixed *int32, x *float32, n int, factor float32)")
+	codes, fixed, x, n := g.Word("codes"), g.Word("fixed"), g.Word("x"), g.Word("n")
 	factor, offset := g.scalar("factor"), g.lanes(128<<19+1<<18)
 	g.loop(n, 32, func() {
 		var v [4]reg.VecVirtual
@@ -70,12 +70,12 @@ func (g *generator) quantise8() {
 		g.advance(x, 128)
 		g.advance(fixed, 128)
 	})
-	g.end()
+	g.End()
 }
 
 func (g *generator) quantise4() {
-	g.start("quantise4", "is quantise4 for n elements, a multiple of 32.", "(packed, codes *byte, fixed *int32, x *float32, n int, factor float32)")
-	packed, codes, fixed, x, n := g.param("packed"), g.param("codes"), g.param("fixed"), g.param("x"), g.param("n")
+	g.Begin("quantise4", "is quantise4 for n elements, a multiple of 32.", "(packed, codes *byte, fixed *int32, x *float32, n int, factor float32)")
+	packed, codes, fixed, x, n := g.Word("packed"), g.Word("codes"), g.Word("fixed"), g.Word("x"), g.Word("n")
 	factor, pairs := g.scalar("factor"), g.lanes(0x10011001)
 	var limits [7]reg.VecVirtual
 	for i := range limits {
@@ -106,14 +106,14 @@ func (g *generator) quantise4() {
 		g.advance(x, 128)
 		g.advance(fixed, 128)
 	})
-	g.end()
+	g.End()
 }
 
 // copyFinite makes two functions that differ in their types alone.
 func (g *generator) copyFinite() {
 	for _, f := range [][2]string{{"storeFinite", "(dst *byte, src *float32, n int) uint32"}, {"loadFinite", "(dst *float32, src *byte, n int) uint32"}} {
-		g.start(f[0], "copies n float32, a multiple of 8, and returns 0 if all are finite.", f[1])
-		dst, src, n := g.param("dst"), g.param("src"), g.param("n")
+		g.Begin(f[0], "copies n float32, a multiple of 8, and returns 0 if all are finite.", f[1])
+		dst, src, n := g.Word("dst"), g.Word("src"), g.Word("n")
 		exponent, broken := g.lanes(0x7f800000), g.YMM()
 		g.VPXOR(broken, broken, broken)
 		g.loop(n, 8, func() {
@@ -129,13 +129,13 @@ func (g *generator) copyFinite() {
 		bits := g.GP32()
 		g.VMOVMSKPS(broken, bits)
 		g.Store(bits, g.ReturnIndex(0))
-		g.end()
+		g.End()
 	}
 }
 
 func (g *generator) addRaw() {
-	g.start("addRaw", "adds f·x to acc for n elements, a multiple of 8.", "(acc *float32, x *byte, n int, f float32)")
-	acc, x, n, f := g.param("acc"), g.param("x"), g.param("n"), g.scalar("f")
+	g.Begin("addRaw", "adds f·x to acc for n elements, a multiple of 8.", "(acc *float32, x *byte, n int, f float32)")
+	acc, x, n, f := g.Word("acc"), g.Word("x"), g.Word("n"), g.scalar("f")
 	g.loop(n, 8, func() {
 		v := g.YMM()
 		g.VMULPS(mem(x, 0), f, v)
@@ -144,7 +144,7 @@ func (g *generator) addRaw() {
 		g.advance(acc, 32)
 		g.advance(x, 32)
 	})
-	g.end()
+	g.End()
 }
 
 // unpack4 makes two functions: one that stores what the nibbles stand for, and one that adds it.
@@ -154,8 +154,8 @@ func (g *generator) unpack4() {
 		if add {
 			name, doc = "add4", "adds to n elements, a multiple of 8, what the nibbles stand for."
 		}
-		g.start(name, doc, "(dst *float32, packed *byte, n int, value *float32)")
-		dst, packed, n, value := g.param("dst"), g.param("packed"), g.param("n"), g.param("value")
+		g.Begin(name, doc, "(dst *float32, packed *byte, n int, value *float32)")
+		dst, packed, n, value := g.Word("dst"), g.Word("packed"), g.Word("n"), g.Word("value")
 		low, high, shifts := g.YMM(), g.YMM(), g.YMM()
 		g.VMOVUPS(mem(value, 0), low)
 		g.VMOVUPS(mem(value, 32), high)
@@ -175,7 +175,7 @@ func (g *generator) unpack4() {
 			g.advance(packed, 4)
 			g.advance(dst, 32)
 		})
-		g.end()
+		g.End()
 	}
 }
 
@@ -192,9 +192,9 @@ func (g *generator) above() {
 			}
 		}
 	}
-	g.start("above", "writes which of n elements, a multiple of 8, have a magnitude with bits greater than limit, and returns how "+
+	g.Begin("above", "writes which of n elements, a multiple of 8, have a magnitude with bits greater than limit, and returns how "+
 		"many; out has room for n+8.", "(out *uint16, x *float32, n int, limit uint32) int")
-	out, x, n := g.param("out"), g.param("x"), g.param("n")
+	out, x, n := g.Word("out"), g.Word("x"), g.Word("n")
 	limit, narrow := g.YMM(), g.XMM()
 	g.VMOVD(g.Load(g.Param("limit"), g.GP32()), narrow)
 	g.VPBROADCASTD(narrow, limit)
@@ -219,5 +219,5 @@ func (g *generator) above() {
 		g.advance(x, 32)
 	})
 	g.Store(count, g.ReturnIndex(0))
-	g.end()
+	g.End()
 }

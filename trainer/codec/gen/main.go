@@ -3,40 +3,20 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
-	"go/format"
-	"log"
-	"os"
-	"path/filepath"
-	"strings"
 
 	"github.com/mmcloughlin/avo/attr"
-	"github.com/mmcloughlin/avo/build"
 	"github.com/mmcloughlin/avo/operand"
-	"github.com/mmcloughlin/avo/pass"
-	"github.com/mmcloughlin/avo/printer"
 	"github.com/mmcloughlin/avo/reg"
+
+	"github.com/capacloud/capanode/trainer/internal/assembly"
 )
 
-func main() {
-	log.SetFlags(0)
-	files, err := generate()
-	if err != nil {
-		log.Fatal(err)
-	}
-	for name, content := range files {
-		if err := os.WriteFile(filepath.Clean(name), content, 0o644); err != nil {
-			log.Fatal(err)
-		}
-	}
-}
+func main() { assembly.Main(generate) }
 
-// generate returns the generated files of the codec package by their names.
-func generate() (map[string][]byte, error) {
-	config := printer.Config{Name: "trainer/codec/gen", Pkg: "codec"}
-	g := &generator{Context: build.NewContext(), constants: map[uint32]operand.Mem{}, tables: map[string]operand.Mem{}}
-	g.ConstraintExpr("amd64")
+// generate returns the generated files of the codec package.
+func generate() (assembly.Files, error) {
+	g := &generator{Builder: assembly.NewBuilder("AVX2"), constants: map[uint32]operand.Mem{}, tables: map[string]operand.Mem{}}
 	g.squares()
 	g.quantise8()
 	g.quantise4()
@@ -44,61 +24,14 @@ func generate() (map[string][]byte, error) {
 	g.addRaw()
 	g.unpack4()
 	g.above()
-	file, err := g.Result()
-	if err != nil {
-		return nil, err
-	}
-	if err := pass.Compile.Execute(file); err != nil {
-		return nil, err
-	}
-	assembly, err := printer.NewGoAsm(config).Print(file)
-	if err != nil {
-		return nil, err
-	}
-	declared, err := printer.NewStubs(config).Print(file)
-	if err != nil {
-		return nil, err
-	}
-	others, err := format.Source(others(config, declared))
-	return map[string][]byte{"avx2_amd64.s": assembly, "avx2_amd64.go": declared, "assembly_other.go": others}, err
-}
-
-// others gives every declared assembly function a body for the architectures that never call it.
-func others(config printer.Config, declared []byte) []byte {
-	var out bytes.Buffer
-	fmt.Fprintf(&out, "// %s\n\n//go:build !amd64\n\npackage codec\n", config.GeneratedWarning())
-	for line := range strings.SplitSeq(string(declared), "\n") {
-		if strings.HasPrefix(line, "func ") {
-			fmt.Fprintf(&out, "\n%s { panic(\"codec: not on this architecture\") }\n", line)
-		}
-	}
-	return out.Bytes()
+	return assembly.Package("codec", "trainer/codec/gen", g.Builder)
 }
 
 // generator builds the functions for AVX2.
 type generator struct {
-	*build.Context
+	*assembly.Builder
 	constants map[uint32]operand.Mem
 	tables    map[string]operand.Mem
-}
-
-// start begins a function; parameters and results are written as in Go.
-func (g *generator) start(name, doc, signature string) {
-	g.Function(name + "AVX2")
-	g.Attributes(attr.NOSPLIT)
-	g.Doc(name + "AVX2 " + doc)
-	g.Pragma("noescape")
-	g.SignatureExpr("func" + signature)
-}
-
-func (g *generator) end() {
-	g.VZEROUPPER()
-	g.RET()
-}
-
-// param loads an integer or pointer parameter.
-func (g *generator) param(name string) reg.GPVirtual {
-	return g.Load(g.Param(name), g.GP64()).(reg.GPVirtual)
 }
 
 // lanes returns a register whose eight lanes hold the bits.

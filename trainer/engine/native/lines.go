@@ -57,16 +57,27 @@ func (c *compiler) columns(params []*node, width int, run func(w *worker, low, h
 
 // Positions implements [engine.Graph].
 func (b *builder) Positions(x, table engine.Value) engine.Value {
+	c := b.c
+	each := b.node(x).lines / c.shape.Rows
+	return b.addRows("positions", x, table, func(line int) int { return line%each + c.batch.past })
+}
+
+// Bias implements [engine.Graph].
+func (b *builder) Bias(x, bias engine.Value) engine.Value {
+	return b.addRows("bias", x, bias, func(int) int { return 0 })
+}
+
+// addRows adds to each line of x the row of a parameter that belongs to it.
+func (b *builder) addRows(operation string, x, rows engine.Value, rowOf func(line int) int) engine.Value {
 	c, in := b.c, b.node(x)
-	each := in.lines / c.shape.Rows
-	n := b.add("positions", in.lines, in.width, x, table)
+	n := b.add(operation, in.lines, in.width, x, rows)
 	n.forward = func(n *node) {
 		from, out := in.out, n.inPlace(in)
 		c.perLine(n.lines, func(w *worker, low, high int) {
-			lines := n.in[1].values()
+			rows := n.in[1].values()
 			for i := low; i < high; i++ {
-				at := (i%each + c.batch.past) * n.width
-				w.Add(out.line(i), from.line(i), lines[at:at+n.width])
+				at := rowOf(i) * n.width
+				w.Add(out.line(i), from.line(i), rows[at:at+n.width])
 			}
 		}, from, out)
 	}
@@ -78,36 +89,9 @@ func (b *builder) Positions(x, table engine.Value) engine.Value {
 		c.columns(n.in[1:2], n.width, func(w *worker, low, high int) {
 			sums := n.in[1].sums()
 			for i := range n.lines {
-				to := sums[i%each*n.width+low : i%each*n.width+high]
+				at := rowOf(i) * n.width
+				to := sums[at+low : at+high]
 				w.Add(to, to, dy.line(i)[low:high])
-			}
-		}, dy)
-	}
-	return b.value()
-}
-
-// Bias implements [engine.Graph].
-func (b *builder) Bias(x, bias engine.Value) engine.Value {
-	c, in := b.c, b.node(x)
-	n := b.add("bias", in.lines, in.width, x, bias)
-	n.forward = func(n *node) {
-		from, out := in.out, n.inPlace(in)
-		c.perLine(n.lines, func(w *worker, low, high int) {
-			bias := n.in[1].values()
-			for i := low; i < high; i++ {
-				w.Add(out.line(i), from.line(i), bias)
-			}
-		}, from, out)
-	}
-	n.backward = func(n *node) {
-		dy := n.grad
-		if in.wants {
-			in.pass(dy)
-		}
-		c.columns(n.in[1:2], n.width, func(w *worker, low, high int) {
-			sums := n.in[1].sums()[low:high]
-			for i := range n.lines {
-				w.Add(sums, sums, dy.line(i)[low:high])
 			}
 		}, dy)
 	}

@@ -267,7 +267,7 @@ func (g *generator) optimiser() {
 
 // functions64 are the float64 ones: every vector of 8 or 4 lanes, so that 16 lanes take 2 or 4.
 func (g *generator) functions64() {
-	g.start("sumSquares64", "returns the sum of squares of x in float64.", "(x []float32) float64")
+	g.Begin("sumSquares64", "returns the sum of squares of x in float64.", "(x []float32) float64")
 	n, base, i := g.GP64(), g.GP64(), g.GP64()
 	g.Load(g.Param("x").Len(), n)
 	g.Load(g.Param("x").Base(), base)
@@ -316,7 +316,7 @@ func (g *generator) functions64() {
 	g.VUNPCKHPD(x, x, other)
 	g.VADDPD(other, x, x)
 	g.Store(x, g.ReturnIndex(0))
-	g.end()
+	g.End()
 }
 
 // part returns the lower or upper half of a vector.

@@ -1,24 +1,9 @@
 package main
 
 import (
-	"bytes"
-	"os"
-	"path/filepath"
 	"testing"
+
+	"github.com/capacloud/capanode/trainer/internal/assembly"
 )
 
-func TestGeneratedFilesAreCurrent(t *testing.T) {
-	files, err := generate()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, want := range files {
-		got, err := os.ReadFile(filepath.Join("..", name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !bytes.Equal(got, want) {
-			t.Errorf("%s is not what the generator writes; run go generate in the kernel package", name)
-		}
-	}
-}
+func TestGeneratedFilesAreCurrent(t *testing.T) { assembly.CheckCurrent(t, generate) }

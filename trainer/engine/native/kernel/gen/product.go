@@ -24,17 +24,14 @@ func (g *generator) products() {
 // tile makes the function that carries a tile of C through some steps over k. At each step it also asks for the cache
 // line at ahead, which then moves on.
 func (g *generator) tile(rows, panels int) {
-	g.start(fmt.Sprintf("tile%dx%d", rows, panels), fmt.Sprintf("computes %d rows of %d panels of C.", rows, panels),
+	g.Begin(fmt.Sprintf("tile%dx%d", rows, panels), fmt.Sprintf("computes %d rows of %d panels of C.", rows, panels),
 		"(a *float32, aRow, aStep int, b *float32, bStep, bPanel int, c *float32, cRow int, ahead *float32, aheadBytes, steps int, add bool)")
-	param := func(name string) reg.GPVirtual {
-		return g.Load(g.Param(name), g.GP64()).(reg.GPVirtual)
-	}
 	stride := func(name string) reg.GPVirtual {
-		r := param(name)
+		r := g.Word(name)
 		g.SHLQ(operand.U8(2), r)
 		return r
 	}
-	at := func(base, row string) []operand.Mem { return g.every3(param(base), stride(row), rows) }
+	at := func(base, row string) []operand.Mem { return g.every3(g.Word(base), stride(row), rows) }
 	cAt := at("c", "cRow")
 	vectors := panels * g.halves()
 	acc := make([][]reg.VecVirtual, rows)
@@ -65,8 +62,8 @@ func (g *generator) tile(rows, panels int) {
 	}
 	g.Label("begin")
 	aAt := at("a", "aRow")
-	ahead, aheadBytes := param("ahead"), param("aheadBytes")
-	aStep, b, bStep, steps := stride("aStep"), param("b"), stride("bStep"), param("steps")
+	ahead, aheadBytes := g.Word("ahead"), g.Word("aheadBytes")
+	aStep, b, bStep, steps := stride("aStep"), g.Word("b"), stride("bStep"), g.Word("steps")
 	var bPanel reg.GPVirtual
 	if panels > 1 {
 		bPanel = stride("bPanel")
@@ -102,7 +99,7 @@ func (g *generator) tile(rows, panels int) {
 			g.VMOVUPS(x, place(m, v))
 		}
 	}
-	g.end()
+	g.End()
 }
 
 // prefetch asks for a line of memory in the second-level cache.
@@ -132,10 +129,9 @@ func (g *generator) transposes() {
 	if g.wide {
 		return
 	}
-	g.start("transpose8", "transposes 8 rows of src, for a number of columns that is a positive multiple of 8.",
+	g.Begin("transpose8", "transposes 8 rows of src, for a number of columns that is a positive multiple of 8.",
 		"(dst *float32, dstRow int, src *float32, srcRow, cols int)")
-	load := func(name string) reg.GPVirtual { return g.Load(g.Param(name), g.GP64()).(reg.GPVirtual) }
-	dst, dstRow, src, srcRow, cols := load("dst"), load("dstRow"), load("src"), load("srcRow"), load("cols")
+	dst, dstRow, src, srcRow, cols := g.Word("dst"), g.Word("dstRow"), g.Word("src"), g.Word("srcRow"), g.Word("cols")
 	g.SHLQ(operand.U8(2), dstRow)
 	g.SHLQ(operand.U8(2), srcRow)
 	from := g.every3(src, srcRow, 8)
@@ -178,13 +174,13 @@ func (g *generator) transposes() {
 	}
 	g.SUBQ(operand.Imm(8), cols)
 	g.JNZ(operand.LabelRef("loop"))
-	g.end()
+	g.End()
 }
 
 // peak makes the function that measures what the core can do: rounds of twelve independent multiply-adds, enough to
 // fill the pipelines of current cores.
 func (g *generator) peak() {
-	g.start("peak", "runs rounds of twelve vector multiply-adds.", "(rounds int)")
+	g.Begin("peak", "runs rounds of twelve vector multiply-adds.", "(rounds int)")
 	n := g.GP64()
 	g.Load(g.Param("rounds"), n)
 	g.parts = 1
@@ -199,5 +195,5 @@ func (g *generator) peak() {
 	}
 	g.DECQ(n)
 	g.JNZ(operand.LabelRef("loop"))
-	g.end()
+	g.End()
 }

@@ -71,7 +71,7 @@ func (r *row) sum(i int, x vector) {
 }
 
 func (g *generator) row(f rowSpec) {
-	g.start(f.name, f.doc, f.signature)
+	g.Begin(f.name, f.doc, f.signature)
 	r := &row{generator: g, bases: map[string]reg.Register{}, scalars: map[string]reg.VecVirtual{}}
 	n, i := g.GP64(), g.GP64()
 	g.Load(g.Param(f.slices[0]).Len(), n)
@@ -114,7 +114,7 @@ func (g *generator) row(f rowSpec) {
 	for j, result := range f.results {
 		g.Store(g.fold(lanes[j], func(upper, lower, into reg.Register) { g.VADDPS(upper, lower, into) }), g.result(result))
 	}
-	g.end()
+	g.End()
 }
 
 // bodies writes the body for that many vectors from the index on, all at once or one after the other. If n is given,
@@ -151,7 +151,7 @@ func (r *row) bodies(f rowSpec, lanes []vector, vectors int, n reg.Register) {
 
 // max is a row function with one more thing to keep: whether any element was NaN.
 func (g *generator) max() {
-	g.start("max", "returns the largest element of x, or NaN.", "(x []float32) float32")
+	g.Begin("max", "returns the largest element of x, or NaN.", "(x []float32) float32")
 	n, i := g.GP64(), g.GP64()
 	r := &row{generator: g, index: i, bases: map[string]reg.Register{"x": g.Load(g.Param("x").Base(), g.GP64())}}
 	g.Load(g.Param("x").Len(), n)
@@ -204,7 +204,7 @@ func (g *generator) max() {
 	g.VMOVSS(g.constant(float32(math.NaN())), x)
 	g.Label("clean")
 	g.Store(x, g.result(""))
-	g.end()
+	g.End()
 }
 
 // result returns the function's result of that name, or its only one.

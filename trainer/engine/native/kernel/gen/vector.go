@@ -5,15 +5,16 @@ import (
 	"math"
 
 	"github.com/mmcloughlin/avo/attr"
-	"github.com/mmcloughlin/avo/build"
 	"github.com/mmcloughlin/avo/operand"
 	"github.com/mmcloughlin/avo/reg"
+
+	"github.com/capacloud/capanode/trainer/internal/assembly"
 )
 
 // generator builds the functions of one path. Its vector operations put each result into new registers, unless said
 // otherwise, and take the operands in the order of the formula, not of the assembler.
 type generator struct {
-	*build.Context
+	*assembly.Builder
 	wide      bool // AVX-512: vectors of 16 and mask registers; else AVX2: vectors of 8
 	constants map[uint32]string
 	parts     int // registers in a vector of the body at hand
@@ -36,30 +37,6 @@ func in(x any, part int) operand.Op {
 		return x
 	}
 	panic("not an operand")
-}
-
-func newContext() *build.Context { return build.NewContext() }
-
-func (g *generator) suffix() string {
-	if g.wide {
-		return "AVX512"
-	}
-	return "AVX2"
-}
-
-// start begins a function; parameters and results are written as in Go.
-func (g *generator) start(name, doc, signature string) {
-	g.Function(name + g.suffix())
-	g.Attributes(attr.NOSPLIT)
-	g.Doc(name + g.suffix() + " " + doc)
-	g.Pragma("noescape")
-	g.SignatureExpr("func" + signature)
-}
-
-// end returns from a function.
-func (g *generator) end() {
-	g.VZEROUPPER()
-	g.RET()
 }
 
 // bytes is the size of a vector.
