@@ -61,7 +61,7 @@ fuzz: ## run each fuzz target for FUZZTIME (10s)
 # PEER_BINARY=/path/of/ipfs measures kubo beside the store.
 bench: build ## measure this machine; write docs/benchmarks.md and its plots
 	rm -rf .bench && mkdir .bench
-	for b in engine codec averaging "storage $(if $(PEER_BINARY),--peer-binary $(PEER_BINARY))" market; do \
+	for b in engine codec averaging "storage $(if $(PEER_BINARY),--peer-binary $(PEER_BINARY))" market data; do \
 		./bin/capanode bench $$b -o json >.bench/$${b%% *}.json || exit 1; done
 	./bin/capanode bench page --plots docs .bench/*.json >.bench/page && mv .bench/page docs/benchmarks.md
 

@@ -25,6 +25,7 @@ import (
 	trainerbench "github.com/capacloud/capanode/trainer/bench"
 	"github.com/capacloud/capanode/trainer/codec"
 	"github.com/capacloud/capanode/trainer/data"
+	"github.com/capacloud/capanode/trainer/data/corpus"
 	"github.com/capacloud/capanode/trainer/engine"
 	"github.com/capacloud/capanode/trainer/engine/gomlx"
 	"github.com/capacloud/capanode/trainer/engine/native"
@@ -231,7 +232,7 @@ func benchTraining(ctx context.Context, store *storage.Store, paths []string) (*
 	file.Rounds.Pace = job.PaceFixed
 	file.Train.Rounds, file.Rounds.LocalSteps, file.Train.Batch, file.Train.Context = 12, 20, 8, 64
 	manifest, link, _, err := data.Build(ctx, data.Options{
-		Name: "go", Paths: paths, Include: []string{".go"}, Tokenizer: tokenizer.Byte{}, ValFraction: 0.05, Context: file.Train.Context,
+		Name: "go", Corpus: corpus.Options{Paths: paths, Include: []string{".go"}}, Tokenizer: tokenizer.Byte{}, ValFraction: 0.05, Context: file.Train.Context,
 		Peers: file.Market.Peers, Seed: file.Train.Seed,
 	}, store)
 	if err != nil {

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/ipfs/go-cid"
@@ -121,9 +123,19 @@ func Remove(ctx context.Context, u Use, what []string) error {
 	})
 }
 
-// Unpin removes a pin.
+// Unpin removes a pin. That of a dataset lets its shards go too, as far as no other pin is about them.
 func Unpin(ctx context.Context, u Use, name string) error {
-	return u.with(ctx, func(n *Node) error { return n.store.Unpin(ctx, name) })
+	return u.with(ctx, func(n *Node) error {
+		pins, err := n.store.Pins(ctx)
+		if err != nil {
+			return err
+		}
+		known := slices.ContainsFunc(pins, func(p storage.Pin) bool { return p.Name == name })
+		if !known || !strings.HasPrefix(name, dataPin("")) {
+			return n.store.Unpin(ctx, name)
+		}
+		return n.unpinAll(ctx, []string{name})
+	})
 }
 
 // Collect removes what nobody protects.

@@ -15,6 +15,9 @@ import (
 func jobPin(run string) string          { return "job/" + run }
 func datasetPin(manifest string) string { return "dataset/" + manifest }
 
+// dataPin names the pin of a dataset that its owner made and keeps beyond any run.
+func dataPin(manifest string) string { return "data/" + manifest }
+
 // releasable lists the pins of runs that are not under way: they have ended, or were only planned. A dataset that another
 // run still needs stays.
 func releasable(all []Run) []string {
@@ -44,7 +47,11 @@ func (n *Node) releaseRuns(ctx context.Context, asked Run) error {
 	if err != nil {
 		return err
 	}
-	names := releasable(append(all, asked))
+	return n.unpinAll(ctx, releasable(append(all, asked)))
+}
+
+// unpinAll removes pins and lets the store evict what only they were about.
+func (n *Node) unpinAll(ctx context.Context, names []string) error {
 	pins, err := n.store.Pins(ctx)
 	if err != nil {
 		return err
@@ -69,7 +76,7 @@ func (n *Node) releaseRuns(ctx context.Context, asked Run) error {
 // datasetParts lists what a pin is about: the object, and the shards when it is a dataset's manifest.
 func (n *Node) datasetParts(ctx context.Context, p storage.Pin) []cid.Cid {
 	parts := []cid.Cid{p.CID}
-	if p.Name != datasetPin(p.CID.String()) {
+	if name := p.CID.String(); p.Name != datasetPin(name) && p.Name != dataPin(name) {
 		return parts
 	}
 	raw, err := n.store.ReadAll(ctx, p.CID, wire.MaxRecord)

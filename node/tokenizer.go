@@ -99,17 +99,30 @@ func (r *requester) tokenizerOf(ctx context.Context, set string) (err error) {
 
 // trainTokenizer trains the tokenizer that the job asks for on the text that the run trains on.
 func (r *requester) trainTokenizer(ctx context.Context, o data.Options) error {
-	tok, report, err := tokenizer.Train(ctx, data.Texts(ctx, o), tokenizer.TrainOptions{Vocab: r.text.vocab})
+	tok, report, err := trainedTokenizer(ctx, o, r.text.vocab)
 	if err != nil {
 		return err
 	}
 	r.Node.log.Info("tokenizer", "name", tok.Name(), "vocabulary", tok.Vocab(), "bytes", report.Bytes, "words", report.Words)
-	if tok.Vocab() < r.text.vocab {
-		r.emit(WarningEvent{Type: "warning", Warning: fmt.Sprintf("the corpus gives a vocabulary of %d, bpe:%d asks for more: the model has %d",
-			tok.Vocab(), r.text.vocab, tok.Vocab())})
+	if w := smallVocabulary(tok, r.text.vocab); w != "" {
+		r.emit(WarningEvent{Type: "warning", Warning: fmt.Sprintf("%s: the model has %d", w, tok.Vocab())})
 	}
 	r.text.tok, r.text.vocab = tok, tok.Vocab()
 	return nil
+}
+
+// trainedTokenizer makes a BPE of the text that a dataset with these options trains on.
+func trainedTokenizer(ctx context.Context, o data.Options, vocab int) (*tokenizer.BPE, tokenizer.TrainReport, error) {
+	o.Tokenizer = nil
+	return tokenizer.Train(ctx, data.Texts(ctx, o), tokenizer.TrainOptions{Vocab: vocab})
+}
+
+// smallVocabulary says that a corpus had too few pairs for the vocabulary that was asked for, or nothing.
+func smallVocabulary(tok tokenizer.Tokenizer, asked int) string {
+	if tok.Vocab() >= asked {
+		return ""
+	}
+	return fmt.Sprintf("the corpus gives a vocabulary of %d, bpe:%d asks for more", tok.Vocab(), asked)
 }
 
 // tokenizerFile reads a tokenizer.json by its CID. Its end-of-text token is the first of the usual ones.

@@ -215,8 +215,12 @@ func (r *requester) dataset(ctx context.Context) (cid.Cid, error) {
 	for i, p := range d.Paths {
 		paths[i] = besideJob(r.o.JobPath, p)
 	}
+	temp, err := r.dataTemp()
+	if err != nil {
+		return cid.Undef, err
+	}
 	o := data.Options{
-		Name: r.file.Name, Paths: paths, Include: d.Include, MaxBytes: d.MaxBytes,
+		Name: r.file.Name, Corpus: corpusOptions(d, paths, r.file.Train.Seed), Filters: d.Filters, TempDir: temp,
 		ValFraction: d.Validation, ShardTokens: uint64(d.ShardTokens), Context: r.file.Train.Context, Peers: r.file.Market.Peers, Seed: r.file.Train.Seed,
 	}
 	if r.text.tok == nil {
@@ -229,7 +233,10 @@ func (r *requester) dataset(ctx context.Context) (cid.Cid, error) {
 	if err != nil {
 		return cid.Undef, err
 	}
-	r.Node.log.Info("corpus", "files", report.Kept, "bytes", report.Bytes, "duplicates", report.Duplicates, "binary", report.Binary)
+	r.Node.log.Info("corpus", "documents", report.Kept, "bytes", report.Bytes, "duplicates", report.Duplicates, "binary", report.Read.Binary)
+	for _, w := range report.Warnings() {
+		r.emit(WarningEvent{Type: "warning", Warning: w})
+	}
 	if err := r.store.Pin(ctx, datasetPin(link.Cid.String()), link.Cid); err != nil {
 		return cid.Undef, err
 	}

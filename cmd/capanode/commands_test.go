@@ -14,7 +14,7 @@ var talk = []string{
 	"doctor", "version", "status", "config show", "config show --origin", "config path", "config schema", "init job some",
 	"offers --wait 0", "offers --wait 0 --explain", "job list", "lease list", "ledger show", "ledger verify", "ledger statement",
 	"storage add DIR/file", "storage ls", "storage get BIG DIR/copy", "storage pin BIG mine", "storage pin BIG soon --for 1h", "storage add --in-place DIR/placed", "storage verify", "storage verify BIG", "storage gc",
-	"checkpoint list",
+	"checkpoint list", "data add DIR/file --context 1", "data inspect DIR/file",
 }
 
 func TestCommandsPrintJSON(t *testing.T) {

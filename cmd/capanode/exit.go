@@ -16,6 +16,8 @@ import (
 	"github.com/capacloud/capanode/storage"
 	"github.com/capacloud/capanode/storage/transfer"
 	"github.com/capacloud/capanode/trainer/data"
+	"github.com/capacloud/capanode/trainer/data/corpus"
+	"github.com/capacloud/capanode/trainer/data/quality"
 	"github.com/capacloud/capanode/trainer/engine"
 	enginebench "github.com/capacloud/capanode/trainer/engine/bench"
 	"github.com/capacloud/capanode/trainer/generate"
@@ -87,6 +89,11 @@ var exitRules = []exitRule{
 	is(enginebench.ErrPart, exitUsage),
 	is(data.ErrEmpty, exitUsage),
 	is(data.ErrOptions, exitUsage),
+	is(data.ErrVocabulary, exitUsage),
+	is(corpus.ErrOptions, exitUsage),
+	is(corpus.ErrField, exitUsage),
+	is(corpus.ErrFormat, exitUsage),
+	is(quality.ErrRule, exitUsage),
 	as(&data.TooSmallError{}, exitUsage),
 	as(&query.SyntaxError{}, exitUsage),
 	is(credit.ErrSyntax, exitUsage),

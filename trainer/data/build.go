@@ -1,16 +1,10 @@
 package data
 
 import (
-	"bytes"
-	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/binary"
+	"errors"
 	"fmt"
-	"hash"
-	"io"
 	"path/filepath"
-	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -19,6 +13,7 @@ import (
 	"github.com/capacloud/capanode/p2p/wire"
 	"github.com/capacloud/capanode/storage"
 	"github.com/capacloud/capanode/storage/dataset"
+	"github.com/capacloud/capanode/trainer/data/quality"
 )
 
 // Store is what Build needs of a [storage.Store].
@@ -27,79 +22,169 @@ type Store interface {
 	PutRecord(ctx context.Context, record []byte, opts storage.PutOptions) (cid.Cid, error)
 }
 
-// Build makes a dataset of a corpus: it reads every file twice, first to judge, count and plan, then to tokenise and write
-// shards of nearly equal size. Documents are shuffled by content; each is closed by an end-of-text token. Memory
-// holds a few bytes per document and two shards, never the corpus. Equal files and options give the same dataset, wherever
-// the files lie.
+// Build makes a dataset of a corpus in one pass over its files: what is kept is tokenised on all processors and sorted into a
+// shuffle by content, in memory or, beyond [Options.Memory], in temporary files; then it is counted, planned and written as shards of
+// nearly equal size. Each document is closed by an end-of-text token. Equal texts and options give the same dataset, wherever the
+// files lie and whatever their order, as long as no cap, filter or sample depends on it.
 //
-// Errors: [ErrEmpty], [*TooSmallError], [ErrChanged], what reading the files and writing the store gives. The report is
-// valid with an error too.
-func Build(ctx context.Context, o Options, store Store) (dataset.Manifest, wire.Link, Report, error) {
-	var report Report
+// Errors: [ErrEmpty], [*TooSmallError], [ErrVocabulary], those of [corpus.Read] and [quality.ParseFilters], and what writing the store
+// gives. The report is valid with an error too.
+func Build(ctx context.Context, o Options, store Store) (m dataset.Manifest, link wire.Link, report Report, err error) {
+	report.Dropped = []Drop{}
 	o = o.withDefaults()
-	fail := func(err error) (dataset.Manifest, wire.Link, Report, error) {
-		return dataset.Manifest{}, wire.Link{}, report, err
-	}
 	if err := o.check(); err != nil {
-		return fail(err)
+		return m, link, report, err
 	}
-	documents, err := scan(ctx, o, &report)
+	o.Corpus.Cut = cutOf(o.Tokenizer)
+	s, threshold, err := o.sort(ctx, wants{tokens: true}, &report)
 	if err != nil {
-		return fail(err)
+		return m, link, report, err
 	}
-	if len(documents) == 0 {
-		return fail(fmt.Errorf("data: %w: %d files looked at, %d empty, %d binary, %d passed over by name: check data.paths and data.include",
-			ErrEmpty, report.Files, report.Empty, report.Binary, report.Filtered))
+	defer func() { err = errors.Join(err, s.close()) }()
+	totals, err := o.count(s, threshold, &report)
+	if err != nil {
+		return m, link, report, err
 	}
-	shuffle(documents)
-	threshold := heldOut(documents, o.ValFraction)
-	report.TrainTokens, report.ValTokens = countTokens(documents, threshold)
-	if report.TrainShards, report.ValShards, err = shardCounts(o, report.TrainTokens, report.ValTokens); err != nil {
-		return fail(err)
+	if totals.documents == 0 {
+		return m, link, report, report.empty()
 	}
-	b := builder{
-		Options: o, threshold: threshold,
-		train: writer{store: store, dtype: o.dtype(), split: dataset.Train, total: report.TrainTokens, count: report.TrainShards},
-		val:   writer{store: store, dtype: o.dtype(), split: dataset.Val, total: report.ValTokens, count: report.ValShards},
+	if report.TrainShards, report.ValShards, err = shardCounts(o, totals.train, totals.val); err != nil {
+		return m, link, report, err
 	}
-	for _, d := range documents {
-		if err := b.document(ctx, d); err != nil {
-			return fail(err)
-		}
+	shards, err := o.write(ctx, s, threshold, store, &report)
+	if err != nil {
+		return m, link, report, err
 	}
 	made, err := storeTokenizer(ctx, o.Tokenizer, store)
 	if err != nil {
-		return fail(err)
+		return m, link, report, err
 	}
-	m := dataset.Manifest{
+	m = dataset.Manifest{
 		Version:     dataset.Version,
 		Name:        o.Name,
 		Tokenizer:   made,
 		Dtype:       o.dtype(),
-		Shards:      append(b.train.shards, b.val.shards...),
-		TrainTokens: report.TrainTokens,
-		ValTokens:   report.ValTokens,
-		Sources:     o.sources(documents, threshold),
+		Shards:      shards,
+		TrainTokens: totals.train,
+		ValTokens:   totals.val,
+		Sources:     totals.sources,
 	}
 	for _, s := range m.Shards {
 		report.StoredBytes += int64(s.Bytes)
 	}
 	record, err := dataset.Encode(m)
 	if err != nil {
-		return fail(fmt.Errorf("data: %w", err))
+		return m, link, report, fmt.Errorf("data: %w", err)
 	}
 	c, err := store.PutRecord(ctx, record, storage.PutOptions{})
 	if err != nil {
-		return fail(fmt.Errorf("data: store manifest: %w", err))
+		return m, link, report, fmt.Errorf("data: store manifest: %w", err)
 	}
 	return m, wire.Link{Cid: c}, report, nil
 }
 
-// shuffle puts documents into an order that depends on their content and the seed alone.
-func shuffle(documents []document) {
-	slices.SortFunc(documents, func(a, b document) int {
-		return cmp.Or(cmp.Compare(a.order, b.order), bytes.Compare(a.sum[:], b.sum[:]))
+// sort reads the corpus, drops what the filters drop, and leaves the rest sorted, with the threshold under which a part's key means held
+// out. The caller closes the sorter.
+func (o Options) sort(ctx context.Context, w wants, report *Report) (s *sorter, threshold uint64, err error) {
+	filters, err := quality.ParseFilters(o.Filters)
+	if err != nil {
+		return nil, 0, fmt.Errorf("data: %w", err)
+	}
+	w.measure, w.sign, w.lines = filters.Any(), filters.Near(), filters.Lines()
+	if s, err = newSorter(o.TempDir, o.Memory); err != nil {
+		return nil, 0, err
+	}
+	g := newGatherer(o, filters, s)
+	report.Read, err = stream(ctx, o, w, g.add)
+	report.Dropped = g.drops()
+	if err == nil {
+		err = s.finish()
+	}
+	if err = errors.Join(err, g.close()); err != nil {
+		return nil, 0, errors.Join(err, s.close())
+	}
+	report.Spilled = s.bytes
+	return s, heldOut(g.smallest, g.largest, o.ValFraction), nil
+}
+
+// Warnings says in words what a reader of the numbers should not miss, one line each.
+func (r *Report) Warnings() (out []string) {
+	if n := r.Read.Broken(); n > 0 {
+		out = append(out, fmt.Sprintf("%d of %d files are not wholly in the dataset: %s", n, r.Read.Files, r.Read.FirstProblem()))
+	}
+	if bad := r.Read.BadRecords + r.Read.TooLong + r.Read.LostRows; bad > 0 {
+		out = append(out, fmt.Sprintf("%d of %d records could not be read", bad, r.Read.Records))
+	}
+	return out
+}
+
+// empty explains why nothing is left.
+func (r *Report) empty() error {
+	why := fmt.Sprintf("%d files looked at, %d empty, %d binary, %d damaged, %d passed over by name or kind", r.Read.Files, r.Read.Empty, r.Read.Binary,
+		r.Read.Broken(), r.Read.Passed())
+	for _, d := range r.Dropped {
+		why += fmt.Sprintf(", %d documents dropped by %s", d.Documents, d.Reason)
+	}
+	if p := r.Read.FirstProblem(); p != "" {
+		why += ", " + p
+	}
+	return fmt.Errorf("data: %w: %s: check the paths and what is included", ErrEmpty, why)
+}
+
+// count goes over the sorted parts for the sums that the plan and the manifest need.
+func (o Options) count(s *sorter, threshold uint64, report *Report) (t sideTotals, err error) {
+	t.sources = make([]dataset.Source, len(o.Corpus.Paths))
+	for i, path := range o.Corpus.Paths {
+		name := filepath.Base(path) // only the last element of a path is named: manifests go to strangers
+		t.sources[i].Name = strings.ToValidUTF8(name[:min(len(name), dataset.MaxName)], "")
+	}
+	width := o.dtype().Width()
+	report.Duplicates, err = eachSide(s, threshold, false, func(p *part, held, last bool) error {
+		n := uint64(p.size / width)
+		if last {
+			n++
+		}
+		if held {
+			t.val += n
+		} else {
+			t.train += n
+		}
+		from := &t.sources[p.source]
+		from.Tokens += n
+		from.Bytes += uint64(p.bytes)
+		t.bytes += int64(p.bytes)
+		if p.index == 0 {
+			from.Documents++
+			t.documents++
+		}
+		return nil
 	})
+	report.Kept, report.Bytes, report.TrainTokens, report.ValTokens = t.documents, t.bytes, t.train, t.val
+	return t, err
+}
+
+// write goes over the sorted parts again and fills the shards.
+func (o Options) write(ctx context.Context, s *sorter, threshold uint64, store Store, report *Report) ([]dataset.Shard, error) {
+	put := newPutter(ctx, store)
+	train := writer{put: put, dtype: o.dtype(), split: dataset.Train, total: report.TrainTokens, count: report.TrainShards}
+	val := writer{put: put, dtype: o.dtype(), split: dataset.Val, total: report.ValTokens, count: report.ValShards, first: report.TrainShards}
+	end := appendTokens(nil, o.dtype(), []int32{o.Tokenizer.EndOfText()})
+	put.shards = make([]dataset.Shard, report.TrainShards+report.ValShards)
+	_, err := eachSide(s, threshold, true, func(p *part, held, last bool) error {
+		to := &train
+		if held {
+			to = &val
+		}
+		if err := put.err(); err != nil {
+			return err
+		}
+		to.add(p.tokens)
+		if last {
+			to.add(end)
+		}
+		return nil
+	})
+	return put.shards, errors.Join(err, put.wait())
 }
 
 func (o Options) withDefaults() Options {
@@ -112,6 +197,9 @@ func (o Options) withDefaults() Options {
 	if o.Peers == 0 {
 		o.Peers = 1
 	}
+	if o.Memory == 0 {
+		o.Memory = defaultMemory
+	}
 	return o
 }
 
@@ -123,10 +211,10 @@ func (o Options) check() error {
 		return fmt.Errorf("data: %w: name %.64q, want UTF-8 of at most %d bytes", ErrOptions, o.Name, dataset.MaxName)
 	case !(o.ValFraction >= 0 && o.ValFraction < 1):
 		return fmt.Errorf("data: %w: held-out share %v, want 0 to below 1", ErrOptions, o.ValFraction)
-	case o.Context < 1 || o.Peers < 1 || o.MaxBytes < 0:
-		return fmt.Errorf("data: %w: context %d, peers %d, cap of %d bytes", ErrOptions, o.Context, o.Peers, o.MaxBytes)
-	case len(o.Paths) > dataset.MaxSources:
-		return fmt.Errorf("data: %w: %d paths, limit %d: name a folder", ErrOptions, len(o.Paths), dataset.MaxSources)
+	case o.Context < 1 || o.Peers < 1 || o.Memory < 0:
+		return fmt.Errorf("data: %w: context %d, peers %d, memory of %d bytes", ErrOptions, o.Context, o.Peers, o.Memory)
+	case len(o.Corpus.Paths) > dataset.MaxSources:
+		return fmt.Errorf("data: %w: %d paths, limit %d: name a folder", ErrOptions, len(o.Corpus.Paths), dataset.MaxSources)
 	}
 	return nil
 }
@@ -140,133 +228,4 @@ func (o Options) dtype() dataset.Dtype {
 		return dataset.U16
 	}
 	return dataset.U32
-}
-
-// sources counts what each path contributed. Only the last element of a path is named: manifests go to strangers.
-func (o Options) sources(documents []document, threshold uint64) []dataset.Source {
-	sources := make([]dataset.Source, len(o.Paths))
-	for i, path := range o.Paths {
-		name := filepath.Base(path)
-		sources[i].Name = strings.ToValidUTF8(name[:min(len(name), dataset.MaxName)], "")
-	}
-	for _, d := range documents {
-		s := &sources[d.source]
-		train, val := countTokens([]document{d}, threshold)
-		s.Documents++
-		s.Tokens += train + val
-		for _, part := range d.sections {
-			s.Bytes += uint64(part.bytes)
-		}
-	}
-	return sources
-}
-
-// builder is the second pass.
-type builder struct {
-	Options
-	threshold  uint64
-	train, val writer
-	text       [sectionBytes]byte
-	ids        []int32
-}
-
-// document reads one file again and hands its sections to their sides.
-func (b *builder) document(ctx context.Context, d document) error {
-	text, err := open(d.path)
-	if err != nil {
-		return err
-	}
-	defer text.Close()
-	whole := sha256.New()
-	err = d.eachRun(b.threshold, func(s section, held, last bool) error {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := b.encode(text, s, whole); err != nil {
-			return err
-		}
-		if last {
-			b.ids = append(b.ids, b.Tokenizer.EndOfText())
-		}
-		if held {
-			return b.val.add(ctx, b.ids)
-		}
-		return b.train.add(ctx, b.ids)
-	})
-	if err == nil && !bytes.Equal(whole.Sum(nil), d.sum[:]) {
-		err = ErrChanged
-	}
-	if err != nil {
-		return fmt.Errorf("data: read %s again: %w", d.path, err)
-	}
-	return nil
-}
-
-// encode reads the next section into b.ids.
-func (b *builder) encode(text io.Reader, s section, whole hash.Hash) error {
-	part := b.text[:s.bytes]
-	if _, err := io.ReadFull(text, part); err == io.EOF || err == io.ErrUnexpectedEOF {
-		return ErrChanged
-	} else if err != nil {
-		return err
-	}
-	whole.Write(part)
-	b.ids = b.Tokenizer.Encode(b.ids[:0], part)
-	if len(b.ids) != s.tokens {
-		return ErrChanged
-	}
-	return nil
-}
-
-// writer cuts one side's tokens into its planned number of shards.
-type writer struct {
-	store  Store
-	dtype  dataset.Dtype
-	split  dataset.Split
-	total  uint64
-	count  int
-	raw    []byte // of the shard being filled
-	shards []dataset.Shard
-}
-
-func (w *writer) add(ctx context.Context, ids []int32) error {
-	width := w.dtype.Width()
-	for len(ids) > 0 {
-		want := int(shardSize(w.total, w.count, len(w.shards)))
-		n := min(want-len(w.raw)/width, len(ids))
-		for _, id := range ids[:n] {
-			switch w.dtype {
-			case dataset.U8:
-				w.raw = append(w.raw, byte(id))
-			case dataset.U16:
-				w.raw = binary.LittleEndian.AppendUint16(w.raw, uint16(id))
-			default:
-				w.raw = binary.LittleEndian.AppendUint32(w.raw, uint32(id))
-			}
-		}
-		ids = ids[n:]
-		if len(w.raw)/width == want {
-			if err := w.flush(ctx); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-func (w *writer) flush(ctx context.Context) error {
-	tokens := dataset.Tokens{Dtype: w.dtype, Raw: w.raw}
-	file, err := dataset.EncodeShard(tokens)
-	if err != nil {
-		return err
-	}
-	c, err := w.store.PutBytes(ctx, file, storage.PutOptions{})
-	if err != nil {
-		return fmt.Errorf("store shard %d: %w", len(w.shards), err)
-	}
-	w.shards = append(w.shards, dataset.Shard{
-		CID: wire.Link{Cid: c}, Tokens: uint64(tokens.Len()), Bytes: uint64(len(file)), Split: w.split,
-	})
-	w.raw = w.raw[:0]
-	return nil
 }

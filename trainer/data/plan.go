@@ -14,59 +14,18 @@ const (
 	defaultContext = 512
 )
 
-// heldOut returns the threshold under which a section's key means held out. The rule is by content, so a document stays
-// on its side when the corpus grows. Where the share is too small to catch any section, the one with the smallest key is
-// held out; where it would catch all, the one with the largest is kept.
-func heldOut(documents []document, fraction float64) uint64 {
-	if fraction <= 0 {
+// heldOut returns the threshold under which a part's key means held out, given the smallest and largest key of all. The rule is by
+// content, so a document stays on its side when the corpus grows. Where the share is too small to catch any part, the one with
+// the smallest key is held out; where it would catch all, the one with the largest is kept.
+func heldOut(smallest, largest uint64, fraction float64) uint64 {
+	if fraction <= 0 || smallest >= largest { // a single document trains
 		return 0
-	}
-	smallest, largest := uint64(math.MaxUint64), uint64(0)
-	for _, d := range documents {
-		for _, s := range d.sections {
-			smallest, largest = min(smallest, s.key), max(largest, s.key)
-		}
 	}
 	threshold := uint64(math.MaxUint64)
 	if share := fraction * 0x1p64; share < 0x1p64 {
 		threshold = uint64(share)
 	}
-	if smallest >= largest { // a single document trains
-		return 0
-	}
 	return min(max(threshold, smallest+1), largest)
-}
-
-// eachRun calls f for each section of a document in order, saying whether it is held out and whether it ends its run of
-// sections on one side. An end-of-text token follows each run.
-func (d document) eachRun(threshold uint64, f func(s section, held, last bool) error) error {
-	for i, s := range d.sections {
-		held := s.key < threshold
-		last := i+1 == len(d.sections) || (d.sections[i+1].key < threshold) != held
-		if err := f(s, held, last); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// countTokens returns the tokens of both sides, end-of-text tokens included.
-func countTokens(documents []document, threshold uint64) (train, val uint64) {
-	for _, d := range documents {
-		_ = d.eachRun(threshold, func(s section, held, last bool) error {
-			n := uint64(s.tokens)
-			if last {
-				n++
-			}
-			if held {
-				val += n
-			} else {
-				train += n
-			}
-			return nil
-		})
-	}
-	return train, val
 }
 
 // shardCounts returns how many shards of nearly equal size each side is cut into.

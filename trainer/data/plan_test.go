@@ -1,11 +1,8 @@
 package data
 
 import (
-	"bytes"
-	"context"
-	"strings"
+	"math"
 	"testing"
-	"unicode/utf8"
 
 	"pgregory.net/rapid"
 
@@ -55,81 +52,30 @@ func TestShardPlan(t *testing.T) {
 }
 
 func TestHeldOutThreshold(t *testing.T) {
-	one := func(keys ...uint64) []document {
-		var d []document
-		for _, k := range keys {
-			d = append(d, document{sections: []section{{key: k}}})
-		}
-		return d
-	}
 	for name, c := range map[string]struct {
-		documents []document
-		fraction  float64
-		held      int
+		keys     []uint64
+		fraction float64
+		held     int
 	}{
-		"none wanted":      {one(1, 2, 3), 0, 0},
-		"a single one":     {one(1), 0.5, 0},
+		"none wanted":      {[]uint64{1, 2, 3}, 0, 0},
+		"a single one":     {[]uint64{1}, 0.5, 0},
 		"nothing":          {nil, 0.5, 0},
-		"too rare":         {one(1<<63, 1<<63+1, 1<<63+2), 1e-9, 1},
-		"too many":         {one(1, 2, 3), 0.999, 2},
-		"half of the keys": {one(1, 1<<62, 1<<63+1, 1<<63+5), 0.5, 2},
+		"too rare":         {[]uint64{1 << 63, 1<<63 + 1, 1<<63 + 2}, 1e-9, 1},
+		"too many":         {[]uint64{1, 2, 3}, 0.999, 2},
+		"half of the keys": {[]uint64{1, 1 << 62, 1<<63 + 1, 1<<63 + 5}, 0.5, 2},
 	} {
-		threshold := heldOut(c.documents, c.fraction)
-		held := 0
-		for _, d := range c.documents {
-			if d.sections[0].key < threshold {
+		smallest, largest := uint64(math.MaxUint64), uint64(0)
+		for _, k := range c.keys {
+			smallest, largest = min(smallest, k), max(largest, k)
+		}
+		threshold, held := heldOut(smallest, largest, c.fraction), 0
+		for _, k := range c.keys {
+			if k < threshold {
 				held++
 			}
 		}
 		if held != c.held {
 			t.Errorf("%s: %d held out, want %d", name, held, c.held)
-		}
-	}
-}
-
-// FuzzSections holds the cutter to losing nothing, keeping the limit, and cutting no valid character.
-func FuzzSections(f *testing.F) {
-	f.Add([]byte("short\n"), 1)
-	f.Add([]byte("line\n"), 40000)
-	f.Add([]byte("日本語"), 20000)
-	f.Add([]byte{0xff, 0xf0, 0x80}, 30000)
-	f.Add([]byte("two words\n\n"), 20000)
-	bpe := trainedOn(f, func(yield func([]byte, error) bool) { yield([]byte("two words and two words"), nil) })
-	f.Fuzz(func(t *testing.T, piece []byte, times int) {
-		text := bytes.Repeat(piece, max(0, min(times, 300_000/max(1, len(piece)))))
-		var joined []byte
-		tok := []tokenizer.Tokenizer{tokenizer.Byte{}, bpe}[len(text)%2]
-		err := eachSection(context.Background(), bytes.NewReader(text), tok, func(part []byte) error {
-			if len(part) == 0 || len(part) > sectionBytes {
-				t.Fatalf("section of %d bytes", len(part))
-			}
-			if utf8.Valid(text) && !utf8.Valid(part) {
-				t.Fatal("a character was cut in two")
-			}
-			joined = append(joined, part...)
-			return nil
-		})
-		if err != nil || !bytes.Equal(joined, text) {
-			t.Fatalf("%d of %d bytes, %v", len(joined), len(text), err)
-		}
-	})
-}
-
-func TestInvalidBytesAndBinary(t *testing.T) {
-	for text, want := range map[string]int64{"plain": 0, "caf\xe9": 1, "\xff\xfe": 2, "日本": 0, "\xe6\x97": 2} {
-		if got := invalidBytes([]byte(text)); got != want {
-			t.Errorf("%q: %d", text, got)
-		}
-	}
-	for text, want := range map[string]bool{
-		"plain":                               false,
-		"\x7fELF\x02\x01\x01\x00\x00\x00":     true,
-		strings.Repeat("x", 1000) + "\x00":    false,
-		strings.Repeat("caf\xe9 ", 10):        false,
-		strings.Repeat("\xff\xd8\xff\xe0", 9): true,
-	} {
-		if got := binaryText([]byte(text), invalidBytes([]byte(text))); got != want {
-			t.Errorf("%.20q: %v", text, got)
 		}
 	}
 }

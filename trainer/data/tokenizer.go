@@ -2,9 +2,8 @@ package data
 
 import (
 	"context"
-	"crypto/sha256"
+	"errors"
 	"fmt"
-	"io"
 	"iter"
 
 	"github.com/capacloud/capanode/p2p/wire"
@@ -33,66 +32,71 @@ func storeTokenizer(ctx context.Context, t tokenizer.Tokenizer, store Store) (da
 	return made, nil
 }
 
-// Texts reads the text of a corpus that [Build] would train on with the same options: without what it drops and without
-// what it holds out. A tokenizer is trained on it. Options.Tokenizer is not used. The texts come in sections, each valid until
-// the next.
+// cutOf returns where a tokenizer allows a document to be cut, for [corpus.Options]: nil where every place is as good.
+func cutOf(t tokenizer.Tokenizer) func([]byte) int {
+	if _, ok := t.(tokenizer.Byte); ok {
+		return nil
+	}
+	return func(text []byte) int { return tokenizer.Cut(t, text) }
+}
+
+// Texts reads the text of a corpus that [Build] would train on with the same options: without what it drops, without duplicates
+// and without what it holds out, in the order of the dataset. A tokenizer is trained on it. The texts come in sections, each valid until
+// the next; tokens that came ready have no text. Like Build it reads the corpus once, and what does not fit [Options.Memory] waits in
+// temporary files.
+//
+// Documents are cut, and therefore hashed and held out, as Build cuts them with Options.Tokenizer; without one as it does with
+// whatever [tokenizer.Train] makes of the texts. Errors: those of Build but [*TooSmallError], [ErrVocabulary] and the store's.
 func Texts(ctx context.Context, o Options) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
-		o := o.withDefaults()
-		o.Tokenizer = tokenizer.Byte{}
-		if err := o.check(); err != nil {
+		more := true
+		err := o.texts(ctx, func(text []byte) bool {
+			more = yield(text, nil)
+			return more
+		})
+		if err != nil && more {
 			yield(nil, err)
-			return
-		}
-		documents, err := scan(ctx, o, &Report{})
-		if err == nil && len(documents) == 0 {
-			err = fmt.Errorf("data: %w: check data.paths and data.include", ErrEmpty)
-		}
-		if err != nil {
-			yield(nil, err)
-			return
-		}
-		shuffle(documents)
-		threshold := heldOut(documents, o.ValFraction)
-		b := builder{Options: o, threshold: threshold}
-		for _, d := range documents {
-			more, err := b.texts(ctx, d, yield)
-			if err != nil {
-				yield(nil, fmt.Errorf("data: read %s again: %w", d.path, err))
-				return
-			}
-			if !more {
-				return
-			}
 		}
 	}
 }
 
-// texts yields the sections of one document that are not held out, and reports whether to go on.
-func (b *builder) texts(ctx context.Context, d document, yield func([]byte, error) bool) (more bool, err error) {
-	text, err := open(d.path)
+// errStop ends a reading that nobody listens to any more.
+var errStop = errors.New("stopped")
+
+func (o Options) texts(ctx context.Context, yield func([]byte) bool) (err error) {
+	o = o.withDefaults()
+	if o.Tokenizer != nil {
+		o.Corpus.Cut = cutOf(o.Tokenizer)
+	} else {
+		o.Tokenizer, o.Corpus.Cut = tokenizer.Byte{}, tokenizer.TrainedCut
+	}
+	if err := o.check(); err != nil {
+		return err
+	}
+	report := Report{}
+	s, threshold, err := o.sort(ctx, wants{texts: true}, &report)
 	if err != nil {
-		return false, err
+		return err
 	}
-	defer text.Close()
-	whole := sha256.New()
-	for _, s := range d.sections {
-		if err := ctx.Err(); err != nil {
-			return false, err
+	defer func() { err = errors.Join(err, s.close()) }()
+	parts, texts := 0, 0
+	_, err = s.each(true, func(p *part) error {
+		parts++
+		if err := ctx.Err(); err != nil || p.key < threshold || len(p.tokens) == 0 {
+			return err
 		}
-		part := b.text[:s.bytes]
-		if _, err := io.ReadFull(text, part); err == io.EOF || err == io.ErrUnexpectedEOF {
-			return false, ErrChanged
-		} else if err != nil {
-			return false, err
+		if texts++; !yield(p.tokens) {
+			return errStop
 		}
-		whole.Write(part)
-		if s.key >= b.threshold && !yield(part, nil) {
-			return false, nil
-		}
+		return nil
+	})
+	switch {
+	case err != nil:
+		return err
+	case parts == 0:
+		return report.empty()
+	case texts == 0:
+		return fmt.Errorf("data: %w: it came as tokens: name the tokenizer that made them", ErrEmpty)
 	}
-	if [sha256.Size]byte(whole.Sum(nil)) != d.sum {
-		return false, ErrChanged
-	}
-	return true, nil
+	return nil
 }

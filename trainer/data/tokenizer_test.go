@@ -4,12 +4,17 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io/fs"
 	"iter"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/capacloud/capanode/storage/dataset"
+	"github.com/capacloud/capanode/trainer/data/corpus"
+	"github.com/capacloud/capanode/trainer/data/quality"
 	"github.com/capacloud/capanode/trainer/tokenizer"
 )
 
@@ -27,6 +32,7 @@ func TestBuildWithBPE(t *testing.T) {
 	files := prose(60)
 	files["long.txt"] = strings.Repeat("A line of many words, one after the other.\n\n  Indented;\n", 8000)
 	o := options(write(t, files))
+	o.Tokenizer = nil
 	tok := trainedOn(t, Texts(t.Context(), o))
 	o.Tokenizer = tok
 	store := memory(t)
@@ -63,26 +69,25 @@ func TestBuildWithBPE(t *testing.T) {
 	}
 	whole := tok.Encode(nil, []byte(files["long.txt"]))
 	var cut []int32
-	err = eachSection(t.Context(), strings.NewReader(files["long.txt"]), tok, func(part []byte) error {
-		cut = tok.Encode(cut, part)
+	pieces := 0
+	_, err = corpus.Read(t.Context(), corpus.Options{Paths: []string{filepath.Join(o.Corpus.Paths[0], "long.txt")}, Cut: cutOf(tok)}, func(b *corpus.Batch) error {
+		for _, p := range b.Pieces {
+			cut = tok.Encode(cut, p.Text)
+			pieces++
+		}
 		return nil
 	})
-	if err != nil || !slices.Equal(cut, whole) {
-		t.Errorf("%d tokens in sections, %d of the whole: %v", len(cut), len(whole), err)
+	if err != nil || pieces < 4 || !slices.Equal(cut, whole) {
+		t.Errorf("%d tokens in %d sections, %d of the whole: %v", len(cut), pieces, len(whole), err)
 	}
 	if again, second, _, err := Build(t.Context(), o, memory(t)); err != nil || second != link || again.Tokenizer != m.Tokenizer {
 		t.Errorf("built again: %v, %v", second, err)
 	}
 }
 
-func TestTextsLeaveOutWhatIsHeldOut(t *testing.T) {
-	files := prose(100)
-	o := options(write(t, files))
-	store := memory(t)
-	m, _, _, err := Build(t.Context(), o, store)
-	if err != nil {
-		t.Fatal(err)
-	}
+// joined reads all texts.
+func joined(t *testing.T, o Options) []byte {
+	t.Helper()
 	var got []byte
 	for part, err := range Texts(t.Context(), o) {
 		if err != nil {
@@ -90,18 +95,108 @@ func TestTextsLeaveOutWhatIsHeldOut(t *testing.T) {
 		}
 		got = append(got, part...)
 	}
-	if want := strings.Join(documents(t, store, m, dataset.Train), ""); string(got) != want {
-		t.Errorf("%d bytes of text, the training side has %d", len(got), len(want))
+	return got
+}
+
+// The texts are those of the training side, whatever is dropped, capped, held out in sections, or waits on disk.
+func TestTextsAreWhatIsTrainedOn(t *testing.T) {
+	files := prose(100)
+	files["twice.txt"] = files["d0/000.txt"]
+	files["short.txt"] = "three short words"
+	files["long.txt"] = strings.Repeat("A line of many words, one after the other.\n\n  Indented;\n", 9000)
+	root := write(t, files)
+	for name, change := range map[string]func(*Options){
+		"all":      func(*Options) {},
+		"none out": func(o *Options) { o.ValFraction = 0 },
+		"most out": func(o *Options) { o.ValFraction = 0.9 },
+		"filtered": func(o *Options) { o.Filters = []string{"min_words=10", "near_duplicates"} },
+		"capped":   func(o *Options) { o.Corpus.MaxBytes = 400_000 },
+		"sampled":  func(o *Options) { o.Corpus.Sample, o.Corpus.Seed = 0.5, 3 },
+		"on disk":  func(o *Options) { o.Memory = 20_000 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := options(root)
+			o.TempDir = t.TempDir()
+			change(&o)
+			store := memory(t)
+			m, _, report, err := Build(t.Context(), o, store)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if (name == "on disk") != (report.Spilled > 0) {
+				t.Errorf("%d bytes waited on disk", report.Spilled)
+			}
+			got := joined(t, o)
+			if want := strings.Join(documents(t, store, m, dataset.Train), ""); string(got) != want {
+				t.Errorf("%d bytes of text, the training side has %d", len(got), len(want))
+			}
+			for _, text := range documents(t, store, m, dataset.Val) {
+				if !strings.HasPrefix(text, "A line of") && bytes.Contains(got, []byte(text)) {
+					t.Fatalf("%.30q is held out and read", text)
+				}
+			}
+			if left, err := os.ReadDir(o.TempDir); err != nil || len(left) > 0 {
+				t.Errorf("left behind: %v, %v", left, err)
+			}
+		})
 	}
-	for _, text := range documents(t, store, m, dataset.Val) {
-		if bytes.Contains(got, []byte(text)) {
-			t.Fatalf("%.30q is held out and read", text)
+}
+
+// A tokenizer that is yet to be trained cuts, and so holds out, as the trained one does.
+func TestTextsBeforeTheTokenizer(t *testing.T) {
+	o := options(write(t, map[string]string{"one.txt": strings.Repeat("A line of many words, one after the other.\n\n  Indented;\n", 16000)}))
+	o.Tokenizer = nil
+	before := joined(t, o)
+	o.Tokenizer = trainedOn(t, Texts(t.Context(), o))
+	store := memory(t)
+	m, _, _, err := Build(t.Context(), o, store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := slices.Concat(side(t, m, store, dataset.Train)...)
+	if got := o.Tokenizer.Decode(nil, ids); m.ValTokens == 0 || !bytes.Equal(got, before) {
+		t.Errorf("trained on %d bytes, the dataset's training side has %d; %d tokens held out", len(before), len(got), m.ValTokens)
+	}
+}
+
+func TestTextsFailAsBuildDoes(t *testing.T) {
+	tokens := write(t, map[string]string{"a.bin": strings.Repeat("\x05\x00", 400)})
+	for name, c := range map[string]struct {
+		change func(*Options)
+		want   error
+	}{
+		"empty":       {func(o *Options) { o.Corpus.Paths = []string{write(t, map[string]string{"empty": ""})} }, ErrEmpty},
+		"only tokens": {func(o *Options) { o.Corpus.Paths = []string{tokens} }, ErrEmpty},
+		"filter":      {func(o *Options) { o.Filters = []string{"nonsense"} }, quality.ErrRule},
+		"share":       {func(o *Options) { o.ValFraction = 1 }, ErrOptions},
+		"path":        {func(o *Options) { o.Corpus.Paths = []string{"/nowhere"} }, fs.ErrNotExist},
+	} {
+		o := options(write(t, prose(3)))
+		c.change(&o)
+		var last error
+		for text, err := range Texts(t.Context(), o) {
+			if last = err; err == nil {
+				t.Errorf("%s: text %.20q", name, text)
+			}
+		}
+		if !errors.Is(last, c.want) {
+			t.Errorf("%s: %v, want %v", name, last, c.want)
 		}
 	}
-	o.Paths = []string{write(t, map[string]string{"empty": ""})}
-	for _, err := range Texts(t.Context(), o) {
-		if !errors.Is(err, ErrEmpty) {
-			t.Errorf("no text: %v", err)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	read := 0
+	for _, err := range Texts(ctx, options(write(t, prose(50)))) {
+		if cancel(); err == nil {
+			read++
+		} else if !errors.Is(err, context.Canceled) {
+			t.Errorf("cancelled: %v", err)
 		}
+	}
+	if read > 1 {
+		t.Errorf("%d texts came, all but one after the end of the context", read)
+	}
+	for range Texts(t.Context(), options(write(t, prose(50)))) {
+		break // must not be called again, and leaves nothing open
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/capacloud/capanode/trainer/codec"
+	"github.com/capacloud/capanode/trainer/data/corpus"
+	"github.com/capacloud/capanode/trainer/data/quality"
 )
 
 var nameRule = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
@@ -41,6 +43,12 @@ func (f *File) check() error {
 	if (len(f.Data.Paths) == 0) == (f.Data.CID == "") {
 		return f.wrong("data", "needs paths (text to read) or cid (a dataset made before), one of them")
 	}
+	if err := corpus.CheckFormat(f.Data.Format); err != nil {
+		return f.wrong("data.format", "%v", err)
+	}
+	if _, err := quality.ParseFilters(f.Data.Filters); err != nil {
+		return f.wrong("data.filters", "%v", err)
+	}
 	if _, err := f.Data.Choice(); err != nil {
 		return f.wrong("data.tokenizer", "%v", err)
 	}
@@ -70,6 +78,8 @@ func (f *File) checkRanges() error {
 		least, most float64
 	}{
 		{"data.max_bytes", float64(f.Data.MaxBytes), 0, 1 << 50},
+		{"data.max_documents", float64(f.Data.MaxDocs), 0, 1 << 50},
+		{"data.sample", f.Data.Sample, 0, 1},
 		{"data.shard_tokens", float64(f.Data.ShardTokens), 0, 1 << 28},
 		{"data.validation", f.Data.Validation, 0.0001, 0.5},
 		{"train.rounds", float64(f.Train.Rounds), 0, 1e6},

@@ -53,9 +53,15 @@ type ModelPart struct {
 type DataPart struct {
 	Paths       []string `yaml:"paths"`
 	CID         string   `yaml:"cid"`
-	Include     []string `yaml:"include"`      // file name suffixes or globs to keep; empty keeps all
-	MaxBytes    int64    `yaml:"max_bytes"`    // stop reading after so many bytes of text; 0 is no cap
-	ShardTokens int      `yaml:"shard_tokens"` // tokens in one shard; 0 chooses by corpus size
+	Include     []string `yaml:"include"`       // file name suffixes or globs to keep; empty keeps all
+	Exclude     []string `yaml:"exclude"`       // of the same kind, to leave out
+	Format      string   `yaml:"format"`        // auto, or the format of every file
+	Text        string   `yaml:"text"`          // field or column that holds the text
+	MaxBytes    int64    `yaml:"max_bytes"`     // stop reading after so many bytes of text; 0 is no cap
+	MaxDocs     int64    `yaml:"max_documents"` // stop reading after so many documents; 0 is no cap
+	Sample      float64  `yaml:"sample"`        // share of the documents that is kept; 0 keeps all
+	Filters     []string `yaml:"filters"`       // what a document must be like to be kept
+	ShardTokens int      `yaml:"shard_tokens"`  // tokens in one shard; 0 chooses by corpus size
 	Tokenizer   string   `yaml:"tokenizer"`
 	Validation  float64  `yaml:"validation"` // share of documents held out
 }
@@ -126,7 +132,7 @@ func Defaults() File {
 	return File{
 		Version: 1, Name: "run", Task: "causal-lm",
 		Model:  ModelPart{},
-		Data:   DataPart{Tokenizer: "bytes", Validation: 0.02},
+		Data:   DataPart{Format: "auto", Text: "text", Tokenizer: "bytes", Validation: 0.02},
 		Train:  TrainPart{Batch: 8, Context: 128, LearningRate: 1e-3, MinRate: 1e-4, Warmup: 20, WeightDecay: 0.1, Clip: 1, Seed: 1},
 		Rounds: RoundsPart{Pace: PaceAuto, Bits: DefaultBits, LocalSteps: 20, Codec: CodecAuto, Fragments: 1, Overlap: OverlapAuto, OuterRate: 0.7, Momentum: 0.6},
 		Market: MarketPart{Peers: 3}, Checkpoint: CheckpointPart{Every: 10, Keep: 2}, Eval: EvalPart{Windows: 64},

@@ -1,6 +1,10 @@
 package job
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/capacloud/capanode/trainer/data/corpus"
+)
 
 // Field documents one key of the job file.
 type Field struct {
@@ -32,7 +36,13 @@ func Schema() []Field {
 		{"data.paths", "list", nil, "", "files, folders and globs of text"},
 		{"data.cid", "string", nil, "", "a dataset made before, instead of paths"},
 		{"data.include", "list", nil, "", "file name suffixes to keep in folders, such as .go"},
+		{"data.exclude", "list", nil, "", "file name suffixes to leave out"},
+		{"data.format", "string", d.Data.Format, "", "form of every file: " + corpus.FormatNames()},
+		{"data.text", "string", d.Data.Text, "", "field of JSON (dots descend) or column of CSV and Parquet that holds the text"},
 		{"data.max_bytes", "integer", 0, "bytes", "read at most so much text; 0 is no cap"},
+		{"data.max_documents", "integer", 0, "documents", "read at most so many documents; 0 is no cap"},
+		{"data.sample", "number", 0, "", "share of the documents to keep; 0 keeps all"},
+		{"data.filters", "list", nil, "", "what documents must be like, see docs/data.md: gopher, c4, near_duplicates, language=en+de, min_words=20 and others"},
 		{"data.shard_tokens", "integer", 0, "tokens", "size of one shard; 0 chooses by corpus size"},
 		{"data.tokenizer", "string", d.Data.Tokenizer, "", "bytes; bpe:SIZE, trained on the corpus; the path of a tokenizer.json, relative to the job file, or its CID"},
 		{"data.validation", "number", d.Data.Validation, "", "share of documents held out"},

@@ -11,8 +11,10 @@ name: %s
 task: causal-lm            # predict the next token
 
 data:
-  paths: [%q]     # files, folders and globs of text; .gz and .zst are read too
+  paths: [%q]     # files, folders and globs: text, JSONL, CSV, Parquet, tar; .gz and .zst are read too
   # include: [.go, .md]    # keep only these file names in folders
+  # text: content          # field or column of structured files, if it is not called text
+  # filters: [gopher, near_duplicates] # what documents must be like; capanode data inspect shows what they drop
   # max_bytes: 8000000     # stop reading here
   tokenizer: bytes         # 256 bytes and an end-of-text mark; or bpe:4096, or a tokenizer.json
   validation: 0.02         # share of the documents held out to measure the loss

@@ -81,6 +81,13 @@ func TestBPECompresses(t *testing.T) {
 	}
 }
 
+// What is cut before the tokenizer exists is cut as with it.
+func TestTrainedCutIsThatOfTheTrained(t *testing.T) {
+	if got := trained(t).documents; got != trainedRules {
+		t.Errorf("a trained tokenizer has %+v, want %+v", got, trainedRules)
+	}
+}
+
 func TestCutChangesNoID(t *testing.T) {
 	rng := rand.New(rand.NewPCG(2, 2))
 	cuts := 0

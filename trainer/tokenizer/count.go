@@ -142,8 +142,7 @@ func (c *counter) piece(text []byte) int {
 	if len(text) <= pieceBytes {
 		return len(text)
 	}
-	rules := documentRules{lines: true, words: true}
-	if n := rules.cut(text[:pieceBytes]); n > 0 {
+	if n := TrainedCut(text[:pieceBytes]); n > 0 {
 		return n
 	}
 	return wholeRunes(text[:pieceBytes])

@@ -7,9 +7,9 @@ import (
 	"unicode/utf8"
 )
 
-// eachSection calls f with consecutive pieces of at most [PieceBytes], each ending after a line end where its second half
-// has one, else between characters. The piece is only valid during the call. What came before an error is handed over.
-func eachSection(ctx context.Context, r io.Reader, f func(part []byte) error) error {
+// eachSection calls f with consecutive pieces of at most [PieceBytes], each ending where cut allows it or after a line end,
+// where its second half has such a place, else between characters. The piece is only valid during the call. What came before an error is handed over.
+func eachSection(ctx context.Context, r io.Reader, cut func([]byte) int, f func(part []byte) error) error {
 	buf := make([]byte, PieceBytes)
 	have := 0
 	for {
@@ -29,11 +29,11 @@ func eachSection(ctx context.Context, r io.Reader, f func(part []byte) error) er
 			}
 			return err
 		}
-		cut := sectionEnd(buf)
-		if err := f(buf[:cut]); err != nil {
+		end := sectionEnd(buf, cut)
+		if err := f(buf[:end]); err != nil {
 			return err
 		}
-		have = copy(buf, buf[cut:])
+		have = copy(buf, buf[end:])
 	}
 }
 
@@ -55,7 +55,12 @@ func readFull(r io.Reader, buf []byte) (int, error) {
 }
 
 // sectionEnd returns where to cut a full buffer.
-func sectionEnd(buf []byte) int {
+func sectionEnd(buf []byte, cut func([]byte) int) int {
+	if cut != nil {
+		if at := cut(buf); at >= len(buf)/2 && at < len(buf) {
+			return at
+		}
+	}
 	if line := bytes.LastIndexByte(buf, '\n') + 1; line >= len(buf)/2 {
 		return line
 	}

@@ -16,7 +16,8 @@ import (
 )
 
 const (
-	// PieceBytes is the most text that a document hands over at once. Longer documents come in pieces cut at line ends.
+	// PieceBytes is the most text that a document hands over at once. Longer documents come in pieces cut where [Options].Cut
+	// allows it, or at line ends.
 	PieceBytes = 64 << 10
 	// MaxRecord is the longest record of a structured file in bytes: a line of JSON, a row of CSV, a member of a tar, a
 	// value of Parquet. Longer ones are left out and counted.
@@ -44,6 +45,10 @@ type Options struct {
 	Format  Format   // of every file; empty or Auto detects each
 	Field   string   // text field of JSON (dots descend) or column of CSV and Parquet; empty means "text"
 	Width   int      // bytes of one token in a headless .bin: 2 or 4; 0 means 2
+
+	// Cut returns the last place where a text may be cut, 0 where there is none; pieces of long documents end there rather than at
+	// a line end. It sees text before it is repaired, and several goroutines call it. Nil has no wish.
+	Cut func(text []byte) int
 
 	MaxBytes     int64   // stop after so many bytes of text; 0 is no cap
 	MaxDocuments int64   // stop after so many documents; 0 is no cap

@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/capacloud/capanode/trainer/tokenizer"
 )
 
 func mkfifo(path string) error { return syscall.Mkfifo(path, 0o600) }
@@ -312,10 +314,12 @@ func FuzzSections(f *testing.F) {
 	f.Add([]byte("line\r\n"), 40000)
 	f.Add([]byte("日本語"), 20000)
 	f.Add([]byte{0xff, 0xf0, 0x80}, 30000)
+	f.Add([]byte("two words\n\n"), 20001)
+	cuts := []func([]byte) int{nil, tokenizer.TrainedCut, func(text []byte) int { return len(text) }, func([]byte) int { return -1 }}
 	f.Fuzz(func(t *testing.T, piece []byte, times int) {
 		text := bytes.Repeat(piece, max(0, min(times, 300_000/max(1, len(piece)))))
 		var joined []byte
-		err := eachSection(context.Background(), bytes.NewReader(text), func(part []byte) error {
+		err := eachSection(context.Background(), bytes.NewReader(text), cuts[len(text)%len(cuts)], func(part []byte) error {
 			if len(part) == 0 || len(part) > PieceBytes {
 				t.Fatalf("section of %d bytes", len(part))
 			}

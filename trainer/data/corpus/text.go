@@ -148,7 +148,7 @@ func (u *utf16Reader) join(unit uint16) (out [2]rune) {
 // document hands over one document of any length. One that judge finds to be no text is [errBinary].
 func (r *reading) document(in io.Reader, judge bool) error {
 	held, waiting := Piece{First: true}, false // the last piece is known when nothing follows
-	err := eachSection(r.ctx, in, func(part []byte) error {
+	err := eachSection(r.ctx, in, r.o.Cut, func(part []byte) error {
 		if judge && binaryText(part, invalidBytes(part)) {
 			return errBinary
 		}

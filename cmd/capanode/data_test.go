@@ -1,0 +1,105 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// lettersOf makes n different letters as JSON lines.
+func lettersOf(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, `{"id":%d,"body":"Letter %d: the harbour is closed, and the ships of the %d have to wait for better weather.\n"}`+"\n", i, i, i*i)
+	}
+	return b.String()
+}
+
+// A corpus becomes a dataset, the dataset's report agrees with what was added, the dataset survives the end of a process, and unpinning
+// lets it go.
+func TestDataAddAndInspect(t *testing.T) {
+	if testing.Short() {
+		t.Skip("real processes; the long form runs without -short")
+	}
+	home, dir := filepath.Join(t.TempDir(), "home"), t.TempDir()
+	path := filepath.Join(dir, "letters.jsonl")
+	if err := os.WriteFile(path, []byte(lettersOf(300)+"no JSON\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, errs, code := capanode(t, "data", "add", path, "--text", "body", "--context", "64", "--home", home, "-o", "json")
+	var added struct {
+		Dataset   string
+		Documents int64
+		Bytes     int64
+		Tokens    int64 `json:"train_tokens"`
+		Read      struct {
+			BadRecords int64 `json:"bad_records"`
+		}
+	}
+	if err := json.Unmarshal([]byte(out), &added); err != nil || code != exitDone || added.Documents != 300 || added.Read.BadRecords != 1 {
+		t.Fatalf("exit %d, %v: %s%s", code, err, out, errs)
+	}
+	out, errs, code = capanode(t, "data", "inspect", added.Dataset, "--home", home, "-o", "json")
+	var report struct {
+		Documents, Bytes int64
+		Languages        []struct{ Name string }
+		Tokens           struct{ Tokens int64 }
+	}
+	if err := json.Unmarshal([]byte(out), &report); err != nil || code != exitDone || report.Documents != 300 || report.Bytes != added.Bytes || report.Languages[0].Name != "en" {
+		t.Fatalf("exit %d, %v: %s%s", code, err, out, errs)
+	}
+	if out, errs, code = capanode(t, "storage", "gc", "--home", home); code != exitDone || !strings.Contains(out, "removed 0 objects") {
+		t.Errorf("exit %d: %s%s", code, out, errs)
+	}
+	if _, errs, code = capanode(t, "storage", "unpin", "data/"+added.Dataset, "--home", home); code != exitDone {
+		t.Errorf("exit %d: %s", code, errs)
+	}
+	if out, errs, code = capanode(t, "storage", "gc", "--home", home); code != exitDone || strings.Contains(out, "removed 0 objects") {
+		t.Errorf("exit %d: %s%s", code, out, errs)
+	}
+}
+
+// Each mistake has its exit code and one line that says what to do.
+func TestDataMistakes(t *testing.T) {
+	if testing.Short() {
+		t.Skip("real processes; the long form runs without -short")
+	}
+	home, dir := filepath.Join(t.TempDir(), "home"), t.TempDir()
+	for name, text := range map[string]string{
+		"letters.jsonl": lettersOf(50), "short.txt": "a few words", "tokens.bin": "\x00\xff\x00\xff", "bad/broken.txt.gz": "\x1f\x8b\x08nonsense", "bad/fine.txt": strings.Repeat("words to read\n", 200),
+	} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for line, want := range map[string]struct {
+		code int
+		says string
+	}{
+		"data add DIR/none.txt":                         {exitNoSuchThing, "none.txt"},
+		"data add DIR/letters.jsonl":                    {exitUsage, `did you mean "body"?`},
+		"data add DIR/short.txt":                        {exitUsage, "add text, or lower"},
+		"data add DIR/tokens.bin":                       {exitUsage, "name the tokenizer that made the file"},
+		"data add DIR/short.txt --format wav":           {exitUsage, "does not train"},
+		"data add DIR/short.txt --filter gofer":         {exitUsage, "did you mean"},
+		"data add DIR/short.txt --tokenizer x":          {exitUsage, "unknown tokenizer"},
+		"data add DIR/bad --context 64":                 {exitPartly, "broken.txt.gz"},
+		"data inspect DIR/letters.jsonl":                {exitUsage, `no such text field "text"`},
+		"data inspect DIR/letters.jsonl --text id":      {exitUsage, "the corpus has no text"},
+		"data inspect DIR/none":                         {exitNoSuchThing, "none"},
+		"data inspect DIR/short.txt --include .go":      {exitDone, ""},
+		"data inspect DIR/bad/broken.txt.gz --text abc": {exitUsage, "1 damaged"},
+	} {
+		args := strings.Fields(strings.ReplaceAll(line, "DIR", dir))
+		_, errs, code := capanode(t, append(args, "--home", home)...)
+		if code != want.code || !strings.Contains(errs, want.says) || strings.Count(errs, "\n") > 1 {
+			t.Errorf("%s: exit %d, want %d: %s", line, code, want.code, errs)
+		}
+	}
+}
