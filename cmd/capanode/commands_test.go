@@ -61,6 +61,7 @@ func TestPlainOutputWithoutATerminal(t *testing.T) {
 	for _, env := range []string{"NO_COLOR=1", "CLICOLOR_FORCE=1"} {
 		s := template(t)
 		s.file("file", strings.Repeat("some text\n", 1<<20))
+		s.file("placed", "another text")
 		t.Chdir(s.dir) // where init writes
 		for _, line := range append(talk, "--help", "train --help", "nonsense") {
 			args := strings.Fields(strings.NewReplacer("DIR", s.dir, "BIG", s.big).Replace(line))

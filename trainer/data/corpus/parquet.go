@@ -14,7 +14,7 @@ const (
 )
 
 // parquet reads one text column of a Parquet file, row group by row group and page by page. The reader is ours because it is
-// small, and because memory must be bounded whatever a file says of itself; docs/decisions/0004-parquet-reader.md.
+// small, and because memory must be bounded whatever a file says of itself; docs/decisions/0005-parquet-reader.md.
 func (r *reading) parquet(f io.ReaderAt, size int64) error {
 	meta, err := readFooter(f, size)
 	if err != nil {
