@@ -111,6 +111,15 @@ func TestDataAddTrainsATokenizer(t *testing.T) {
 			t.Errorf("%s: the files are of %s, the dataset of %s", word, files.Tokens.Tokenizer, looked.Tokens.Tokenizer)
 		}
 	}
+	if _, errs, code := capanode(t, "storage", "unpin", "data/"+added.Dataset, "--home", home); code != exitDone {
+		t.Errorf("exit %d: %s", code, errs)
+	}
+	if out, errs, code := capanode(t, "storage", "gc", "--home", home); code != exitDone || strings.Contains(out, "removed 0 objects") {
+		t.Errorf("exit %d: %s%s", code, out, errs)
+	}
+	if out, errs, code := capanode(t, "storage", "ls", "--home", home, "-o", "json"); code != exitDone || strings.Contains(out, file) {
+		t.Errorf("exit %d, the tokenizer outlives its dataset: %s%s", code, out, errs)
+	}
 	if much := run("data", "add", path, "--text", "body", "--context", "16", "--tokenizer", "bpe:60000"); len(much.Warnings) != 1 || !strings.Contains(much.Warnings[0], "bpe:60000 asks for more") {
 		t.Errorf("%q", much.Warnings)
 	}
