@@ -60,9 +60,9 @@ func TestJudgeModelOfGroups(t *testing.T) {
 	if err := log.add(worker.Report{Round: 0, Total: 10, Next: s.Key(), Work: work{"a": 10}}); err != nil {
 		t.Fatal(err)
 	}
-	r := &requester{run: run, rec: job.Record{Rounds: 3, LocalSteps: 1}, verified: log}
+	r := &requester{run: run, rec: job.Record{Rounds: 3, LocalSteps: 1, Tokenizer: "bytes"}, verified: log}
 	proof := s.Proof()
-	m := hf.Model{Weights: []float32{9, 9, 9}, Provenance: hf.Provenance{Run: run.String(), Round: 1, Head: proof.Head.String(), Momentum: proof.Momentum.String()}}
+	m := hf.Model{Weights: []float32{9, 9, 9}, Tokenizer: tokenizer.Byte{}, Provenance: hf.Provenance{Run: run.String(), Round: 1, Head: proof.Head.String(), Momentum: proof.Momentum.String()}}
 	if err := r.judge(m); err != nil {
 		t.Errorf("a member's own weights: %v", err)
 	}

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -13,10 +12,14 @@ import (
 )
 
 func (a *app) storageCommand() *cobra.Command {
-	var from []string
+	return group("storage", "The content-addressed store",
+		a.storageAddCommand(), a.storageGetCommand(), a.storageListCommand(), a.storagePinCommand(), a.storageUnpinCommand(), a.storageRemoveCommand(),
+		a.storageCollectCommand(), a.storageVerifyCommand(), a.exportCARCommand(), a.importCARCommand())
+}
+
+func (a *app) storageAddCommand() *cobra.Command {
 	var inPlace bool
-	var lease time.Duration
-	add := &cobra.Command{Use: "add PATH…", Short: "Put files and folders into the store and print their CIDs", Args: args(1, -1), RunE: func(cmd *cobra.Command, given []string) error {
+	c := &cobra.Command{Use: "add PATH…", Short: "Put files and folders into the store and print their CIDs", Args: args(1, -1), RunE: func(cmd *cobra.Command, given []string) error {
 		u, err := a.use()
 		if err != nil {
 			return err
@@ -30,19 +33,12 @@ func (a *app) storageCommand() *cobra.Command {
 		}
 		return errors.Join(a.print(orEmpty(added), t), err)
 	}}
-	var seeds []string
-	get := &cobra.Command{Use: "get CID DEST", Short: "Write an object to a path, fetching it from peers if need be", Args: args(2, 2), Long: fetchHelp, RunE: func(cmd *cobra.Command, given []string) error {
-		u, err := a.fetching(seeds)
-		if err != nil {
-			return err
-		}
-		u.From = from
-		if err := node.Get(cmd.Context(), u, given[0], given[1]); err != nil {
-			return err
-		}
-		return a.print(map[string]string{"cid": given[0], "path": given[1]}, table{rows: [][]string{{given[1]}}})
-	}}
-	ls := &cobra.Command{Use: "ls", Short: "List the stored objects", Args: args(0, 0), RunE: func(cmd *cobra.Command, _ []string) error {
+	c.Flags().BoolVar(&inPlace, "in-place", false, "serve the files from where they lie instead of copying them; they must stay there, unchanged")
+	return c
+}
+
+func (a *app) storageListCommand() *cobra.Command {
+	return &cobra.Command{Use: "ls", Short: "List the stored objects", Args: args(0, 0), RunE: func(cmd *cobra.Command, _ []string) error {
 		c, err := a.settings()
 		if err != nil {
 			return err
@@ -60,36 +56,30 @@ func (a *app) storageCommand() *cobra.Command {
 		}
 		return a.print(orEmpty(all), t)
 	}}
-	pin := &cobra.Command{Use: "pin CID [NAME]", Short: "Protect an object, fetching it if need be", Args: args(1, 2), RunE: func(cmd *cobra.Command, given []string) error {
-		u, err := a.fetching(seeds)
-		if err != nil {
-			return err
-		}
-		name := given[0]
-		if len(given) > 1 {
-			name = given[1]
-		}
-		u.From = from
-		if err := node.Pin(cmd.Context(), u, name, given[0], lease); err != nil {
-			return err
-		}
-		return a.print(map[string]string{"cid": given[0], "pin": name}, table{rows: [][]string{{name, given[0]}}})
-	}}
-	unpin := &cobra.Command{Use: "unpin NAME", Short: "Remove a pin; the object stays until it is collected", Args: args(1, 1), RunE: func(cmd *cobra.Command, given []string) error {
+}
+
+func (a *app) storageUnpinCommand() *cobra.Command {
+	return &cobra.Command{Use: "unpin NAME", Short: "Remove a pin; the object stays until it is collected", Args: args(1, 1), RunE: func(cmd *cobra.Command, given []string) error {
 		u, err := a.use()
 		if err != nil {
 			return err
 		}
 		return node.Unpin(cmd.Context(), u, given[0])
 	}}
-	rm := &cobra.Command{Use: "rm CID…", Short: "Delete objects; a file that was added in place stays where it is", Args: args(1, -1), RunE: func(cmd *cobra.Command, given []string) error {
+}
+
+func (a *app) storageRemoveCommand() *cobra.Command {
+	return &cobra.Command{Use: "rm CID…", Short: "Delete objects; a file that was added in place stays where it is", Args: args(1, -1), RunE: func(cmd *cobra.Command, given []string) error {
 		u, err := a.use()
 		if err != nil {
 			return err
 		}
 		return node.Remove(cmd.Context(), u, given)
 	}}
-	gc := &cobra.Command{Use: "gc", Short: "Remove cached objects that nothing protects", Args: args(0, 0), RunE: func(cmd *cobra.Command, _ []string) error {
+}
+
+func (a *app) storageCollectCommand() *cobra.Command {
+	return &cobra.Command{Use: "gc", Short: "Remove cached objects that nothing protects", Args: args(0, 0), RunE: func(cmd *cobra.Command, _ []string) error {
 		u, err := a.use()
 		if err != nil {
 			return err
@@ -100,7 +90,10 @@ func (a *app) storageCommand() *cobra.Command {
 		}
 		return a.print(r, table{rows: [][]string{{fmt.Sprintf("removed %d objects, %s", r.Objects, size(r.Bytes))}}})
 	}}
-	verify := &cobra.Command{Use: "verify [CID]", Short: "Rehash every block of one object, or of all", Args: args(0, 1), RunE: func(cmd *cobra.Command, given []string) error {
+}
+
+func (a *app) storageVerifyCommand() *cobra.Command {
+	return &cobra.Command{Use: "verify [CID]", Short: "Rehash every block of one object, or of all", Args: args(0, 1), RunE: func(cmd *cobra.Command, given []string) error {
 		u, err := a.use()
 		if err != nil {
 			return err
@@ -111,13 +104,6 @@ func (a *app) storageCommand() *cobra.Command {
 		}
 		return errors.Join(a.print(r, verifyTable(r)), err)
 	}}
-	add.Flags().BoolVar(&inPlace, "in-place", false, "serve the files from where they lie instead of copying them; they must stay there, unchanged")
-	pin.Flags().DurationVar(&lease, "for", 0, "how long, such as 24h (default: until it is unpinned)")
-	for _, c := range []*cobra.Command{get, pin} {
-		c.Flags().StringArrayVar(&from, "from", nil, "address of a node, or of an IPFS node, that is asked first (repeatable)")
-		c.Flags().StringArrayVar(&seeds, "seed", nil, "web server that has the content, beside the peers (repeatable)")
-	}
-	return group("storage", "The content-addressed store", add, get, ls, pin, unpin, rm, gc, verify, a.exportCARCommand(), a.importCARCommand())
 }
 
 func verifyTable(r storage.Report) table {
