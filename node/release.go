@@ -73,7 +73,7 @@ func (n *Node) unpinAll(ctx context.Context, names []string) error {
 	return n.store.Disown(ctx, freed...)
 }
 
-// datasetParts lists what a pin is about: the object, and the shards when it is a dataset's manifest.
+// datasetParts lists what a pin is about: the object, and the shards and the tokenizer when it is a dataset's manifest.
 func (n *Node) datasetParts(ctx context.Context, p storage.Pin) []cid.Cid {
 	parts := []cid.Cid{p.CID}
 	if name := p.CID.String(); p.Name != datasetPin(name) && p.Name != dataPin(name) {
@@ -89,6 +89,9 @@ func (n *Node) datasetParts(ctx context.Context, p storage.Pin) []cid.Cid {
 	}
 	for _, s := range m.Shards {
 		parts = append(parts, s.CID.Cid)
+	}
+	if m.Tokenizer.Link.Defined() {
+		parts = append(parts, m.Tokenizer.Link.Cid)
 	}
 	return parts
 }
