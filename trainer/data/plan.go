@@ -46,7 +46,9 @@ func shardCounts(o Options, train, val uint64) (trainShards, valShards int, err 
 	if val == 0 {
 		return int(count), 0, nil
 	}
-	return int(count), int(max(val/size, (val+largest-1)/largest, 1)), nil
+	// What is held out may be far more than what is trained on, where a file repeats itself: its shards are no more than the others
+	// unless they must be.
+	return int(count), int(max(min(val/size, count), (val+largest-1)/largest, 1)), nil
 }
 
 // shardSize returns the tokens of shard i when total tokens are cut into count shards whose sizes differ by one at most.

@@ -79,3 +79,11 @@ func TestHeldOutThreshold(t *testing.T) {
 		}
 	}
 }
+
+// A file that repeats itself may be held out but for its tail: the held-out side is not cut into shards of the tail's size.
+func TestHeldOutMoreThanTrained(t *testing.T) {
+	train, val, err := shardCounts(Options{Tokenizer: tokenizer.Byte{}, Context: 1, Peers: 1}, 32, 10<<20)
+	if err != nil || val > train {
+		t.Errorf("%d training shards, %d held out, %v", train, val, err)
+	}
+}
