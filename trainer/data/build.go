@@ -128,7 +128,7 @@ func (r *Report) empty() error {
 	if p := r.Read.FirstProblem(); p != "" {
 		why += ", " + p
 	}
-	return fmt.Errorf("data: %w: %s: check the paths and what is included", ErrEmpty, why)
+	return fmt.Errorf("data: %w: %s: check data.paths and data.include of the job, or the paths and --include of the command", ErrEmpty, why)
 }
 
 // count goes over the sorted parts for the sums that the plan and the manifest need.
