@@ -32,7 +32,7 @@ const (
 type Source interface {
 	// Blocks calls have for each block of the list with its place in the list, in any order and possibly from several
 	// goroutines at once; a CID may be in the list several times. The bytes need not be verified and may be used again when have returns. Blocks ends with the first
-	// error of have, or when it cannot deliver one of them.
+	// error of have, or when it cannot deliver one of them. It may be called several times at once.
 	Blocks(ctx context.Context, list []cid.Cid, have func(i int, block []byte) error) error
 }
 

@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -22,14 +24,14 @@ type source struct {
 	store *storage.Store
 	lies  cid.Cid
 	lacks cid.Cid
-	asked int
+	asked atomic.Int64
 }
 
 var errLacking = errors.New("lacking")
 
 func (s *source) Blocks(ctx context.Context, list []cid.Cid, have func(i int, block []byte) error) error {
 	for i, c := range list {
-		s.asked++
+		s.asked.Add(1)
 		if c == s.lacks {
 			return errLacking
 		}
@@ -97,9 +99,9 @@ func TestFolderComesWhole(t *testing.T) {
 		t.Fatal(err)
 	}
 	storetest.SameTree(t, out, dir)
-	asked := src.asked
-	if err := assemble.Objects(ctx, to, []cid.Cid{root}, src, o); err != nil || src.asked != asked {
-		t.Fatalf("asked for %d blocks that are here, %v", src.asked-asked, err)
+	asked := src.asked.Load()
+	if err := assemble.Objects(ctx, to, []cid.Cid{root}, src, o); err != nil || src.asked.Load() != asked {
+		t.Fatalf("asked for %d blocks that are here, %v", src.asked.Load()-asked, err)
 	}
 }
 
@@ -149,15 +151,18 @@ func TestFailuresLeaveNothing(t *testing.T) {
 
 type recorder struct {
 	assemble.Source
+	mu   sync.Mutex
 	seen map[cid.Cid]bool
 }
 
 func (r *recorder) Blocks(ctx context.Context, list []cid.Cid, have func(i int, block []byte) error) error {
+	r.mu.Lock()
 	for _, c := range list {
 		if len(r.seen) == 0 || c != unixfs.RawCID(nil) {
 			r.seen[c] = true
 		}
 	}
+	r.mu.Unlock()
 	return r.Source.Blocks(ctx, list, have)
 }
 
@@ -199,8 +204,8 @@ func TestRepairKeepsWhatIsThere(t *testing.T) {
 	if err := assemble.Objects(ctx, to, []cid.Cid{c}, src, assemble.Options{}); err != nil {
 		t.Fatal(err)
 	}
-	if src.asked != 2 { // the root and the bad leaf
-		t.Errorf("asked for %d blocks", src.asked)
+	if src.asked.Load() != 2 { // the root and the bad leaf
+		t.Errorf("asked for %d blocks", src.asked.Load())
 	}
 	if got, err := to.ReadAll(ctx, c, 1<<30); err != nil || string(got) != string(data) {
 		t.Fatalf("%d bytes, %v", len(got), err)
