@@ -69,6 +69,8 @@ type web struct {
 	once sync.Once
 	why  error // set before dead is closed
 
+	mu      sync.Mutex // guards ended, and that working grows only before
+	ended   bool
 	working sync.WaitGroup
 }
 
@@ -98,7 +100,7 @@ func (s *session) useWeb(ctx context.Context, from string, src *source) (deliver
 	case <-ctx.Done():
 		w.fail(ctx.Err())
 	}
-	w.working.Wait()
+	w.end()
 	return s.ended(src), w.why
 }
 
@@ -321,8 +323,11 @@ func (w *web) block(ctx context.Context, p *plan, block int, body io.Reader, lim
 		f.recycle(buf)
 		return fmt.Errorf("transfer: seed %s: read block of %d bytes after %d: %w", w.url, limit.size, n, err)
 	}
+	if !w.begin() {
+		f.recycle(buf)
+		return fmt.Errorf("transfer: seed %s: %w", w.url, context.Canceled)
+	}
 	w.got(int64(n), p.blockSize)
-	w.working.Add(1)
 	w.s.hand(func() {
 		defer w.working.Done()
 		defer f.recycle(buf)
@@ -332,6 +337,24 @@ func (w *web) block(ctx context.Context, p *plan, block int, body io.Reader, lim
 		}
 	})
 	return nil
+}
+
+// begin registers a block that is being hashed and written; false means that nobody waits for it any more.
+func (w *web) begin() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.ended {
+		w.working.Add(1)
+	}
+	return !w.ended
+}
+
+// end waits for the blocks in hand and lets no more come.
+func (w *web) end() {
+	w.mu.Lock()
+	w.ended = true
+	w.mu.Unlock()
+	w.working.Wait()
 }
 
 // read fills b, or returns how much there was and [io.ErrUnexpectedEOF].
