@@ -11,6 +11,7 @@ import (
 	"github.com/ipfs/go-cid"
 
 	"github.com/capacloud/capanode/p2p/wire"
+	"github.com/capacloud/capanode/storage/internal/pause"
 	"github.com/capacloud/capanode/storage/unixfs"
 )
 
@@ -71,7 +72,7 @@ func (s *Store) Scrub(ctx context.Context, o ScrubOptions) error {
 			return err
 		}
 		if wait := time.Unix(state.Ended, 0).Add(o.Every).Sub(s.now()); state.Started == 0 && state.Ended != 0 && wait > 0 {
-			if err := sleep(ctx, wait); err != nil {
+			if err := pause.For(ctx, wait); err != nil {
 				return err
 			}
 			continue
@@ -240,11 +241,11 @@ func (x *scrubber) pause(ctx context.Context, n int64) error {
 			break
 		}
 		x.seen = reads
-		if err := sleep(ctx, scrubYield); err != nil {
+		if err := pause.For(ctx, scrubYield); err != nil {
 			return err
 		}
 	}
-	return sleep(ctx, x.pace.take(n, x.s.now()))
+	return pause.For(ctx, x.pace.take(n, x.s.now()))
 }
 
 func (x *scrubber) save(how *pebble.WriteOptions) error {
@@ -272,19 +273,4 @@ func (p *pacer) take(n int64, now time.Time) time.Duration {
 	}
 	p.last = p.last.Add(time.Duration(float64(n) / float64(p.rate) * float64(time.Second)))
 	return max(0, p.last.Sub(now))
-}
-
-// sleep waits, or returns early with the context's error.
-func sleep(ctx context.Context, d time.Duration) error {
-	if d <= 0 {
-		return ctx.Err()
-	}
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

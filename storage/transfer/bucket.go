@@ -4,6 +4,8 @@ import (
 	"context"
 	"sync"
 	"time"
+
+	"github.com/capacloud/capanode/storage/internal/pause"
 )
 
 // bucketBurst is how long a bucket that nobody used saves up.
@@ -38,9 +40,9 @@ func (b *bucket) wait(ctx context.Context, n int) error {
 	b.mu.Lock()
 	b.fill(time.Now())
 	b.tokens -= float64(n)
-	pause := time.Duration(max(0, -b.tokens/b.rate) * float64(time.Second))
+	due := time.Duration(max(0, -b.tokens/b.rate) * float64(time.Second))
 	b.mu.Unlock()
-	return sleep(ctx, pause)
+	return pause.For(ctx, due)
 }
 
 // full reports whether the bucket has nothing to remember.
@@ -55,19 +57,4 @@ func (b *bucket) full() bool {
 func (b *bucket) fill(now time.Time) {
 	b.tokens = min(b.burst(), b.tokens+now.Sub(b.last).Seconds()*b.rate)
 	b.last = now
-}
-
-// sleep waits, or returns the context's error.
-func sleep(ctx context.Context, d time.Duration) error {
-	if d <= 0 {
-		return ctx.Err()
-	}
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

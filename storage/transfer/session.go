@@ -14,6 +14,7 @@ import (
 
 	"github.com/capacloud/capanode/p2p"
 	"github.com/capacloud/capanode/storage"
+	"github.com/capacloud/capanode/storage/internal/pause"
 )
 
 const (
@@ -197,7 +198,7 @@ func (s *session) run(name string, src *source, use func(context.Context, *sourc
 		}
 		s.update(func() { src.why, src.gone = err, gone })
 		s.f.log.Info("source failed", "cid", s.root, "source", name, "dropped", gone, "err", err)
-		if gone || sleep(s.ctx, backoff<<(fails-1)) != nil {
+		if gone || pause.For(s.ctx, backoff<<(fails-1)) != nil {
 			return
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ipfs/go-cid"
@@ -80,7 +81,7 @@ func (w *web) state() *flow { return w.flow }
 func (s *session) useWeb(ctx context.Context, from string, src *source) (delivered bool, err error) {
 	transport := &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
-		DialContext:            (&net.Dialer{Timeout: s.f.opts.Dial}).DialContext,
+		DialContext:            (&outward{dialer: net.Dialer{Timeout: s.f.opts.Dial}}).dial,
 		TLSHandshakeTimeout:    s.f.opts.Dial,
 		ResponseHeaderTimeout:  s.f.opts.Stall,
 		MaxResponseHeaderBytes: 64 << 10,
@@ -102,6 +103,37 @@ func (s *session) useWeb(ctx context.Context, from string, src *source) (deliver
 	}
 	w.end()
 	return s.ended(src), w.why
+}
+
+// outward dials for one seed. A seed on a public address may not lead into the local network of whoever fetches from it; one that
+// is local itself, or reached through a local proxy, leads where it likes.
+type outward struct {
+	dialer net.Dialer
+	public atomic.Bool // the first address was
+	first  sync.Once
+}
+
+func (o *outward) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	conn, err := o.dialer.DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	if err := o.judge(conn.RemoteAddr()); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+// judge is called before anything is sent.
+func (o *outward) judge(to net.Addr) error {
+	tcp, ok := to.(*net.TCPAddr)
+	local := ok && (tcp.IP.IsLoopback() || tcp.IP.IsPrivate() || tcp.IP.IsLinkLocalUnicast() || tcp.IP.IsUnspecified())
+	o.first.Do(func() { o.public.Store(!local) })
+	if local && o.public.Load() {
+		return fmt.Errorf("transfer: redirected into the local network, to %s: %w", to, ErrProtocol)
+	}
+	return nil
 }
 
 // checkRedirect follows a server's word within limits, and never from an encrypted connection to an open one.
