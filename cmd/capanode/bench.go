@@ -30,7 +30,7 @@ func (a *app) benchCommand() *cobra.Command {
 			return a.print(r, benchTable(r))
 		}})
 	}
-	short = append(short, a.benchCUDACommand(), a.benchPageCommand())
+	short = append(short, a.benchGroupsCommand(), a.benchCUDACommand(), a.benchPageCommand())
 	return group("bench", "Measure this machine; every figure that the docs claim comes from here", short...)
 }
 
@@ -46,6 +46,22 @@ func (a *app) benchAveragingCommand() *cobra.Command {
 		return a.print(r, benchTable(r))
 	}}
 	c.Flags().BoolVar(&o.Full, "full", false, "compare the methods over three seeds and longer runs; takes an hour")
+	c.Flags().StringVar(&o.Text, "text", "", "file that the methods train on (default: Go's own sources)")
+	return c
+}
+
+// benchGroupsCommand compares sizes of groups.
+func (a *app) benchGroupsCommand() *cobra.Command {
+	var o node.GroupsBenchOptions
+	doc := node.BenchGroups(o)
+	c := &cobra.Command{Use: doc.Name, Short: doc.Doc, Long: doc.Doc + ".\n\n" + doc.Method, Args: args(0, 0), RunE: func(cmd *cobra.Command, _ []string) error {
+		r, err := node.BenchGroups(o).Run(cmd.Context())
+		if err != nil {
+			return fmt.Errorf("bench %s: %w", doc.Name, err)
+		}
+		return a.print(r, benchTable(r))
+	}}
+	c.Flags().IntVar(&o.Seeds, "seeds", 3, "seeds that every loss is a mean over; one takes a quarter of an hour")
 	c.Flags().StringVar(&o.Text, "text", "", "file that the methods train on (default: Go's own sources)")
 	return c
 }
