@@ -168,7 +168,7 @@ func (a *accelerator) check(batches []engine.Batch, withTargets bool) (targets i
 
 // run executes a graph on one batch. It takes over sums and returns all outputs but the first, which it reads into first.
 func (a *accelerator) run(exec compute.Executable, b engine.Batch, k kind, sums []compute.Buffer, first []float32) (rest []compute.Buffer, err error) {
-	needs, err := a.needs.of(a.program, b.Shape())
+	needs, err := a.needs.of(a.program, b.Shape(), k)
 	if err != nil {
 		return nil, err
 	}
