@@ -81,6 +81,20 @@ type Decoding interface {
 	Decoder() (Decoder, error)
 }
 
+// Scores tells how well a model foresaw each target of one batch.
+type Scores struct {
+	Losses []float64 // nats, in the order of Batch.Targets; 0 where the target is [Ignore]
+	Hits   []bool    // the target's logit is the largest, and the first of equal ones; nil when the loss is no cross-entropy
+}
+
+// Scoring is an [Engine] that tells the loss of each target instead of their mean.
+type Scoring interface {
+	Engine
+	// Score evaluates a batch without changing the state. Its slices are valid until the next call of any method. The
+	// losses do not depend on the other rows of the batch, and their mean is what Evaluate returns.
+	Score(ctx context.Context, batch Batch) (Scores, error)
+}
+
 // Gradient is the gradient of a loss that is summed over targets.
 type Gradient struct {
 	Sum     []float32 // layout of State.Weights; valid until the next call of any method of its engine

@@ -86,6 +86,7 @@ type reading struct {
 	engine.Batch
 	sums   []float32 // gradients of all parameters, flat
 	losses []float64 // of the lines of the loss
+	hits   []bool    // whether a line's target has the largest logit, when evaluating a cross-entropy
 	past   int       // tokens cached before the first line, when decoding
 }
 

@@ -1,6 +1,8 @@
 package native
 
 import (
+	"slices"
+
 	"github.com/capacloud/capanode/trainer/engine"
 	"github.com/capacloud/capanode/trainer/engine/native/kernel"
 )
@@ -19,6 +21,10 @@ func (b *builder) scalar(name string, lines int, in ...engine.Value) *node {
 func (b *builder) CrossEntropy(logits engine.Value) engine.Value {
 	c, in := b.c, b.node(logits)
 	n := b.scalar("cross-entropy", in.lines, logits)
+	if c.kind == evaluation {
+		c.tables += int64(in.lines+3) / 4
+		c.setup = append(c.setup, func() { c.batch.hits = make([]bool, in.lines) })
+	}
 	n.forward = func(n *node) {
 		from, d := in.out, in.out
 		if in.uses > 1 || in.fragile || in.kept {
@@ -32,10 +38,16 @@ func (b *builder) CrossEntropy(logits engine.Value) engine.Value {
 				d := d.line(i)
 				if target == engine.Ignore {
 					clear(d)
+					if c.kind == evaluation {
+						c.batch.hits[i] = false
+					}
 					continue
 				}
 				copy(d, from.line(i))
 				top, want := w.Max(d), d[target]
+				if c.kind == evaluation {
+					c.batch.hits[i] = want == top && !slices.Contains(d[:target], top)
+				}
 				sum := w.ExpSum(d, top)
 				c.batch.losses[i] = kernel.Log64(float64(sum)) - (float64(want) - float64(top))
 				if c.kind == training {

@@ -163,6 +163,19 @@ func (e *executor) Evaluate(ctx context.Context, batch engine.Batch) (float64, e
 	return sum / float64(targets), nil
 }
 
+// Score implements [engine.Scoring].
+func (e *executor) Score(ctx context.Context, batch engine.Batch) (engine.Scores, error) {
+	one := [1]engine.Batch{batch}
+	if _, _, err := e.pass(ctx, one[:], evaluation); err != nil {
+		return engine.Scores{}, fmt.Errorf("native: score: %w", err)
+	}
+	g, err := e.graph(evaluation, batch.Shape())
+	if err != nil {
+		return engine.Scores{}, fmt.Errorf("native: score: %w", err)
+	}
+	return engine.Scores{Losses: g.batch.losses, Hits: g.batch.hits}, nil
+}
+
 // pass runs all batches and returns the summed loss and the number of targets in it; when training it leaves their summed
 // gradient in e.grads.
 func (e *executor) pass(ctx context.Context, batches []engine.Batch, k kind) (sum float64, targets int64, err error) {
