@@ -109,12 +109,15 @@ type Differentiating interface {
 	Gradient(ctx context.Context, batches []Batch) (Gradient, error)
 }
 
-// State is all that training changes: flat float32 views in canonical order.
+// State is all that training changes, flat float32 views in canonical order, and beside it what it leaves alone.
 type State struct {
-	Params  []Param   // sorted by Name; Param.Offset points into the slices below
-	Weights []float32 // all parameters
+	Params  []Param   // that are trained, sorted by Name; Param.Offset points into the slices below
+	Weights []float32 // of Params
 	M, V    []float32 // first and second AdamW moments, same layout as Weights
 	Steps   uint64    // optimiser steps taken, the t of AdamW's bias correction
+
+	Frozen []Param   // the others, sorted by Name; Param.Offset points into Fixed
+	Fixed  []float32 // of Frozen. An executor may keep copies: they are written before any other method is called, or not at all
 }
 
 // Param is one tensor of a model.
@@ -124,6 +127,7 @@ type Param struct {
 	Offset int    // of the first element in the flat views
 	Init   Init
 	Decay  bool // weight decay applies
+	Frozen bool // training leaves it as it is: no gradient, no moments
 }
 
 // Size returns the number of elements.

@@ -175,7 +175,9 @@ func (c *compiler) contrast(w *worker, m *contrast, scale *node) {
 		sum += w.Dot(m.d.line(i), m.scores.line(i))
 		w.Scale(m.d.line(i), m.d.line(i), factor)
 	}
-	scale.sums()[0] += sum
+	if scale.wants {
+		scale.sums()[0] += sum
+	}
 	w.times(size{m.rows, m.width, m.rows}, m.d.from(0, 0).plain(), m.ub.from(0, 0), m.da.from(0, 0), false)
 	w.times(size{m.rows, m.width, m.rows}, m.d.from(0, 0).transposed(), m.ua.from(0, 0), m.db.from(0, 0), false)
 	for i := range m.rows { // back through the scaling to length one: (d − u·(u·d))/length
