@@ -96,11 +96,12 @@ func benchStorage(ctx context.Context, r *BenchReport) error {
 		r.Figures["cpu_seconds_per_gb"], r.Baseline["raw_stream_cpu_seconds_per_gb"] = f.CPU, f.RawCPU
 	}
 	r.Baseline["raw_stream_mb_per_second"], r.Baseline["disk_mb_per_second"] = f.Raw, f.Disk
-	s, err := storagebench.RunShaped(ctx)
+	s, err := storagebench.RunShaped(ctx, storagebench.ShapedOptions{Nodes: shapedNodes})
 	if err != nil {
 		return err
 	}
 	r.Figures["share_of_500_mbit_at_25_ms"], r.Figures["four_over_one_at_100_mbit"], r.Figures["sent_twice_by_four"] = s.Long, s.Four, s.Twice
+	r.Baseline["raw_stream_share_of_500_mbit_at_25_ms"] = s.Raw
 	store, err := storagebench.RunStore(ctx, storagebench.StoreOptions{Size: 512 << 20})
 	if err != nil {
 		return err
@@ -131,6 +132,45 @@ func loopbackNodes(ctx context.Context, servers int) (out storagebench.Nodes, er
 		if out.Client = h; i < servers {
 			out.Servers = append(out.Servers, h)
 		}
+	}
+	return out, nil
+}
+
+// shapedNodes starts hosts on loopback of which one client knows the others, which do not know each other: it can reach them
+// in no other way than the one it is given.
+func shapedNodes(ctx context.Context, servers int, via func(addr string) (string, error)) (out storagebench.Nodes, err error) {
+	var hosts []*p2p.Host
+	out.Close = func() (err error) {
+		for _, h := range slices.Backward(hosts) {
+			err = errors.Join(err, h.Close())
+		}
+		return err
+	}
+	var known []string
+	for i := range servers + 1 {
+		role, boot := p2p.Bootstrap, []string(nil)
+		if i == servers {
+			role, boot = p2p.Provider, known
+		}
+		h, err := loopback(ctx, role, boot)
+		if err != nil {
+			return out, errors.Join(err, out.Close())
+		}
+		hosts = append(hosts, h)
+		if i == servers {
+			out.Client = h
+			return out, nil
+		}
+		out.Servers = append(out.Servers, h)
+		tcp := slices.IndexFunc(h.Addrs(), func(a string) bool { return strings.Contains(a, "/tcp/") })
+		if tcp < 0 {
+			return out, errors.Join(fmt.Errorf("no TCP address among %q", h.Addrs()), out.Close())
+		}
+		addr, err := via(h.Addrs()[tcp])
+		if err != nil {
+			return out, errors.Join(err, out.Close())
+		}
+		known = append(known, addr)
 	}
 	return out, nil
 }
