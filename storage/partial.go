@@ -17,10 +17,11 @@ import (
 )
 
 const (
-	// checkpointBytes and checkpointAge bound what a crash costs a fetch: the larger of the two. Saving more often would
-	// make a fast fetch wait for its own disk.
-	checkpointBytes = 64 << 20
-	checkpointAge   = 5 * time.Second
+	// checkpointBytes and checkpointAge say when the progress of a fetch is saved: after the larger of the two. A crash may cost
+	// twice that, 64 MiB or 5 s of traffic, so that the disk has as much time to sync. Saving more often would make a fast fetch
+	// wait for its own disk.
+	checkpointBytes = 32 << 20
+	checkpointAge   = 2500 * time.Millisecond
 	// writebackBytes is how much is handed to the disk at a time while more arrives, so that Commit need not wait for all.
 	writebackBytes = 16 << 20
 )
@@ -424,11 +425,12 @@ func (p *Partial) writeback() {
 	p.flushing = false
 }
 
-// checkpoint makes the blocks of a bitmap durable, then the bitmap. Failing costs progress after a crash, nothing else.
+// checkpoint makes the blocks of a bitmap durable, then the bitmap. Failing costs progress after a crash, nothing else. The index
+// is synced, too: an entry that is not waits in this process for more to come, and dies with it.
 func (p *Partial) checkpoint(bits bitmap) {
 	err := p.file.SyncData()
 	if err == nil {
-		err = p.save(bits, pebble.NoSync)
+		err = p.save(bits, pebble.Sync)
 	}
 	if err != nil {
 		p.s.log.Warn("cannot save the progress of a fetch", "cid", p.layout.Root, "err", err)
