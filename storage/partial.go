@@ -111,7 +111,7 @@ func (p *Partial) begin(ctx context.Context) error {
 		if err := p.reopenDamaged(ctx, old); err != nil {
 			return err
 		}
-		return p.adoptMore(ctx)
+		return errors.Join(p.keepNodes(), p.adoptMore(ctx))
 	}
 	if !errors.Is(err, ErrNotFound) {
 		return err
@@ -120,7 +120,7 @@ func (p *Partial) begin(ctx context.Context) error {
 	case err != nil:
 		return err
 	case resumed:
-		return p.adoptMore(ctx)
+		return errors.Join(p.keepNodes(), p.adoptMore(ctx))
 	}
 	return p.fresh(ctx, dir)
 }
@@ -140,7 +140,7 @@ func (p *Partial) fresh(ctx context.Context, dir string) error {
 	defer mu.Unlock()
 	err := p.openFile()
 	if err == nil {
-		err = errors.Join(s.syncDir(dir), p.save(p.bits, pebble.Sync))
+		err = errors.Join(s.syncDir(dir), p.keepNodes(), p.save(p.bits, pebble.Sync))
 	}
 	if err != nil {
 		s.settle(0, -charge)

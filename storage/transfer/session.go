@@ -263,7 +263,7 @@ func (s *session) pull(ctx context.Context, p *plan) error {
 				s.update(func() { used[l] = false })
 			})
 		}
-		active, hope := s.prospects(used)
+		active, hope := s.prospects(p, used)
 		s.mu.Unlock()
 		if ended, err := p.result(); ended {
 			return err
@@ -288,9 +288,9 @@ func (s *session) pull(ctx context.Context, p *plan) error {
 }
 
 // prospects says whether somebody works on a plan and whether somebody else may yet. It is called with mu held.
-func (s *session) prospects(used map[lane]bool) (active, hope bool) {
-	for _, working := range used {
-		active = active || working
+func (s *session) prospects(p *plan, used map[lane]bool) (active, hope bool) {
+	for l, working := range used {
+		active = active || working && !p.spent(l.state())
 	}
 	for _, src := range s.sources {
 		// Dialling, waiting to dial again, or about to notice that its stream is dead.
