@@ -106,7 +106,10 @@ func benchStorage(ctx context.Context, r *BenchReport) error {
 	if err != nil {
 		return err
 	}
-	return r.take(store)
+	if err := r.take(store); err != nil {
+		return err
+	}
+	return benchDelta(ctx, r)
 }
 
 // loopbackNodes starts hosts on loopback that one client knows.
