@@ -25,7 +25,7 @@ const (
 )
 
 // RecordVersion is the version of the canonical job record.
-const RecordVersion = 1
+const RecordVersion = 2
 
 // ErrRecord reports a job record from outside that breaks its rules.
 var ErrRecord = errors.New("job record")
@@ -58,7 +58,8 @@ type Record struct {
 	Codec           string     `cbor:"codec"`
 	Group           uint64     `cbor:"group"` // most members that average with each other in a round; 0 chooses
 	Fragments       uint64     `cbor:"fragments"`
-	Overlap         string     `cbor:"overlap"` // auto, never or always
+	Overlap         string     `cbor:"overlap"`   // auto, never or always
+	Gradients       string     `cbor:"gradients"` // auto or never: whether the auto pace may make a round one step on everybody's gradients
 	OuterRate       float64    `cbor:"outer_learning_rate"`
 	OuterMomentum   float64    `cbor:"outer_momentum"`
 	CheckpointEvery uint64     `cbor:"checkpoint_every"` // rounds
@@ -88,7 +89,7 @@ func (f *File) Bind(owner peer.ID, dataset Dataset, attempt uint64) (Record, err
 		Context: uint64(f.Train.Context), Peers: uint64(f.Market.Peers),
 		LearningRate: f.Train.LearningRate, MinRate: f.Train.MinRate, Warmup: uint64(f.Train.Warmup),
 		WeightDecay: f.Train.WeightDecay, Clip: f.Train.Clip, Seed: f.Train.Seed,
-		Pace: f.Rounds.Pace, Bits: f.Rounds.Bits, Codec: f.Rounds.Codec, Group: uint64(f.Rounds.Group), Fragments: uint64(f.Rounds.Fragments), Overlap: f.Rounds.Overlap,
+		Pace: f.Rounds.Pace, Bits: f.Rounds.Bits, Codec: f.Rounds.Codec, Group: uint64(f.Rounds.Group), Fragments: uint64(f.Rounds.Fragments), Overlap: f.Rounds.Overlap, Gradients: f.Rounds.Gradients,
 		OuterRate: f.Rounds.OuterRate, OuterMomentum: f.Rounds.Momentum,
 		CheckpointEvery: uint64(f.Checkpoint.Every),
 	}
@@ -238,6 +239,9 @@ func (r Record) checkRounds() error {
 	}
 	if r.Pace != PaceAuto && r.Pace != PaceFixed || r.Overlap != OverlapAuto && r.Overlap != OverlapNever && r.Overlap != OverlapAlways {
 		return fmt.Errorf("%w: pace %.20q, overlap %.20q, allowed: auto, fixed; auto, never, always", ErrRecord, r.Pace, r.Overlap)
+	}
+	if r.Gradients != GradientsAuto && r.Gradients != GradientsNever {
+		return fmt.Errorf("%w: gradients %.20q, allowed: auto, never", ErrRecord, r.Gradients)
 	}
 	if !(r.Bits >= 0 && r.Bits <= 1e6) || r.Fragments < 1 || r.Fragments > MaxFragments || r.Group == 1 || r.Group > MaxPeers {
 		return fmt.Errorf("%w: %v bits, %d fragments, groups of %d, allowed: 0 to 1e6, 1 to %d, 0 or 2 to %d",
