@@ -43,7 +43,7 @@ const methodAveraging = "dense_averaging_mb_per_second is 64 MB of float32 throu
 	"by sweeps of inner and outer learning rates and momenta (docs/decisions/0003-averaging-defaults.md). Bytes are what one peer downloads, which is what it uploads in the mean; the " +
 	"unit is data-parallel training with a float32 ring all-reduce every step, a ring costs 2(N−1)/N payloads each way, an all-gather N−1 blobs; blobs count with their headers, signed " +
 	"round headers do not. loss_over_data_parallel and loss_over_diloco (exact, with as many rounds as the program takes) are quotients of losses; bytes_over_data_parallel is what the program moved for them at four peers; front_budgets_won counts " +
-	"the budgets, of five, at which the loss of its rounds is the lowest, front_budgets_won_with_gradients those at which that or its codec on gradients is, which the worker does not do. NoLoCo's peers, and the program's at 1/1000, keep weights of their own: their loss is the mean of the peers'. " +
+	"the budgets, of five, at which its loss is the lowest. The program is what a run of the auto pace does on quick links: rounds of gradients where the budget pays for one in every step, else rounds of local steps (docs/decisions/0006-gradient-rounds.md); local_steps_loss_over_data_parallel is of a job that excludes gradients. NoLoCo's peers, and the program's at 1/1000, keep weights of their own: their loss is the mean of the peers'. " +
 	"Models as small as this one overstate the loss of all methods with local steps; the order of the methods is what carries over."
 
 const methodMarket = "One bootstrap node, eight sellers and a buyer in one process, each a libp2p host on loopback with its own journal on disk. Every book holds " +
