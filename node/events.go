@@ -19,6 +19,7 @@ type PlanEvent struct {
 	Model        string         `json:"model"`
 	Parameters   int64          `json:"parameters"`
 	MemoryBytes  int64          `json:"memory_bytes"` // estimate for one member
+	FLOPs        int64          `json:"flops_per_token"`
 	Dataset      string         `json:"dataset"`
 	TrainTokens  uint64         `json:"train_tokens"`
 	HeldOut      uint64         `json:"validation_tokens"`

@@ -16,6 +16,7 @@ import (
 	"github.com/capacloud/capanode/storage/transfer"
 	"github.com/capacloud/capanode/trainer/generate"
 	"github.com/capacloud/capanode/trainer/hf"
+	"github.com/capacloud/capanode/trainer/model"
 )
 
 // Use says which home a tool works on.
@@ -245,6 +246,10 @@ func Sample(ctx context.Context, o SampleOptions, emit func(text []byte) error) 
 	m, err := loadModel(ctx, o.Use, o.Model)
 	if err != nil {
 		return err
+	}
+	if task := m.Spec.Task(); task != model.TaskCausal {
+		return fmt.Errorf("%w: model %s is a %s, which is trained with %s: it fills gaps and cannot continue a text; choose a llama or gpt2",
+			ErrUsage, o.Model, m.Spec.Family, task)
 	}
 	eng, err := modelEngine(m, o.Threads)
 	if err != nil {

@@ -108,7 +108,7 @@ func (s *trainScreen) plan(e node.PlanEvent) {
 		again = "  (continued)"
 	}
 	say("run     %s%s", e.Run, again)
-	say("model   %s, %s parameters, %s of memory for each member", e.Model, count(e.Parameters), size(e.MemoryBytes))
+	say("model   %s, %s parameters, %s of memory for each member, %s FLOP per token", e.Model, count(e.Parameters), size(e.MemoryBytes), count(e.FLOPs))
 	say("data    %s tokens in %d shards, %s held out  %s", count(int64(e.TrainTokens)), e.Shards, count(int64(e.HeldOut)), e.Dataset)
 	say("work    %d rounds × %d steps × %d peers = %s tokens, %s work units", e.Rounds, e.LocalSteps, e.Peers, count(int64(e.Tokens)), count(int64(e.WorkUnits)))
 	if ring := 64 * float64(e.Peers-1) / float64(e.Peers); e.Pace == job.PaceAuto && e.Bits > 0 && e.Peers > 1 {
