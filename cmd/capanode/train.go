@@ -14,6 +14,7 @@ import (
 
 	"github.com/capacloud/capanode/node"
 	"github.com/capacloud/capanode/trainer/job"
+	"github.com/capacloud/capanode/trainer/model"
 )
 
 func (a *app) trainCommand() *cobra.Command {
@@ -72,6 +73,7 @@ func (a *app) confirm() bool {
 type trainScreen struct {
 	a      *app
 	rounds int
+	family string // of the model
 }
 
 func (a *app) trainScreen() *trainScreen { return &trainScreen{a: a} }
@@ -103,6 +105,7 @@ func (s *trainScreen) show(event any) {
 
 func (s *trainScreen) plan(e node.PlanEvent) {
 	say := s.a.say
+	s.family = e.Model
 	again := ""
 	if e.Resumed {
 		again = "  (continued)"
@@ -177,7 +180,9 @@ func (s *trainScreen) done(e node.DoneEvent) {
 	s.a.say("paid    %.6f credits for %s verified work units", e.Spent, count(int64(e.WorkUnits)))
 	if e.Out != "" {
 		s.a.say("model   %s  in %s", e.Checkpoint, e.Out)
-		s.a.say("next    capanode sample %s \"func \"", e.Out)
+		if s.family != model.FamilyBERT { // which fills gaps
+			s.a.say("next    capanode sample %s \"func \"", e.Out)
+		}
 	}
 	_ = s.a.print(e, table{rows: [][]string{{e.Checkpoint}}}) // the result alone goes to standard output
 }
