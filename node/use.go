@@ -133,7 +133,7 @@ func Export(ctx context.Context, u Use, what, dir, dtype string) (model string, 
 	var as hf.Type
 	if dtype != "" {
 		if as, err = hf.ParseType(dtype); err != nil {
-			return "", fmt.Errorf("%w: %w; choose fp32 or bf16", ErrUsage, err)
+			return "", fmt.Errorf("%w: %w; choose fp32, bf16 or fp16", ErrUsage, err)
 		}
 	}
 	entries, err := os.ReadDir(dir)
