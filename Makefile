@@ -43,7 +43,7 @@ test-interop: ## compare with other programs: tokenizers and models with the Pyt
 # The short form of these tests is part of `make test`.
 test-crash: ## break the store and its fetches on purpose, for hours: SIGKILL, power loss at every write, full disks, 10,000 flipped bits
 	CAPANODE_CRASH_LONG=1 go test -timeout 2h -count=1 -v -run 'Crash|Kill|Fault|Flip|Model' ./storage
-	CAPANODE_CRASH_LONG=1 go test -timeout 4h -count=1 -v -run 'Killed|FlippedBits' ./storage/transfer
+	CAPANODE_CRASH_LONG=1 go test -timeout 4h -parallel 8 -count=1 -v -run 'Killed|FlippedBits' ./storage/transfer
 
 # GoMLX kernels step outside their slices by uintptr arithmetic, which checkptr takes for a bug.
 race: ## run the tests under the race detector, all but the engine's arithmetic

@@ -196,6 +196,9 @@ func (r *requester) end(ctx context.Context, began time.Time, why error) error {
 	}
 	if model != nil {
 		done.Checkpoint, done.ValLoss, done.Out = model.cid.String(), model.loss, r.o.Out
+		if model.model.adapter != nil {
+			done.Adapter = adapterDir(r.o.Out)
+		}
 		r.log.Checkpoint = done.Checkpoint
 	}
 	r.log.Spent, r.log.State = done.Spent, RunDone

@@ -47,7 +47,9 @@ func Import(ctx context.Context, u Use, what string) (got Imported, err error) {
 			m, c, err = n.importFolder(ctx, what, &got)
 		} else if c, err = n.resolve(what); err == nil {
 			if err = n.needFolder(ctx, c); err == nil {
-				m, _, err = n.readModel(ctx, c)
+				var read readModel
+				read, err = n.readModel(ctx, c)
+				m = read.Model
 			}
 		}
 		if err == nil {

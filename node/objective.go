@@ -6,6 +6,7 @@ import (
 
 	"github.com/capacloud/capanode/trainer/data"
 	"github.com/capacloud/capanode/trainer/engine/gomlx"
+	"github.com/capacloud/capanode/trainer/hf"
 	"github.com/capacloud/capanode/trainer/job"
 	"github.com/capacloud/capanode/trainer/model"
 	"github.com/capacloud/capanode/trainer/tokenizer"
@@ -21,7 +22,7 @@ func masking(ctx context.Context, b blobs, rec job.Record) (*data.Masking, error
 		return nil, err
 	}
 	mask, vocab := tokenizer.Masked(tok)
-	if vocab != rec.Model.Vocab {
+	if vocab != rec.Model.Vocab && !(rec.Init != nil && vocab < rec.Model.Vocab) {
 		return nil, fmt.Errorf("%w: the model has %d tokens, tokenizer %s has %d with the mask: they must be the same", ErrJob, rec.Model.Vocab, rec.Tokenizer, vocab)
 	}
 	return &data.Masking{Seed: rec.Seed, Mask: mask, End: tok.EndOfText(), Vocab: tok.Vocab()}, nil
@@ -37,6 +38,15 @@ func modelVocab(task string, tok tokenizer.Tokenizer, vocab int) int {
 	}
 	_, vocab = tokenizer.Masked(tok)
 	return vocab
+}
+
+// continues refuses a model that does not predict what follows a text; what is how a person named it.
+func continues(m hf.Model, what string) error {
+	if task := m.Spec.Task(); task != model.TaskCausal {
+		return fmt.Errorf("%w: model %s is a %s, which is trained with %s: it fills gaps and cannot continue a text; choose a llama or gpt2", ErrUsage,
+			what, m.Spec.Family, task)
+	}
+	return nil
 }
 
 // precisely returns the device as a job wants it to compute.

@@ -19,7 +19,7 @@ import (
 
 // workerPlan is what all members of a run agree on, from its record.
 func workerPlan(r job.Record) (worker.Plan, error) {
-	params, err := r.Model.Parameters()
+	params, _, err := r.Trained()
 	if err != nil {
 		return worker.Plan{}, fmt.Errorf("%w: %w", ErrJob, err)
 	}
@@ -73,7 +73,7 @@ func memoryNeeded(r job.Record) (int64, error) {
 		return 0, fmt.Errorf("%w: %w", ErrJob, err)
 	}
 	const copies = 5 // first and slow weights, momentum, update and decoded mates
-	return train + p.Parameters*4*copies, nil
+	return train + p.Trained*4*copies, nil
 }
 
 // maxActivations bounds what is planned in detail; no machine holds as much.

@@ -137,12 +137,13 @@ func (p Program) classes() int {
 }
 
 // FLOPsPerToken returns the exact number of floating-point operations that training spends on the matrix products of
-// one token in sequences of the given length: a multiply-add counts as two, backward as twice forward, attention as if
+// one token in sequences of the given length: a multiply-add counts as two, backward as twice forward (once for frozen
+// weights, which need no gradient of their own), attention as if
 // it were not causal (the usual 6·N + 12·layers·width·context). Recomputation and everything element-wise is excluded.
 func (p Program) FLOPsPerToken(context int) (int64, error) {
 	plan, err := NewPlan(p, p.Shape(1, context))
 	if err != nil {
 		return 0, err
 	}
-	return 3 * plan.ForwardFLOPs / int64(context), nil
+	return (3*plan.ForwardFLOPs - plan.FrozenFLOPs) / int64(context), nil
 }

@@ -12,7 +12,9 @@ import (
 type Plan struct {
 	Needs           Needs
 	Parameters      int64    // elements of all parameters
+	Trained         int64    // of these, elements that training changes
 	ForwardFLOPs    int64    // of the matrix products of one forward pass over the batch
+	FrozenFLOPs     int64    // of these, of products with frozen weights, whose gradient nobody computes
 	ActivationBytes int64    // float32 results of all operations, kept for the backward pass
 	Tensors         []Tensor // parameters and results, the largest first
 }
@@ -74,6 +76,9 @@ func newPlan(p Program, batch Shape, walk func(*tracer)) (Plan, error) {
 	t.plan.Parameters = int64(total)
 	for _, q := range params {
 		t.params[q.Name] = q
+		if !q.Frozen {
+			t.plan.Trained += int64(q.Size())
+		}
 		t.plan.Tensors = append(t.plan.Tensors, Tensor{q.Name, 4 * int64(q.Size())})
 	}
 	walk(t)

@@ -19,6 +19,7 @@ type tracer struct {
 // traced is the shape of one value: a parameter, a scalar, or a matrix [Rows·lines, width].
 type traced struct {
 	param        []int
+	frozen       bool // of a parameter
 	scalar       bool
 	lines, width int
 }
@@ -113,7 +114,7 @@ func (t *tracer) Param(name string) Value {
 	if !ok {
 		return t.fail("the program has no parameter %q", name)
 	}
-	return t.add(traced{param: p.Shape})
+	return t.add(traced{param: p.Shape, frozen: p.Frozen})
 }
 
 // Embedding implements [Graph].
@@ -194,6 +195,12 @@ func (t *tracer) Linear(x, weight Value) Value {
 	if s.width != in {
 		return t.fail("linear of width %d with a weight [%d, %d]", s.width, out, in)
 	}
+	before := t.plan.ForwardFLOPs
+	defer func() {
+		if w, _ := t.shape(weight); w.frozen {
+			t.plan.FrozenFLOPs += t.plan.ForwardFLOPs - before
+		}
+	}()
 	return t.result("linear", traced{lines: s.lines, width: out}, 0, int64(in)*int64(out))
 }
 

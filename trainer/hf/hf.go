@@ -59,15 +59,16 @@ type Model struct {
 // Provenance says where a model comes from. It is written into the folder, so it may hold only what every peer of the
 // run agrees on: nothing measured on one machine, no time, no peer.
 type Provenance struct {
-	Version int     `json:"version"` // [ProvenanceVersion]; Write sets it
-	Name    string  `json:"name"`    // of the job
-	Run     string  `json:"run"`     // CID of the job record
-	Dataset string  `json:"dataset"` // CID of the dataset manifest
-	Round   uint64  `json:"round"`   // rounds committed
-	Step    uint64  `json:"step"`    // nominal optimiser steps committed
-	Tokens  uint64  `json:"tokens"`  // tokens of all peers in the committed rounds
-	State   string  `json:"state"`   // hash of the replicated state whose weights these are, as the rounds name it, hex
-	Loss    float64 `json:"loss"`    // agreed held-out loss in nats per token; 0 means not measured
+	Version int     `json:"version"`        // [ProvenanceVersion]; Write sets it
+	Name    string  `json:"name"`           // of the job
+	Run     string  `json:"run"`            // CID of the job record
+	Dataset string  `json:"dataset"`        // CID of the dataset manifest
+	Init    string  `json:"init,omitempty"` // CID of the model that the run started from; empty for random weights
+	Round   uint64  `json:"round"`          // rounds committed
+	Step    uint64  `json:"step"`           // nominal optimiser steps committed
+	Tokens  uint64  `json:"tokens"`         // tokens of all peers in the committed rounds
+	State   string  `json:"state"`          // hash of the replicated state whose weights these are, as the rounds name it, hex
+	Loss    float64 `json:"loss"`           // agreed held-out loss in nats per token; 0 means not measured
 
 	// Hashes of the state's other parts, hex: with them the weights prove that they belong to the state. Empty when unknown.
 	Head     string `json:"state_head,omitempty"`

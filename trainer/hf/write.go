@@ -33,7 +33,20 @@ func Write(dir string, m Model) error {
 	if err != nil {
 		return err
 	}
-	dir, err = filepath.Abs(dir)
+	return writeFolder(dir, files)
+}
+
+// WriteFolder writes files, by their names, to dir as [Write] does.
+func WriteFolder(dir string, contents map[string]func(w io.Writer) error) error {
+	var files []file
+	for name, write := range contents {
+		files = append(files, file{name, write})
+	}
+	return writeFolder(dir, files)
+}
+
+func writeFolder(dir string, files []file) error {
+	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return fmt.Errorf("hf: %w", err)
 	}

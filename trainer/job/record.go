@@ -12,7 +12,6 @@ import (
 
 	"github.com/capacloud/capanode/p2p/wire"
 	"github.com/capacloud/capanode/trainer/codec"
-	"github.com/capacloud/capanode/trainer/engine"
 	"github.com/capacloud/capanode/trainer/model"
 	"github.com/capacloud/capanode/trainer/tokenizer"
 )
@@ -26,8 +25,12 @@ const (
 	MaxFragments      = 256     // parts in which the weights travel
 )
 
-// RecordVersion is the version of the canonical job record.
-const RecordVersion = 1
+// The versions of the canonical job record. A job that version 1 can say is written in it, so that its run ID stays what it
+// was; programs that know version 1 alone refuse the others instead of training something else.
+const (
+	RecordVersion      = 1
+	RecordVersionTuned = 2 // with init, adapter or freeze
+)
 
 // ErrRecord reports a job record from outside that breaks its rules.
 var ErrRecord = errors.New("job record")
@@ -69,6 +72,11 @@ type Record struct {
 	Smoothing float64 `cbor:"label_smoothing,omitempty"` // share of each target that is spread over all tokens
 	Recompute bool    `cbor:"recompute,omitempty"`       // of layers in the backward pass; it changes memory and time, no result
 	Precision string  `cbor:"precision,omitempty"`       // fp32 or bf16; empty leaves it to each provider
+
+	// Of records of version 2, which say more than version 1 can.
+	Init    *wire.Link `cbor:"init,omitempty"`    // folder of the model whose weights the run starts from; nil starts from the seed
+	Adapter *Adapter   `cbor:"adapter,omitempty"` // trained beside the frozen model of Init; nil trains the model itself
+	Freeze  []string   `cbor:"freeze,omitempty"`  // patterns of parameters that stay as they are
 }
 
 // Dataset is what a run's record says of its dataset.
@@ -76,6 +84,12 @@ type Dataset struct {
 	CID       cid.Cid
 	Tokenizer string // name of the exact mapping that made the tokens
 	Vocab     int    // of the model: the tokenizer's, and the mask token where the task needs one
+}
+
+// Base is the model that a run starts from.
+type Base struct {
+	CID  cid.Cid // of its folder
+	Spec model.Spec
 }
 
 // Bind makes the record of a job file for its owner, dataset and attempt.
@@ -102,8 +116,27 @@ func (f *File) Bind(owner peer.ID, dataset Dataset, attempt uint64) (Record, err
 	if f.Train.Precision != PrecisionAuto {
 		r.Precision = f.Train.Precision
 	}
+	r.Freeze = f.Freeze
+	if f.base != nil {
+		r.Init = &wire.Link{Cid: f.base.CID}
+		r.Adapter = f.adapter()
+		if r.Adapter != nil && spec.Family == model.FamilyGPT2 { // its layers are fused and turned in the files that other programs read
+			return Record{}, f.wrong("lora.rank", "adapters are not written for a gpt2 yet; leave lora out to train the model itself, or take a llama")
+		}
+	}
+	if r.tuned() {
+		r.Version = RecordVersionTuned
+	}
 	r.Rounds = f.rounds(r.tokensPerRound())
-	return r, r.Check()
+	if err := r.Check(); err != nil {
+		return r, err
+	}
+	if _, err := r.Program(); err != nil && r.Adapter != nil {
+		return r, f.wrong("lora.targets", "%v", err)
+	} else if err != nil {
+		return r, f.wrong("freeze", "%v", err)
+	}
+	return r, nil
 }
 
 // DefaultRounds is the length of a run whose file names neither rounds nor tokens.
@@ -121,6 +154,9 @@ func (f *File) rounds(tokensPerRound uint64) uint64 {
 
 // spec resolves the model part for a vocabulary.
 func (f *File) spec(vocab int) (model.Spec, error) {
+	if f.base != nil {
+		return f.base.Spec, nil
+	}
 	m := f.Model
 	if m == (ModelPart{}) {
 		m.Preset = map[string]string{model.TaskCausal: "llama-1m", model.TaskMasked: "bert-1m"}[f.Task]
@@ -191,9 +227,13 @@ func (r Record) TokensPerPeerRound() uint64 { return r.LocalSteps * r.Batch * r.
 
 // Check bounds every field of a record, so that no later arithmetic overflows and nothing is allocated for nonsense.
 func (r Record) Check() error {
-	if r.Version != RecordVersion || r.Task != model.TaskCausal && r.Task != model.TaskMasked {
-		return fmt.Errorf("%w: version %d, task %.20q: this program runs version %d, %s and %s", ErrRecord, r.Version, r.Task, RecordVersion,
-			model.TaskCausal, model.TaskMasked)
+	want := uint64(RecordVersion)
+	if r.tuned() {
+		want = RecordVersionTuned
+	}
+	if r.Version != want || r.Task != model.TaskCausal && r.Task != model.TaskMasked {
+		return fmt.Errorf("%w: version %d, task %.20q: this program runs versions %d and %d, %s and %s", ErrRecord, r.Version, r.Task, RecordVersion,
+			RecordVersionTuned, model.TaskCausal, model.TaskMasked)
 	}
 	if _, err := peer.IDFromBytes(r.Owner); err != nil {
 		return fmt.Errorf("%w: owner: %w", ErrRecord, err)
@@ -208,10 +248,10 @@ func (r Record) Check() error {
 	if r.Model.Task() != r.Task {
 		return fmt.Errorf("%w: a %s is trained with task %s, this one's is %s", ErrRecord, r.Model.Family, r.Model.Task(), r.Task)
 	}
-	if tok.Vocab != 0 && !r.FitsTokenizer(uint64(tok.Vocab)) || int(tok.End) >= r.Model.Vocab {
+	if tok.Vocab != 0 && !r.VocabFits(tok.Vocab) || int(tok.End) >= r.Model.Vocab {
 		return fmt.Errorf("%w: the model has a vocabulary of %d, tokenizer %s does not fit it", ErrRecord, r.Model.Vocab, r.Tokenizer)
 	}
-	if !r.Dataset.Defined() || r.Context != uint64(r.Model.Context) || !nameRule.MatchString(r.Name) {
+	if !r.Dataset.Defined() || !r.contextFits() || !nameRule.MatchString(r.Name) {
 		return fmt.Errorf("%w: dataset %v, vocabulary %d, context %d, name %q do not fit together", ErrRecord, r.Dataset, r.Model.Vocab, r.Context, r.Name)
 	}
 	for _, n := range []struct {
@@ -243,22 +283,13 @@ func (r Record) Check() error {
 	if p := r.Precision; p != "" && p != PrecisionFP32 && p != PrecisionBF16 {
 		return fmt.Errorf("%w: precision %.20q, allowed: fp32, bf16", ErrRecord, p)
 	}
-	if _, err := r.Program(); err != nil {
-		return fmt.Errorf("%w: %w", ErrRecord, err)
+	if !(r.Smoothing >= 0 && r.Smoothing <= model.MaxSmoothing) {
+		return fmt.Errorf("%w: label_smoothing %v, allowed: 0 to %v", ErrRecord, r.Smoothing, model.MaxSmoothing)
+	}
+	if err := r.checkTuning(); err != nil {
+		return err
 	}
 	return r.checkRounds()
-}
-
-// FitsTokenizer tells whether the model has as many tokens as a tokenizer of that vocabulary. One that fills gaps has one more
-// where the tokenizer has no mask token of its own.
-func (r Record) FitsTokenizer(vocab uint64) bool {
-	have := uint64(r.Model.Vocab)
-	return have == vocab || r.Task == model.TaskMasked && have == vocab+1
-}
-
-// Program returns the model with the loss that it is trained on.
-func (r Record) Program() (engine.Program, error) {
-	return r.Model.Training(model.Objective{Smoothing: r.Smoothing})
 }
 
 // checkRounds bounds what says how the rounds go.
@@ -282,9 +313,9 @@ const WorkUnit = 1_000_000_000
 // WorkUnits returns the whole work units of training on a number of tokens: tokens × FLOPs per token / [WorkUnit],
 // rounded down. Buyer and seller compute it from the record alone.
 func (r Record) WorkUnits(tokens uint64) (uint64, error) {
-	program, err := r.Model.Program()
+	program, err := r.Program()
 	if err != nil {
-		return 0, fmt.Errorf("%w: %w", ErrRecord, err)
+		return 0, err
 	}
 	flops, err := program.FLOPsPerToken(int(r.Context))
 	if err != nil {

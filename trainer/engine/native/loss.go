@@ -1,6 +1,8 @@
 package native
 
 import (
+	"slices"
+
 	"github.com/capacloud/capanode/trainer/engine"
 	"github.com/capacloud/capanode/trainer/engine/native/kernel"
 )
@@ -25,6 +27,10 @@ func (b *builder) SmoothCrossEntropy(logits engine.Value, smoothing float64) eng
 	c, in := b.c, b.node(logits)
 	n := b.scalar("cross-entropy", in.lines, logits)
 	smooth := newSmoothing(c, smoothing, in.width)
+	if c.kind == evaluation {
+		c.tables += int64(in.lines+3) / 4
+		c.setup = append(c.setup, func() { c.batch.hits = make([]bool, in.lines) })
+	}
 	n.forward = func(n *node) {
 		from, d := in.out, in.out
 		if in.uses > 1 || in.fragile || in.kept {
@@ -38,10 +44,16 @@ func (b *builder) SmoothCrossEntropy(logits engine.Value, smoothing float64) eng
 				d := d.line(i)
 				if target == engine.Ignore {
 					clear(d)
+					if c.kind == evaluation {
+						c.batch.hits[i] = false
+					}
 					continue
 				}
 				copy(d, from.line(i))
 				top, want := w.Max(d), smooth.wanted(w, d, target)
+				if c.kind == evaluation {
+					c.batch.hits[i] = d[target] == top && !slices.Contains(d[:target], top)
+				}
 				sum := w.ExpSum(d, top)
 				c.batch.losses[i] = kernel.Log64(float64(sum)) - (want - float64(top))
 				if c.kind == training {
@@ -210,7 +222,9 @@ func (c *compiler) contrast(w *worker, m *contrast, scale *node) {
 		sum += w.Dot(m.d.line(i), m.scores.line(i))
 		w.Scale(m.d.line(i), m.d.line(i), factor)
 	}
-	scale.sums()[0] += sum
+	if scale.wants {
+		scale.sums()[0] += sum
+	}
 	w.times(size{m.rows, m.width, m.rows}, m.d.from(0, 0).plain(), m.ub.from(0, 0), m.da.from(0, 0), false)
 	w.times(size{m.rows, m.width, m.rows}, m.d.from(0, 0).transposed(), m.ua.from(0, 0), m.db.from(0, 0), false)
 	for i := range m.rows { // back through the scaling to length one: (d − u·(u·d))/length
