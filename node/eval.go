@@ -68,6 +68,9 @@ type EvalProgressEvent struct {
 // not be read as a whole the figures are those of the rest, and the error is [ErrPartly].
 func Eval(ctx context.Context, o EvalOptions) (out Evaluation, err error) {
 	m, err := loadModel(ctx, o.Use, o.Model)
+	if err == nil {
+		err = continues(m, o.Model)
+	}
 	if err != nil {
 		return out, err
 	}

@@ -21,6 +21,7 @@ type PlanEvent struct {
 	Trained      int64          `json:"trained_parameters"` // of these: what rounds exchange
 	Init         string         `json:"init,omitempty"`     // CID of the model that the run starts from
 	MemoryBytes  int64          `json:"memory_bytes"`       // estimate for one member
+	FLOPs        int64          `json:"flops_per_token"`
 	Dataset      string         `json:"dataset"`
 	TrainTokens  uint64         `json:"train_tokens"`
 	HeldOut      uint64         `json:"validation_tokens"`

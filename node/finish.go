@@ -306,6 +306,9 @@ func textBytes(t tokenizer.Tokenizer, batches []engine.Batch) uint64 {
 	var text []byte
 	for _, b := range batches {
 		for _, id := range b.Targets {
+			if id == engine.Ignore {
+				continue
+			}
 			one[0] = id
 			text = t.Decode(text[:0], one[:])
 			sum += uint64(max(1, len(text)))
@@ -326,10 +329,10 @@ func heldOutLoss(ctx context.Context, m hf.Model, batches []engine.Batch) (loss 
 		if err != nil {
 			return 0, 0, err
 		}
-		loss += l / float64(len(batches))
+		loss += l * float64(b.TargetCount())
 		tokens += uint64(b.TargetCount())
 	}
-	return loss, tokens, nil
+	return loss / float64(tokens), tokens, nil
 }
 
 // paidUnits sums the work units of the run's newest receipts.

@@ -62,7 +62,7 @@ func memoryNeeded(r job.Record) (int64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("%w: %w", ErrJob, err)
 	}
-	shape := engine.Shape{Rows: int(r.MicroBatch), Context: int(r.Context)}
+	shape := program.Shape(int(r.MicroBatch), int(r.Context))
 	p, err := engine.NewPlan(program, shape)
 	if err != nil {
 		return 0, fmt.Errorf("%w: %w", ErrJob, err)
@@ -70,7 +70,7 @@ func memoryNeeded(r job.Record) (int64, error) {
 	if p.ActivationBytes > maxActivations {
 		return 0, fmt.Errorf("%w: a micro-batch needs %d GiB: %w", ErrJob, p.ActivationBytes>>30, engine.ErrMemory)
 	}
-	train, err := native.Memory(program, shape, native.Options{})
+	train, err := native.Memory(program, shape, native.Options{Recompute: r.Recompute})
 	if err != nil {
 		return 0, fmt.Errorf("%w: %w", ErrJob, err)
 	}
@@ -117,7 +117,10 @@ func buildEngine(r job.Record, device gomlx.Device, memory int64, threads int) (
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrJob, err)
 	}
-	return newEngine(program, device, native.Options{Seed: r.Seed, MemoryLimit: memory, Parallelism: threads})
+	if device, err = precisely(r, device); err != nil {
+		return nil, err
+	}
+	return newEngine(program, device, native.Options{Seed: r.Seed, MemoryLimit: memory, Parallelism: threads, Recompute: r.Recompute})
 }
 
 // modelEngine makes an executor that holds a finished model.

@@ -47,13 +47,21 @@ func (r *requester) plan(ctx context.Context) (start bool, err error) {
 		r.log.Rounds = plan.RoundsAfter(0)
 	}
 	r.worker = plan
+	program, err := r.rec.Program()
+	if err != nil {
+		return false, err
+	}
+	flops, err := program.FLOPsPerToken(int(r.rec.Context))
+	if err != nil {
+		return false, err
+	}
 	tokens := r.rec.TokensPerPeerRound() * r.rec.Peers * r.rec.Rounds
 	units, err := r.rec.WorkUnits(tokens)
 	if err != nil {
 		return false, err
 	}
 	e := PlanEvent{
-		Type: "plan", Run: r.run.String(), Name: r.rec.Name, Model: r.rec.Model.Family, Parameters: params, Trained: trained, Init: r.initName(), MemoryBytes: r.memory,
+		Type: "plan", Run: r.run.String(), Name: r.rec.Name, Model: r.rec.Model.Family, Parameters: params, Trained: trained, Init: r.initName(), MemoryBytes: r.memory, FLOPs: flops,
 		Dataset: r.rec.Dataset.String(), TrainTokens: manifest.TrainTokens, HeldOut: manifest.ValTokens, Shards: r.data.Shards(),
 		Rounds: plan.RoundsAfter(0), LocalSteps: (r.rec.Steps() + plan.RoundsAfter(0) - 1) / plan.RoundsAfter(0), Pace: r.rec.Pace, Bits: r.rec.Bits, Peers: r.rec.Peers, Tokens: tokens, WorkUnits: units,
 		Budget: credits(r.budget()), Rejected: map[string]int{}, Resumed: r.log.Round > 0,

@@ -24,6 +24,7 @@ import (
 	"github.com/capacloud/capanode/storage/dataset"
 	"github.com/capacloud/capanode/trainer/data"
 	"github.com/capacloud/capanode/trainer/engine"
+	"github.com/capacloud/capanode/trainer/engine/gomlx"
 	"github.com/capacloud/capanode/trainer/hf"
 	"github.com/capacloud/capanode/trainer/job"
 	"github.com/capacloud/capanode/trainer/tokenizer"
@@ -280,7 +281,7 @@ const leastEnd = 256
 
 // bound is what the record says of a dataset made with the run's tokenizer.
 func (r *requester) bound(set cid.Cid) job.Dataset {
-	d := job.Dataset{CID: set, Vocab: r.text.vocab}
+	d := job.Dataset{CID: set, Vocab: modelVocab(r.file.Task, r.text.tok, r.text.vocab)}
 	if r.text.tok != nil {
 		d.Tokenizer = r.text.tok.Name()
 	}
@@ -297,6 +298,11 @@ func (r *requester) fits(ctx context.Context) error {
 	rec, err := r.file.Bind(r.id, set, 0)
 	if err != nil {
 		return err
+	}
+	if r.o.Local > 0 && r.o.LocalDevice != "cuda" {
+		if _, err := precisely(rec, gomlx.Device{}); err != nil {
+			return err
+		}
 	}
 	if r.memory, err = memoryNeeded(rec); err != nil {
 		return err
@@ -412,7 +418,11 @@ func openSource(ctx context.Context, b blobs, rec job.Record) (*data.Source, err
 		}
 		return raw, err
 	})
-	s, err := data.Open(ctx, rec.Dataset.Cid, read, data.SourceOptions{Context: int(rec.Context), Vocab: rec.Model.Vocab, Cache: cacheBytes})
+	gaps, err := masking(ctx, b, rec)
+	if err != nil {
+		return nil, err
+	}
+	s, err := data.Open(ctx, rec.Dataset.Cid, read, data.SourceOptions{Context: int(rec.Context), Vocab: rec.Model.Vocab, Cache: cacheBytes, Masking: gaps})
 	if err != nil {
 		return nil, err
 	}

@@ -133,7 +133,7 @@ func Export(ctx context.Context, u Use, what, dir, dtype string, merge bool) (mo
 	var as hf.Type
 	if dtype != "" {
 		if as, err = hf.ParseType(dtype); err != nil {
-			return "", fmt.Errorf("%w: %w; choose fp32 or bf16", ErrUsage, err)
+			return "", fmt.Errorf("%w: %w; choose fp32, bf16 or fp16", ErrUsage, err)
 		}
 	}
 	entries, err := os.ReadDir(dir)
@@ -248,6 +248,9 @@ type SampleOptions struct {
 func Sample(ctx context.Context, o SampleOptions, emit func(text []byte) error) error {
 	m, err := loadModel(ctx, o.Use, o.Model)
 	if err != nil {
+		return err
+	}
+	if err := continues(m, o.Model); err != nil {
 		return err
 	}
 	eng, err := modelEngine(m, o.Threads)

@@ -22,6 +22,7 @@ import (
 	"github.com/capacloud/capanode/storage/transfer"
 	"github.com/capacloud/capanode/trainer/data"
 	"github.com/capacloud/capanode/trainer/engine"
+	"github.com/capacloud/capanode/trainer/engine/gomlx"
 	"github.com/capacloud/capanode/trainer/job"
 	"github.com/capacloud/capanode/trainer/round"
 	"github.com/capacloud/capanode/trainer/tokenizer"
@@ -40,6 +41,8 @@ type task struct {
 	rec   job.Record
 	tok   tokenizer.Tokenizer // of the dataset; the checkpoints carry it
 	fixed frozen              // what the run does not train
+
+	device gomlx.Device // in the precision that the job wants
 
 	drain chan struct{} // closed to end after the round that is under way
 
@@ -168,6 +171,9 @@ func (t *task) fetch(ctx context.Context) (*data.Source, error) {
 	if err := fits(t.rec, t.p.memory()); err != nil { // before anything else is fetched for it
 		return nil, fmt.Errorf("run %s: %w", t.run, err)
 	}
+	if t.device, err = precisely(t.rec, t.p.engine); err != nil {
+		return nil, fmt.Errorf("run %s: %w", t.run, err)
+	}
 	source, err := openSource(ctx, t.blobs, t.rec)
 	if err != nil {
 		return nil, err
@@ -198,7 +204,7 @@ func (t *task) fetch(ctx context.Context) (*data.Source, error) {
 
 // train runs the worker, and a tick now and then beside it.
 func (t *task) train(ctx context.Context, source *data.Source) error {
-	eng, err := buildEngine(t.rec, t.p.engine, t.p.memory(), t.p.o.Threads)
+	eng, err := buildEngine(t.rec, t.device, t.p.memory(), t.p.o.Threads)
 	if err != nil {
 		return err
 	}
@@ -227,7 +233,7 @@ func (t *task) train(ctx context.Context, source *data.Source) error {
 	})
 	t.p.emit(ProviderEvent{State: "working", Lease: t.lease.ID.Short(), Run: t.run.String()})
 	res, err := worker.Run(ctx, worker.Config{
-		Run: t.run, Owner: t.lease.Terms.Requester, Plan: plan, Engine: eng, Numerics: numerics(t.p.engine),
+		Run: t.run, Owner: t.lease.Terms.Requester, Plan: plan, Engine: eng, Numerics: numerics(t.device),
 		Net: t.p.net, Blobs: t.blobs, Data: source, SnapshotDir: dir, States: t.p.states, Drain: t.drain, Log: t.p.log,
 		Hooks: worker.Hooks{
 			OnRound:      t.onRound,

@@ -63,7 +63,7 @@ func (a *app) exportCommand() *cobra.Command {
 		}
 		return a.print(map[string]string{"checkpoint": model, "out": given[1]}, table{rows: [][]string{{model, given[1]}}})
 	}}
-	c.Flags().StringVar(&dtype, "dtype", "", "fp32, or bf16 for weights of half the size, rounded to nearest (default: as stored)")
+	c.Flags().StringVar(&dtype, "dtype", "", "fp32, or bf16 or fp16 for weights of half the size, rounded to nearest (default: as stored)")
 	c.Flags().BoolVar(&merge, "merge", false, "write an adapter merged into its model, as a Hugging Face folder")
 	return c
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/capacloud/capanode/node"
 	"github.com/capacloud/capanode/trainer/job"
+	"github.com/capacloud/capanode/trainer/model"
 )
 
 func (a *app) trainCommand() *cobra.Command {
@@ -75,6 +76,7 @@ type trainScreen struct {
 	stride   uint64 // steps between two lines, where rounds are shorter than that; 0 shows every round
 	shown    uint64 // steps until the last line
 	up, down uint64 // bytes since then
+	family   string // of the model
 }
 
 // lineSteps is the most steps that pass before a line is shown though the rounds are shorter: those of gradients take one.
@@ -112,12 +114,13 @@ func (s *trainScreen) plan(e node.PlanEvent) {
 		s.stride = lineSteps
 	}
 	say := s.a.say
+	s.family = e.Model
 	again := ""
 	if e.Resumed {
 		again = "  (continued)"
 	}
 	say("run     %s%s", e.Run, again)
-	say("model   %s, %s parameters, %s of memory for each member", e.Model, count(e.Parameters), size(e.MemoryBytes))
+	say("model   %s, %s parameters, %s of memory for each member, %s FLOP per token", e.Model, count(e.Parameters), size(e.MemoryBytes), count(e.FLOPs))
 	if e.Init != "" {
 		say("start   from %s", e.Init)
 	}
@@ -200,7 +203,9 @@ func (s *trainScreen) done(e node.DoneEvent) {
 		if e.Adapter != "" {
 			s.a.say("adapter in %s; the model above has it merged", e.Adapter)
 		}
-		s.a.say("next    capanode sample %s \"func \"", e.Out)
+		if s.family != model.FamilyBERT { // which fills gaps
+			s.a.say("next    capanode sample %s \"func \"", e.Out)
+		}
 	}
 	_ = s.a.print(e, table{rows: [][]string{{e.Checkpoint}}}) // the result alone goes to standard output
 }

@@ -27,11 +27,13 @@ type SourceOptions struct {
 	Context int   // tokens in a window
 	Vocab   int   // of the model; a dataset with larger tokens is refused
 	Cache   int64 // bytes of decoded shards kept in memory; the newest always stays; 0 means 256 MiB
+
+	Masking *Masking // makes windows gaps to fill; nil leaves them texts to continue
 }
 
 // Source draws windows from the shards of a dataset. Window w of a shard has the inputs tokens[w·context, (w+1)·context)
-// and as targets the same moved by one, so windows share no input and every target is a token of the shard. Its methods
-// are safe for concurrent use; readings take turns.
+// and as targets the same moved by one, so windows share no input and every target is a token of the shard; with [Masking] the
+// targets are tokens of the window that its inputs hide. Its methods are safe for concurrent use; readings take turns.
 type Source struct {
 	manifest   dataset.Manifest
 	read       dataset.ReadFunc
@@ -118,7 +120,7 @@ func (s *Source) Batch(ctx context.Context, windows []round.Window) (engine.Batc
 			return engine.Batch{}, fmt.Errorf("data: window %d of shard %d: the shard has %d, the dataset %d shards: %w",
 				w.Index, w.Shard, s.Windows(w.Shard), len(s.train), ErrWindow)
 		}
-		rows[i] = round.Window{Shard: s.train[w.Shard], Index: w.Index}
+		rows[i] = round.Window{Shard: s.train[w.Shard], Index: w.Index, Epoch: w.Epoch}
 	}
 	return s.batch(ctx, rows)
 }
@@ -188,6 +190,9 @@ func (s *Source) batch(ctx context.Context, windows []round.Window) (engine.Batc
 			tokens.Copy(b.Inputs[row*n:(row+1)*n], from)
 			tokens.Copy(b.Targets[row*n:(row+1)*n], from+1)
 		}
+	}
+	if s.options.Masking != nil {
+		s.options.Masking.apply(&b, windows)
 	}
 	return b, nil
 }

@@ -119,14 +119,17 @@ func (m *matching) missing() string {
 	return ""
 }
 
-// openShards opens the one file of weights, or those that the index names, and reads their headers.
+// openShards opens the one file of weights or, where there is none, those that the index names, and reads their headers.
 func openShards(src Source) (shards []shard, err error) {
-	raw, err := readSmall(src, indexFile, maxIndex)
-	if errors.Is(err, fs.ErrNotExist) {
-		return addShard(nil, src, weightsFile, nil)
+	if shards, err = addShard(nil, src, weightsFile, nil); !errors.Is(err, fs.ErrNotExist) {
+		return shards, err
 	}
-	if err != nil {
+	raw, ierr := readSmall(src, indexFile, maxIndex)
+	if errors.Is(ierr, fs.ErrNotExist) {
 		return nil, err
+	}
+	if ierr != nil {
+		return nil, ierr
 	}
 	var index struct {
 		Files map[string]string `json:"weight_map"`

@@ -12,6 +12,7 @@ import (
 	"github.com/capacloud/capanode/trainer/codec"
 	"github.com/capacloud/capanode/trainer/data/corpus"
 	"github.com/capacloud/capanode/trainer/data/quality"
+	"github.com/capacloud/capanode/trainer/model"
 )
 
 var nameRule = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
@@ -37,8 +38,11 @@ func (f *File) check() error {
 	if !nameRule.MatchString(f.Name) {
 		return f.wrong("name", "%q is no name; use up to 64 letters, digits, dashes, dots and underscores", f.Name)
 	}
-	if f.Task != "causal-lm" {
-		return f.wrong("task", "%q is not a task of this version; write causal-lm", f.Task)
+	if f.Task != model.TaskCausal && f.Task != model.TaskMasked {
+		return f.wrong("task", "%q is not a task of this version; write %s or %s", f.Task, model.TaskCausal, model.TaskMasked)
+	}
+	if p := f.Train.Precision; p != PrecisionAuto && p != PrecisionFP32 && p != PrecisionBF16 {
+		return f.wrong("train.precision", "%q is no precision; write auto, fp32 or bf16", p)
 	}
 	if (len(f.Data.Paths) == 0) == (f.Data.CID == "") {
 		return f.wrong("data", "needs paths (text to read) or cid (a dataset made before), one of them")
@@ -112,6 +116,7 @@ func (f *File) checkRanges() error {
 		{"train.warmup", float64(f.Train.Warmup), 0, 1e7},
 		{"train.weight_decay", f.Train.WeightDecay, 0, 10},
 		{"train.clip", f.Train.Clip, 0, 1e6},
+		{"train.label_smoothing", f.Train.Smoothing, 0, model.MaxSmoothing},
 		{"train.seed", float64(f.Train.Seed), 0, 1 << 62},
 		{"rounds.bits", f.Rounds.Bits, 0, 1e6},
 		{"rounds.group", float64(f.Rounds.Group), 0, MaxPeers},

@@ -11,6 +11,8 @@ import (
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
+
+	"github.com/capacloud/capanode/trainer/model"
 )
 
 // MaxFile is the largest job file in bytes.
@@ -58,6 +60,7 @@ type ModelPart struct {
 	RopeTheta   float64 `yaml:"rope_theta"`
 	NormEps     float64 `yaml:"norm_eps"`
 	Tie         *bool   `yaml:"tie_embeddings"`
+	TokenTypes  int     `yaml:"token_types"`
 }
 
 // DataPart names the corpus: paths to read, or the CID of a dataset made before.
@@ -90,6 +93,9 @@ type TrainPart struct {
 	WeightDecay  float64 `yaml:"weight_decay"`
 	Clip         float64 `yaml:"clip"`
 	Seed         uint64  `yaml:"seed"`
+	Smoothing    float64 `yaml:"label_smoothing"`
+	Recompute    bool    `yaml:"recompute"` // layers in the backward pass
+	Precision    string  `yaml:"precision"` // auto, fp32 or bf16
 }
 
 // RoundsPart is the averaging: how long peers train alone, and how they combine.
@@ -126,6 +132,13 @@ type EvalPart struct {
 	Windows int `yaml:"windows"` // held-out sequences per measurement
 }
 
+// Words of train.precision. In every one of them weights, moments and sums are 32-bit floats.
+const (
+	PrecisionAuto = "auto" // what each provider has chosen: bf16 on cards unless it says otherwise, fp32 on processors
+	PrecisionFP32 = "fp32"
+	PrecisionBF16 = "bf16" // products on cards; no processor takes the job
+)
+
 // Words of the rounds part.
 const (
 	PaceAuto      = "auto"  // steps, codec and outer step of every round follow from the budget, the links and the progress
@@ -145,10 +158,10 @@ const DefaultBits = 1.0
 // Defaults returns the file that an empty job file means.
 func Defaults() File {
 	return File{
-		Version: 1, Name: "run", Task: "causal-lm",
+		Version: 1, Name: "run", Task: model.TaskCausal,
 		Model:  ModelPart{},
 		Data:   DataPart{Format: "auto", Text: "text", Tokenizer: "bytes", Validation: 0.02},
-		Train:  TrainPart{Batch: 8, Context: 128, LearningRate: 1e-3, MinRate: 1e-4, Warmup: 20, WeightDecay: 0.1, Clip: 1, Seed: 1},
+		Train:  TrainPart{Batch: 8, Context: 128, LearningRate: 1e-3, MinRate: 1e-4, Warmup: 20, WeightDecay: 0.1, Clip: 1, Seed: 1, Precision: PrecisionAuto},
 		Rounds: RoundsPart{Pace: PaceAuto, Bits: DefaultBits, LocalSteps: 20, Codec: CodecAuto, Fragments: 1, Overlap: OverlapAuto, Gradients: GradientsAuto, OuterRate: 0.7, Momentum: 0.6},
 		Market: MarketPart{Peers: 3}, Checkpoint: CheckpointPart{Every: 10, Keep: 2}, Eval: EvalPart{Windows: 64},
 	}

@@ -1,6 +1,7 @@
 package job
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -65,16 +66,20 @@ type Record struct {
 	OuterMomentum   float64    `cbor:"outer_momentum"`
 	CheckpointEvery uint64     `cbor:"checkpoint_every"` // rounds
 
-	Init    *wire.Link `cbor:"init,omitempty"`    // folder of the model whose weights the run starts from; nil starts from the seed
-	Adapter *Adapter   `cbor:"adapter,omitempty"` // trained beside the frozen model of Init; nil trains the model itself
-	Freeze  []string   `cbor:"freeze,omitempty"`  // patterns of parameters that stay as they are
+	// What most jobs leave alone is no part of their records.
+	Smoothing float64    `cbor:"label_smoothing,omitempty"` // share of each target that is spread over all tokens
+	Recompute bool       `cbor:"recompute,omitempty"`       // of layers in the backward pass; it changes memory and time, no result
+	Precision string     `cbor:"precision,omitempty"`       // fp32 or bf16; empty leaves it to each provider
+	Init      *wire.Link `cbor:"init,omitempty"`            // folder of the model whose weights the run starts from; nil starts from the seed
+	Adapter   *Adapter   `cbor:"adapter,omitempty"`         // trained beside the frozen model of Init; nil trains the model itself
+	Freeze    []string   `cbor:"freeze,omitempty"`          // patterns of parameters that stay as they are
 }
 
 // Dataset is what a run's record says of its dataset.
 type Dataset struct {
 	CID       cid.Cid
 	Tokenizer string // name of the exact mapping that made the tokens
-	Vocab     int    // of the tokenizer: the model's, too
+	Vocab     int    // of the model: the tokenizer's, and the mask token where the task needs one
 }
 
 // Base is the model that a run starts from.
@@ -102,12 +107,18 @@ func (f *File) Bind(owner peer.ID, dataset Dataset, attempt uint64) (Record, err
 		WeightDecay: f.Train.WeightDecay, Clip: f.Train.Clip, Seed: f.Train.Seed,
 		Pace: f.Rounds.Pace, Bits: f.Rounds.Bits, Codec: f.Rounds.Codec, Group: uint64(f.Rounds.Group), Fragments: uint64(f.Rounds.Fragments), Overlap: f.Rounds.Overlap, Gradients: f.Rounds.Gradients,
 		OuterRate: f.Rounds.OuterRate, OuterMomentum: f.Rounds.Momentum,
-		CheckpointEvery: uint64(f.Checkpoint.Every),
+		CheckpointEvery: uint64(f.Checkpoint.Every), Smoothing: f.Train.Smoothing, Recompute: f.Train.Recompute,
+	}
+	if f.Train.Precision != PrecisionAuto {
+		r.Precision = f.Train.Precision
 	}
 	r.Freeze = f.Freeze
 	if f.base != nil {
 		r.Init = &wire.Link{Cid: f.base.CID}
 		r.Adapter = f.adapter()
+		if r.Adapter != nil && spec.Family == model.FamilyGPT2 { // its layers are fused and turned in the files that other programs read
+			return Record{}, f.wrong("lora.rank", "adapters are not written for a gpt2 yet; leave lora out to train the model itself, or take a llama")
+		}
 	}
 	r.Rounds = f.rounds(r.tokensPerRound())
 	if err := r.Check(); err != nil {
@@ -141,7 +152,7 @@ func (f *File) spec(vocab int) (model.Spec, error) {
 	}
 	m := f.Model
 	if m == (ModelPart{}) {
-		m.Preset = "llama-1m"
+		m.Preset = map[string]string{model.TaskCausal: "llama-1m", model.TaskMasked: "bert-1m"}[f.Task]
 	}
 	if m.Preset != "" {
 		s, err := model.Preset(m.Preset)
@@ -149,35 +160,33 @@ func (f *File) spec(vocab int) (model.Spec, error) {
 			return s, f.wrong("model.preset", "%v", err)
 		}
 		s.Vocab, s.Context = vocab, f.Train.Context
-		return s, f.validModel(s)
+		return s, f.validModel("model.preset", s)
 	}
-	s := model.Spec{
-		Family: m.Family, Vocab: vocab, Width: m.Width, Layers: m.Layers, Heads: m.Heads, KVHeads: m.KVHeads,
-		FeedForward: m.FeedForward, Context: f.Train.Context, RopeTheta: m.RopeTheta, NormEps: m.NormEps, TieEmbeddings: true,
+	if m.Family == "" {
+		m.Family = map[string]string{model.TaskCausal: model.FamilyLlama, model.TaskMasked: model.FamilyBERT}[f.Task]
 	}
-	if s.Family == "" {
-		s.Family = model.FamilyLlama
+	s := model.Defaults(m.Family)
+	s.Vocab, s.Context, s.Width, s.Layers, s.Heads = vocab, f.Train.Context, m.Width, m.Layers, m.Heads
+	s.KVHeads, s.FeedForward = cmp.Or(m.KVHeads, m.Heads), m.FeedForward
+	if s.FeedForward == 0 && s.Family != model.FamilyLlama && s.Width > 0 && s.Width <= model.MaxWidth {
+		s.FeedForward = 4 * s.Width
 	}
-	if s.KVHeads == 0 {
-		s.KVHeads = s.Heads
-	}
-	if s.RopeTheta == 0 {
-		s.RopeTheta = 10000
-	}
-	if s.NormEps == 0 {
-		s.NormEps = 1e-5
-	}
+	s.RopeTheta, s.NormEps, s.TokenTypes = cmp.Or(m.RopeTheta, s.RopeTheta), cmp.Or(m.NormEps, s.NormEps), cmp.Or(m.TokenTypes, s.TokenTypes)
 	if m.Tie != nil {
 		s.TieEmbeddings = *m.Tie
 	}
-	return s, f.validModel(s)
+	return s, f.validModel("model.family", s)
 }
 
-func (f *File) validModel(s model.Spec) error {
+// validModel checks a model against its limits and the task; key is what chose the family.
+func (f *File) validModel(key string, s model.Spec) error {
 	err := s.Validate()
 	var field *model.FieldError
 	if errors.As(err, &field) {
 		return f.wrong("model."+field.Field, "%s, allowed: %s", field.Value, field.Allowed)
+	}
+	if err == nil && s.Task() != f.Task {
+		return f.wrong(key, "a %s is trained with task %s, this job's is %s", s.Family, s.Task(), f.Task)
 	}
 	return err
 }
@@ -211,8 +220,9 @@ func (r Record) TokensPerPeerRound() uint64 { return r.LocalSteps * r.Batch * r.
 
 // Check bounds every field of a record, so that no later arithmetic overflows and nothing is allocated for nonsense.
 func (r Record) Check() error {
-	if r.Version != RecordVersion || r.Task != "causal-lm" {
-		return fmt.Errorf("%w: version %d, task %q: this program runs version %d, causal-lm", ErrRecord, r.Version, r.Task, RecordVersion)
+	if r.Version != RecordVersion || r.Task != model.TaskCausal && r.Task != model.TaskMasked {
+		return fmt.Errorf("%w: version %d, task %.20q: this program runs version %d, %s and %s", ErrRecord, r.Version, r.Task, RecordVersion,
+			model.TaskCausal, model.TaskMasked)
 	}
 	if _, err := peer.IDFromBytes(r.Owner); err != nil {
 		return fmt.Errorf("%w: owner: %w", ErrRecord, err)
@@ -223,6 +233,9 @@ func (r Record) Check() error {
 	tok, err := tokenizer.ParseName(r.Tokenizer)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrRecord, err)
+	}
+	if r.Model.Task() != r.Task {
+		return fmt.Errorf("%w: a %s is trained with task %s, this one's is %s", ErrRecord, r.Model.Family, r.Model.Task(), r.Task)
 	}
 	if tok.Vocab != 0 && !r.VocabFits(tok.Vocab) || int(tok.End) >= r.Model.Vocab {
 		return fmt.Errorf("%w: the model has a vocabulary of %d, tokenizer %s does not fit it", ErrRecord, r.Model.Vocab, r.Tokenizer)
@@ -255,6 +268,12 @@ func (r Record) Check() error {
 		if math.IsNaN(x) || x < 0 || x > 1e6 {
 			return fmt.Errorf("%w: a rate is %v, allowed: 0 to 1e6", ErrRecord, x)
 		}
+	}
+	if p := r.Precision; p != "" && p != PrecisionFP32 && p != PrecisionBF16 {
+		return fmt.Errorf("%w: precision %.20q, allowed: fp32, bf16", ErrRecord, p)
+	}
+	if !(r.Smoothing >= 0 && r.Smoothing <= model.MaxSmoothing) {
+		return fmt.Errorf("%w: label_smoothing %v, allowed: 0 to %v", ErrRecord, r.Smoothing, model.MaxSmoothing)
 	}
 	if err := r.checkTuning(); err != nil {
 		return err

@@ -8,7 +8,7 @@ func Template(name, paths string) string {
 # capanode config schema lists every key.
 version: 1
 name: %s
-task: causal-lm            # predict the next token
+task: causal-lm            # predict the next token; or masked-lm, with a bert
 
 data:
   paths: [%q]     # files, folders and globs: text, JSONL, CSV, Parquet, tar; .gz and .zst are read too
@@ -20,7 +20,7 @@ data:
   validation: 0.02         # share of the documents held out to measure the loss
 
 model:
-  preset: llama-1m         # llama-tiny 0.1 M, llama-1m 1 M, llama-10m 10.7 M, llama-110m 110 M parameters
+  preset: llama-1m         # or llama-tiny, -10m, -110m and on to -8b; gpt2-1m to -1.6b; bert-1m to -335m; or a family with sizes
 
 train:
   rounds: 30               # or tokens: 2_000_000 (all peers together)
@@ -28,6 +28,8 @@ train:
   context: 128             # tokens in one sequence
   learning_rate: 0.001     # peak of the inner AdamW, after warmup, before the cosine
   warmup: 20               # steps
+  # recompute: true        # layers in the backward pass: less memory, more time
+  # label_smoothing: 0.1
   seed: 1
 
 rounds:

@@ -99,9 +99,10 @@ func (f *File) named(want, have model.Spec) (fields []pair) {
 	return fields
 }
 
-// VocabFits tells whether a tokenizer of that size belongs to the model. A model that was made elsewhere may have been padded.
+// VocabFits tells whether a tokenizer of that size belongs to the model. A model that was made elsewhere may have been padded, and
+// one that fills gaps has one more token where the tokenizer has no mask of its own.
 func (r Record) VocabFits(tokens int) bool {
-	return tokens == r.Model.Vocab || r.Init != nil && tokens < r.Model.Vocab
+	return tokens == r.Model.Vocab || r.Init != nil && tokens < r.Model.Vocab || r.Task == model.TaskMasked && tokens+1 == r.Model.Vocab
 }
 
 // contextFits: a model that exists may be trained on shorter windows than it takes.
@@ -146,7 +147,7 @@ func (r Record) LoRA() (l adapt.LoRA, pairs []adapt.Pair, ok bool, err error) {
 
 // Program returns what the run trains: the model with its adapters, and with what stays as it is marked as frozen.
 func (r Record) Program() (engine.Program, error) {
-	program, err := r.Model.Program()
+	program, err := r.Model.Training(model.Objective{Smoothing: r.Smoothing})
 	switch {
 	case err != nil:
 	case r.Adapter != nil:

@@ -227,6 +227,100 @@ func TestFamiliesAgainstTheOracle(t *testing.T) {
 	}
 }
 
+// replica returns the processors' executor of a family's smallest preset.
+func replica(t *testing.T, preset string) (Spec, engine.Engine) {
+	t.Helper()
+	s, err := Preset(preset)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Vocab, s.Context = 40, 24
+	p, err := s.Program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := native.New(p, native.Options{Seed: 1, Parallelism: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = e.Close() })
+	return s, e
+}
+
+// Decoded token by token with cached keys and values, a text has the logits that it has as a whole, bit for bit. A model that looks
+// ahead has no decoder.
+func TestFamiliesDecode(t *testing.T) {
+	for _, preset := range []string{"llama-tiny", "gpt2-tiny"} {
+		s, e := replica(t, preset)
+		b := enginetest.RandomBatch(rand.New(rand.NewPCG(1, 1)), 1, s.Context, s.Vocab)
+		want, err := e.Logits(t.Context(), b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := e.(engine.Decoding).Decoder()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, part := range [][2]int{{0, 5}, {5, 6}, {6, 20}, {20, 21}, {21, 24}} {
+			got, err := d.Next(t.Context(), b.Inputs[part[0]:part[1]])
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Equal(got, want[(part[1]-1)*s.Vocab:part[1]*s.Vocab]) {
+				t.Errorf("%s: the logits after %d tokens differ", preset, part[1])
+			}
+		}
+	}
+	if _, e := replica(t, "bert-tiny"); true {
+		if _, err := e.(engine.Decoding).Decoder(); !errors.Is(err, engine.ErrShape) {
+			t.Errorf("a BERT has a decoder: %v", err)
+		}
+	}
+}
+
+// Rows that are computed one by one, or with layers computed again in the backward pass, give the gradients of one batch.
+func TestAccumulationOfMaskedRows(t *testing.T) {
+	s, whole := replica(t, "bert-tiny")
+	_, rows := replica(t, "bert-tiny")
+	p, err := s.Program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := native.New(p, native.Options{Seed: 1, Parallelism: 1, Recompute: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	b, err := enginetest.BatchFor(rand.New(rand.NewPCG(2, 2)), p, p.Shape(4, s.Context))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Types = nil
+	var parts []engine.Batch
+	picks := Masked(s.Context)
+	for r := range b.Rows {
+		parts = append(parts, engine.Batch{Rows: 1, Context: s.Context, Inputs: b.Inputs[r*s.Context : (r+1)*s.Context],
+			Picks: b.Picks[r*picks : (r+1)*picks], Targets: b.Targets[r*picks : (r+1)*picks]})
+	}
+	step := engine.Step{LearningRate: 1e-3, Beta1: 0.9, Beta2: 0.95, Epsilon: 1e-8}
+	for _, run := range []struct {
+		e       engine.Engine
+		batches []engine.Batch
+	}{{whole, []engine.Batch{b}}, {rows, parts}, {again, []engine.Batch{b}}} {
+		if _, err := run.e.Train(t.Context(), run.batches, step); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if enginetest.Hash(whole.State()) != enginetest.Hash(again.State()) {
+		t.Error("recomputation changes bits")
+	}
+	for i, m := range whole.State().M {
+		if off := math.Abs(float64(m - rows.State().M[i])); off > 1e-7+1e-4*math.Abs(float64(m)) {
+			t.Fatalf("gradient %d is %g of the batch, %g of its rows", i, m, rows.State().M[i])
+		}
+	}
+}
+
 // Whatever a stranger's spec says, it is refused or becomes a program whose plan is consistent with it.
 func FuzzSpec(f *testing.F) {
 	f.Add(0, 256, 64, 2, 4, 2, 160, 64, 10000.0, 1e-5, true, 0)

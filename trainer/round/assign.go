@@ -107,6 +107,7 @@ func behind(a, na, b, nb uint64) bool {
 type Window struct {
 	Shard int
 	Index uint64 // below the shard's number of windows
+	Epoch uint64 // how often the shard has been gone through before
 }
 
 // Windows lists the windows of the ranges in training order, dealt over the steps so that every step mixes the shards: step
@@ -117,7 +118,7 @@ func Windows(seed uint64, ranges []Range, windows []uint64, steps int) []Window 
 		n := windows[r.Shard]
 		for p := r.From; p < r.To; p++ {
 			key := seed ^ mix(uint64(r.Shard)<<32^(p/n))
-			flat = append(flat, Window{int(r.Shard), Permute(key, n, p%n)})
+			flat = append(flat, Window{int(r.Shard), Permute(key, n, p%n), p / n})
 		}
 	}
 	dealt := make([]Window, 0, len(flat))
