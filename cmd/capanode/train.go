@@ -56,6 +56,7 @@ func (a *app) trainCommand() *cobra.Command {
 	f.StringVar(&maxPrice, "max-price", "", "dearest offer to take, credits per slot-hour (over market.max_price)")
 	f.StringVar(&budget, "budget", "", "most credits to spend on the run (over market.budget)")
 	f.BoolVar(&o.DryRun, "dry-run", false, "print the plan and stop")
+	f.BoolVar(&o.CompareAlone, "compare-alone", false, "when the run is over, train the same model by one peer on this machine, in as many steps, and print both losses")
 	f.BoolVar(&yes, "yes", false, "do not ask before leasing")
 	f.StringVar(&o.Out, "out", "", "folder for the trained model (default NAME-model)")
 	return c
@@ -72,6 +73,7 @@ func (a *app) confirm() bool {
 type trainScreen struct {
 	a      *app
 	rounds int
+	tenth  uint64 // of the comparison, that was told last
 }
 
 func (a *app) trainScreen() *trainScreen { return &trainScreen{a: a} }
@@ -94,6 +96,8 @@ func (s *trainScreen) show(event any) {
 		s.a.say("model   %s  round %d, the same from %d peers, %s", e.Checkpoint, e.Round, e.Peers, size(e.Bytes))
 	case node.PeerEvent:
 		s.a.say("peer    %s  %s  %s", short(e.Peer), e.State, e.Detail)
+	case node.AloneEvent:
+		s.alone(e)
 	case node.WarningEvent:
 		s.a.say("warning %s", oneLine(e.Warning))
 	case node.DoneEvent:
@@ -172,6 +176,18 @@ func (s *trainScreen) round(e node.RoundEvent) {
 	s.rounds++
 	s.a.say("%4d/%-3d %9.4f %9s %9.0f %6d %10s %10s %11.6f %8s", e.Round, e.Rounds, e.Loss, count(int64(e.Tokens)), e.TokensPerSecond,
 		e.Peers, size(int64(e.BytesUp)), size(int64(e.BytesDown)), e.Spent, (time.Duration(e.ETASeconds) * time.Second).String())
+}
+
+func (s *trainScreen) alone(e node.AloneEvent) {
+	if !e.Ended {
+		if tenth := max(e.Steps/10, 1); e.Step/tenth != s.tenth {
+			s.tenth = e.Step / tenth
+			s.a.say("alone   step %d of %d by one peer, %.0f s", e.Step, e.Steps, e.Seconds)
+		}
+		return
+	}
+	s.a.say("alone   held-out loss %.4f nats per token by one peer in the same %d steps, %s tokens", e.Loss, e.Steps, count(int64(e.Tokens)))
+	s.a.say("        held-out loss %.4f nats per token by the run, %s tokens: %.1f %% below", e.RunLoss, count(int64(e.RunTokens)), 100*e.Improvement)
 }
 
 func (s *trainScreen) done(e node.DoneEvent) {
