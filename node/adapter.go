@@ -112,21 +112,30 @@ func (m readModel) trained(r job.Record, fixed frozen) ([]float32, error) {
 	if err != nil {
 		return nil, err
 	}
-	view := func(name string) []float32 {
-		i := slices.IndexFunc(m.Params, func(p engine.Param) bool { return p.Name == name })
-		p := m.Params[i]
-		return m.Weights[p.Offset : p.Offset+p.Size()]
-	}
-	for _, p := range fixed.params {
-		if !slices.Equal(view(p.Name), fixed.flat[p.Offset:p.Offset+p.Size()]) {
-			return nil, fmt.Errorf("%s is frozen, and has changed", p.Name)
-		}
+	if err := m.holds(fixed); err != nil {
+		return nil, err
 	}
 	var all []float32
 	for _, p := range params {
-		all = append(all, view(p.Name)...)
+		all = append(all, m.view(p.Name)...)
 	}
 	return all, nil
+}
+
+// view returns the weights of a parameter that the model has.
+func (m readModel) view(name string) []float32 {
+	p := m.Params[slices.IndexFunc(m.Params, func(p engine.Param) bool { return p.Name == name })]
+	return m.Weights[p.Offset : p.Offset+p.Size()]
+}
+
+// holds checks that what a run did not train is what it began with.
+func (m readModel) holds(fixed frozen) error {
+	for _, p := range fixed.params {
+		if !slices.Equal(m.view(p.Name), fixed.flat[p.Offset:p.Offset+p.Size()]) {
+			return fmt.Errorf("%s is frozen, and has changed", p.Name)
+		}
+	}
+	return nil
 }
 
 // writeModel writes what a run has trained so far: its adapter, or its model.

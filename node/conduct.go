@@ -208,6 +208,11 @@ func (r *requester) end(ctx context.Context, began time.Time, why error) error {
 	if err := r.runs.save(r.log); err != nil {
 		return errors.Join(why, err)
 	}
+	if why == nil && model != nil && r.o.CompareAlone {
+		if err := r.compareAlone(ctx, &done); err != nil {
+			r.emit(WarningEvent{Type: "warning", Run: r.run.String(), Warning: err.Error()}) // the run itself is done
+		}
+	}
 	if why == nil {
 		r.emit(done)
 	}

@@ -136,6 +136,7 @@ type DoneEvent struct {
 	Checkpoint string  `json:"checkpoint"`
 	FinalLoss  float64 `json:"final_loss"`
 	ValLoss    float64 `json:"val_loss"`
+	AloneLoss  float64 `json:"alone_loss,omitempty"` // held-out loss of one peer alone, where that was asked for
 	Tokens     uint64  `json:"tokens"`
 	Rounds     uint64  `json:"rounds"`
 	Seconds    float64 `json:"seconds"`

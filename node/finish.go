@@ -324,6 +324,11 @@ func heldOutLoss(ctx context.Context, m hf.Model, batches []engine.Batch) (loss 
 		return 0, 0, err
 	}
 	defer eng.Close()
+	return meanLoss(ctx, eng, batches)
+}
+
+// meanLoss is the mean loss of an engine over batches of one shape, in nats per token.
+func meanLoss(ctx context.Context, eng engine.Engine, batches []engine.Batch) (loss float64, tokens uint64, err error) {
 	for _, b := range batches {
 		l, err := eng.Evaluate(ctx, b)
 		if err != nil {

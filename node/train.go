@@ -41,14 +41,15 @@ type TrainOptions struct {
 	Emit    Emit
 	Confirm func() bool // asked before leasing; nil starts at once
 
-	Local       int    // providers to start on this machine
-	LocalDevice string // what they compute on: cpu, or cuda for one card each
-	Binary      string // the capanode executable, for Local
-	Peers       int
-	MaxPrice    credit.Micro
-	Budget      credit.Micro
-	DryRun      bool
-	Out         string // folder for the model; empty is NAME-model beside the caller
+	Local        int    // providers to start on this machine
+	LocalDevice  string // what they compute on: cpu, or cuda for one card each
+	Binary       string // the capanode executable, for Local
+	Peers        int
+	MaxPrice     credit.Micro
+	Budget       credit.Micro
+	DryRun       bool
+	CompareAlone bool   // train the same model by one peer, too, and tell both losses
+	Out          string // folder for the model; empty is NAME-model beside the caller
 }
 
 // requester is one run from the side of who pays for it.
@@ -118,6 +119,9 @@ func Train(ctx context.Context, o TrainOptions) (err error) {
 	}
 	if o.Peers > 0 {
 		file.Market.Peers = o.Peers
+	}
+	if err := checkAlone(file, o); err != nil {
+		return err
 	}
 	n, err := openNode(ctx, o.Home, o.Config, o.Log)
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 
 func (a *app) dataCommand() *cobra.Command {
 	var add, look node.DataOptions
+	html := ""
 	adding := &cobra.Command{
 		Use: "add PATH…", Short: "Make a dataset of files, folders and patterns, and print its CID",
 		Long: "Reads, cleans, tokenises and shuffles a corpus, and stores it as shards under one CID that a job's data.cid may name.\n" +
@@ -50,9 +51,15 @@ func (a *app) dataCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if html != "" {
+				if err := node.WritePage(html, given, report); err != nil {
+					return err
+				}
+			}
 			return a.print(report, inspectionTable(report))
 		}}
 	dataFlags(inspecting, &look)
+	inspecting.Flags().StringVar(&html, "html", "", "also write the report as one HTML file that needs nothing else; replaces the file")
 	return group("data", "Datasets: make one of files, and look at its quality", adding, inspecting)
 }
 

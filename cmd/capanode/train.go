@@ -57,6 +57,7 @@ func (a *app) trainCommand() *cobra.Command {
 	f.StringVar(&maxPrice, "max-price", "", "dearest offer to take, credits per slot-hour (over market.max_price)")
 	f.StringVar(&budget, "budget", "", "most credits to spend on the run (over market.budget)")
 	f.BoolVar(&o.DryRun, "dry-run", false, "print the plan and stop")
+	f.BoolVar(&o.CompareAlone, "compare-alone", false, "when the run is over, train the same model by one peer on this machine, in as many steps, and print both losses")
 	f.BoolVar(&yes, "yes", false, "do not ask before leasing")
 	f.StringVar(&o.Out, "out", "", "folder for the trained model (default NAME-model)")
 	return c
@@ -77,6 +78,7 @@ type trainScreen struct {
 	shown    uint64 // steps until the last line
 	up, down uint64 // bytes since then
 	family   string // of the model
+	tenth    uint64 // of the comparison, that was told last
 }
 
 // lineSteps is the most steps that pass before a line is shown though the rounds are shorter: those of gradients take one.
@@ -102,6 +104,8 @@ func (s *trainScreen) show(event any) {
 		s.a.say("model   %s  round %d, the same from %d peers, %s", e.Checkpoint, e.Round, e.Peers, size(e.Bytes))
 	case node.PeerEvent:
 		s.a.say("peer    %s  %s  %s", short(e.Peer), e.State, e.Detail)
+	case node.AloneEvent:
+		s.alone(e)
 	case node.WarningEvent:
 		s.a.say("warning %s", oneLine(e.Warning))
 	case node.DoneEvent:
@@ -189,6 +193,18 @@ func (s *trainScreen) round(e node.RoundEvent) {
 	defer func() { s.shown, s.up, s.down = e.Step, 0, 0 }()
 	s.a.say("%4d/%-3d %9.4f %9s %9.0f %6d %10s %10s %11.6f %8s", e.Round, e.Rounds, e.Loss, count(int64(e.Tokens)), e.TokensPerSecond,
 		e.Peers, size(int64(s.up)), size(int64(s.down)), e.Spent, (time.Duration(e.ETASeconds) * time.Second).String())
+}
+
+func (s *trainScreen) alone(e node.AloneEvent) {
+	if !e.Ended {
+		if tenth := max(e.Steps/10, 1); e.Step/tenth != s.tenth {
+			s.tenth = e.Step / tenth
+			s.a.say("alone   step %d of %d by one peer, %.0f s", e.Step, e.Steps, e.Seconds)
+		}
+		return
+	}
+	s.a.say("alone   held-out loss %.4f nats per token by one peer in the same %d steps, %s tokens", e.Loss, e.Steps, count(int64(e.Tokens)))
+	s.a.say("        held-out loss %.4f nats per token by the run, %s tokens: %.1f %% below", e.RunLoss, count(int64(e.RunTokens)), 100*e.Improvement)
 }
 
 func (s *trainScreen) done(e node.DoneEvent) {

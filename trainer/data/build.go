@@ -36,12 +36,12 @@ func Build(ctx context.Context, o Options, store Store) (m dataset.Manifest, lin
 		return m, link, report, err
 	}
 	o.Corpus.Cut = cutOf(o.Tokenizer)
-	s, threshold, err := o.sort(ctx, wants{tokens: true}, &report)
+	s, rule, err := o.sort(ctx, wants{tokens: true}, &report)
 	if err != nil {
 		return m, link, report, err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	totals, err := o.count(s, threshold, &report)
+	totals, err := o.count(s, rule, &report)
 	if err != nil {
 		return m, link, report, err
 	}
@@ -51,7 +51,7 @@ func Build(ctx context.Context, o Options, store Store) (m dataset.Manifest, lin
 	if report.TrainShards, report.ValShards, err = shardCounts(o, totals.train, totals.val); err != nil {
 		return m, link, report, err
 	}
-	shards, err := o.write(ctx, s, threshold, store, &report)
+	shards, err := o.write(ctx, s, rule, store, &report)
 	if err != nil {
 		return m, link, report, err
 	}
@@ -83,16 +83,16 @@ func Build(ctx context.Context, o Options, store Store) (m dataset.Manifest, lin
 	return m, wire.Link{Cid: c}, report, nil
 }
 
-// sort reads the corpus, drops what the filters drop, and leaves the rest sorted, with the threshold under which a part's key means held
-// out. The caller closes the sorter.
-func (o Options) sort(ctx context.Context, w wants, report *Report) (s *sorter, threshold uint64, err error) {
+// sort reads the corpus, drops what the filters drop, and leaves the rest sorted, with the rule that says which parts are held out.
+// The caller closes the sorter.
+func (o Options) sort(ctx context.Context, w wants, report *Report) (s *sorter, rule sides, err error) {
 	filters, err := quality.ParseFilters(o.Filters)
 	if err != nil {
-		return nil, 0, fmt.Errorf("data: %w", err)
+		return nil, sides{}, fmt.Errorf("data: %w", err)
 	}
 	w.measure, w.sign, w.lines = filters.Any(), filters.Near(), filters.Lines()
 	if s, err = newSorter(o.TempDir, o.Memory); err != nil {
-		return nil, 0, err
+		return nil, sides{}, err
 	}
 	g := newGatherer(o, filters, s)
 	report.Read, err = stream(ctx, o, w, g.add)
@@ -101,10 +101,10 @@ func (o Options) sort(ctx context.Context, w wants, report *Report) (s *sorter, 
 		err = s.finish()
 	}
 	if err = errors.Join(err, g.close()); err != nil {
-		return nil, 0, errors.Join(err, s.close())
+		return nil, sides{}, errors.Join(err, s.close())
 	}
 	report.Spilled = s.bytes
-	return s, heldOut(g.smallest, g.largest, o.ValFraction), nil
+	return s, g.classes.sides(g.smallest, g.largest, g.short, o.ValFraction), nil
 }
 
 // Warnings says in words what a reader of the numbers should not miss, one line each.
@@ -132,14 +132,14 @@ func (r *Report) empty() error {
 }
 
 // count goes over the sorted parts for the sums that the plan and the manifest need.
-func (o Options) count(s *sorter, threshold uint64, report *Report) (t sideTotals, err error) {
+func (o Options) count(s *sorter, rule sides, report *Report) (t sideTotals, err error) {
 	t.sources = make([]dataset.Source, len(o.Corpus.Paths))
 	for i, path := range o.Corpus.Paths {
 		name := filepath.Base(path) // only the last element of a path is named: manifests go to strangers
 		t.sources[i].Name = strings.ToValidUTF8(name[:min(len(name), dataset.MaxName)], "")
 	}
 	width := o.dtype().Width()
-	report.Duplicates, err = eachSide(s, threshold, false, func(p *part, held, last bool) error {
+	report.Duplicates, err = eachSide(s, rule, false, func(p *part, held, last bool) error {
 		n := uint64(p.size / width)
 		if last {
 			n++
@@ -164,13 +164,13 @@ func (o Options) count(s *sorter, threshold uint64, report *Report) (t sideTotal
 }
 
 // write goes over the sorted parts again and fills the shards.
-func (o Options) write(ctx context.Context, s *sorter, threshold uint64, store Store, report *Report) ([]dataset.Shard, error) {
+func (o Options) write(ctx context.Context, s *sorter, rule sides, store Store, report *Report) ([]dataset.Shard, error) {
 	put := newPutter(ctx, store)
 	train := writer{put: put, dtype: o.dtype(), split: dataset.Train, total: report.TrainTokens, count: report.TrainShards}
 	val := writer{put: put, dtype: o.dtype(), split: dataset.Val, total: report.ValTokens, count: report.ValShards, first: report.TrainShards}
 	end := appendTokens(nil, o.dtype(), []int32{o.Tokenizer.EndOfText()})
 	put.shards = make([]dataset.Shard, report.TrainShards+report.ValShards)
-	_, err := eachSide(s, threshold, true, func(p *part, held, last bool) error {
+	_, err := eachSide(s, rule, true, func(p *part, held, last bool) error {
 		to := &train
 		if held {
 			to = &val

@@ -41,11 +41,14 @@ type gatherer struct {
 	spooled  int64 // bytes of tokens in overflow
 
 	smallest, largest uint64 // keys
+	short             uint64 // smallest key of a document that is held out whole or not at all
+	classes           classes
 	dropped           map[string]*Drop
 }
 
 func newGatherer(o Options, f quality.Filters, s *sorter) *gatherer {
-	g := &gatherer{Options: o, filters: f, sorter: s, smallest: math.MaxUint64, dropped: map[string]*Drop{}, sign: quality.NewSignature()}
+	g := &gatherer{Options: o, filters: f, sorter: s, smallest: math.MaxUint64, short: math.MaxUint64,
+		classes: classes{byKey: map[uint64]class{}, below: math.MaxUint64}, dropped: map[string]*Drop{}, sign: quality.NewSignature()}
 	if f.Near() {
 		g.near = quality.NewNear(nearMemory)
 	}
@@ -151,6 +154,12 @@ func (g *gatherer) finish() error {
 		}
 		from += p.size
 		g.smallest, g.largest = min(g.smallest, p.key), max(g.largest, p.key)
+		g.classes.bytes += int64(p.bytes)
+		if total > wholeBytes {
+			g.classes.add(p.key, p.bytes)
+		} else {
+			g.short = min(g.short, p.key)
+		}
 		if err := g.sorter.add(p); err != nil {
 			return err
 		}
@@ -210,7 +219,7 @@ type sideTotals struct {
 
 // eachSide calls f for the parts in dataset order, saying which are held out and which end a run of one document's parts on one
 // side: an end-of-text token follows each run.
-func eachSide(s *sorter, threshold uint64, tokens bool, f func(p *part, held, last bool) error) (duplicates int64, err error) {
+func eachSide(s *sorter, rule sides, tokens bool, f func(p *part, held, last bool) error) (duplicates int64, err error) {
 	var held part // the part before: whether it ends its run is known with the next
 	var raw []byte
 	waiting := false
@@ -218,8 +227,8 @@ func eachSide(s *sorter, threshold uint64, tokens bool, f func(p *part, held, la
 		if !waiting {
 			return nil
 		}
-		side := held.key < threshold
-		same := next != nil && next.document == held.document && (next.key < threshold) == side
+		side := rule.held(held.key)
+		same := next != nil && next.document == held.document && rule.held(next.key) == side
 		return f(&held, side, !same)
 	}
 	duplicates, err = s.each(tokens, func(p *part) error {

@@ -74,7 +74,7 @@ func (o Options) texts(ctx context.Context, yield func([]byte) bool) (err error)
 		return err
 	}
 	report := Report{}
-	s, threshold, err := o.sort(ctx, wants{texts: true}, &report)
+	s, rule, err := o.sort(ctx, wants{texts: true}, &report)
 	if err != nil {
 		return err
 	}
@@ -82,7 +82,7 @@ func (o Options) texts(ctx context.Context, yield func([]byte) bool) (err error)
 	parts, texts := 0, 0
 	_, err = s.each(true, func(p *part) error {
 		parts++
-		if err := ctx.Err(); err != nil || p.key < threshold || len(p.tokens) == 0 {
+		if err := ctx.Err(); err != nil || rule.held(p.key) || len(p.tokens) == 0 {
 			return err
 		}
 		if texts++; !yield(p.tokens) {

@@ -22,6 +22,10 @@ data:
 model:
   preset: llama-1m         # or llama-tiny, -10m, -110m and on to -8b; gpt2-1m to -1.6b; bert-1m to -335m; or a family with sizes
 
+# init: some-model          # start from a model: its CID, a run, or a Hugging Face folder; then leave the model section out
+# lora: {rank: 8}           # leave that model as it is and train adapters beside it, far fewer parameters
+# freeze: ["*embed*"]       # or leave some of its parameters as they are
+
 train:
   rounds: 30               # or tokens: 2_000_000 (all peers together)
   batch: 8                 # sequences in one step of one peer
