@@ -283,7 +283,7 @@ func (s *Store) unlist(batch *pebble.Batch, c candidate) (removal, error) {
 		}
 		_, out.file = s.partialPath(c.cid)
 		out.bytes = rec.Charge
-		return out, batch.Delete(cidKey(keyPartial, c.cid), nil)
+		return out, s.unlistFetch(batch, c.cid)
 	}
 	rec, err := s.record(c.cid)
 	if err != nil {

@@ -25,6 +25,7 @@ const (
 	keyBlock   = 'b' // digest, cid → where in that object the block is
 	keyPin     = 'p' // name → cid, and the end of a lease
 	keyPartial = 't' // cid → partialRecord
+	keyFetched = 'f' // cid, node number → interior node of an unfinished fetch
 	keyUse     = 'u' // cid → LRU clock
 	keyMeta    = 'm' // name → value
 	keyPath    = 'x' // path of a file in place → cid of the object that it is

@@ -42,14 +42,14 @@ type StoreOptions struct {
 // StoreFigures are what the store does without a network. Throughputs are in MB/s (10⁶ bytes per second), over all bytes, from
 // first call to durable result.
 type StoreFigures struct {
-	Import    float64 `json:"import_mb_per_second"`          // file in the page cache → hashed, durable copy, on all cores
-	OneCore   float64 `json:"import_one_core_mb_per_second"` // the same with the runtime kept to one core
-	OverWrite float64 `json:"import_over_disk_write"`        // Import / Baseline.Write
-	InPlace   float64 `json:"import_in_place_mb_per_second"` // the same file indexed where it lies: read and hashed once, on all cores
-	PlaceCore float64 `json:"import_in_place_one_core_mb_per_second"`
-	OverHash  float64 `json:"import_in_place_over_hash"`     // InPlace / Baseline.Hash
-	Again     float64 `json:"import_again_seconds"`          // to add it in place once more, unchanged
-	Overhead  float64 `json:"store_overhead_share"`          // bytes of the store beyond the content of one copy, as a share of it
+	Import    float64 `json:"import_mb_per_second"`                   // file in the page cache → hashed, durable copy, on all cores
+	OneCore   float64 `json:"import_one_core_mb_per_second"`          // the same with the runtime kept to one core
+	OverWrite float64 `json:"import_over_disk_write"`                 // Import / Baseline.Write
+	InPlace   float64 `json:"import_in_place_mb_per_second"`          // the same file indexed where it lies: read and hashed once, on all cores
+	PlaceCore float64 `json:"import_in_place_one_core_mb_per_second"` // InPlace on one core
+	OverHash  float64 `json:"import_in_place_over_hash"`              // InPlace / Baseline.Hash
+	Again     float64 `json:"import_again_seconds"`                   // to add it in place once more, unchanged
+	Overhead  float64 `json:"store_overhead_share"`                   // bytes of the store beyond the content of one copy, as a share of it
 
 	GC       float64 `json:"gc_100k_seconds"`       // to collect 100,000 objects
 	ReadIdle float64 `json:"read_ms_p99_idle"`      // to open a file object and read and hash 1 MiB of it

@@ -47,6 +47,12 @@ func (f *flow) isDead() bool {
 	}
 }
 
+func (f *flow) lastHeard() time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.heard
+}
+
 func (f *flow) promise(n int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

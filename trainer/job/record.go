@@ -24,8 +24,12 @@ const (
 	MaxFragments      = 256     // parts in which the weights travel
 )
 
-// RecordVersion is the version of the canonical job record.
-const RecordVersion = 1
+// The versions of the canonical job record. A job that version 1 can say is written in it, so that its run ID stays what it
+// was; programs that know version 1 alone refuse the others instead of training something else.
+const (
+	RecordVersion      = 1
+	RecordVersionTuned = 2 // with init, adapter or freeze
+)
 
 // ErrRecord reports a job record from outside that breaks its rules.
 var ErrRecord = errors.New("job record")
@@ -62,6 +66,11 @@ type Record struct {
 	OuterRate       float64    `cbor:"outer_learning_rate"`
 	OuterMomentum   float64    `cbor:"outer_momentum"`
 	CheckpointEvery uint64     `cbor:"checkpoint_every"` // rounds
+
+	// Of records of version 2, which say more than version 1 can.
+	Init    *wire.Link `cbor:"init,omitempty"`    // folder of the model whose weights the run starts from; nil starts from the seed
+	Adapter *Adapter   `cbor:"adapter,omitempty"` // trained beside the frozen model of Init; nil trains the model itself
+	Freeze  []string   `cbor:"freeze,omitempty"`  // patterns of parameters that stay as they are
 }
 
 // Dataset is what a run's record says of its dataset.
@@ -69,6 +78,12 @@ type Dataset struct {
 	CID       cid.Cid
 	Tokenizer string // name of the exact mapping that made the tokens
 	Vocab     int    // of the tokenizer: the model's, too
+}
+
+// Base is the model that a run starts from.
+type Base struct {
+	CID  cid.Cid // of its folder
+	Spec model.Spec
 }
 
 // Bind makes the record of a job file for its owner, dataset and attempt.
@@ -92,8 +107,24 @@ func (f *File) Bind(owner peer.ID, dataset Dataset, attempt uint64) (Record, err
 		OuterRate: f.Rounds.OuterRate, OuterMomentum: f.Rounds.Momentum,
 		CheckpointEvery: uint64(f.Checkpoint.Every),
 	}
+	r.Freeze = f.Freeze
+	if f.base != nil {
+		r.Init = &wire.Link{Cid: f.base.CID}
+		r.Adapter = f.adapter()
+	}
+	if r.tuned() {
+		r.Version = RecordVersionTuned
+	}
 	r.Rounds = f.rounds(r.tokensPerRound())
-	return r, r.Check()
+	if err := r.Check(); err != nil {
+		return r, err
+	}
+	if _, err := r.Program(); err != nil && r.Adapter != nil {
+		return r, f.wrong("lora.targets", "%v", err)
+	} else if err != nil {
+		return r, f.wrong("freeze", "%v", err)
+	}
+	return r, nil
 }
 
 // DefaultRounds is the length of a run whose file names neither rounds nor tokens.
@@ -111,6 +142,9 @@ func (f *File) rounds(tokensPerRound uint64) uint64 {
 
 // spec resolves the model part for a vocabulary.
 func (f *File) spec(vocab int) (model.Spec, error) {
+	if f.base != nil {
+		return f.base.Spec, nil
+	}
 	m := f.Model
 	if m == (ModelPart{}) {
 		m.Preset = "llama-1m"
@@ -183,8 +217,12 @@ func (r Record) TokensPerPeerRound() uint64 { return r.LocalSteps * r.Batch * r.
 
 // Check bounds every field of a record, so that no later arithmetic overflows and nothing is allocated for nonsense.
 func (r Record) Check() error {
-	if r.Version != RecordVersion || r.Task != "causal-lm" {
-		return fmt.Errorf("%w: version %d, task %q: this program runs version %d, causal-lm", ErrRecord, r.Version, r.Task, RecordVersion)
+	want := uint64(RecordVersion)
+	if r.tuned() {
+		want = RecordVersionTuned
+	}
+	if r.Version != want || r.Task != "causal-lm" {
+		return fmt.Errorf("%w: version %d, task %q: this program runs versions %d and %d, causal-lm", ErrRecord, r.Version, r.Task, RecordVersion, RecordVersionTuned)
 	}
 	if _, err := peer.IDFromBytes(r.Owner); err != nil {
 		return fmt.Errorf("%w: owner: %w", ErrRecord, err)
@@ -196,10 +234,10 @@ func (r Record) Check() error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrRecord, err)
 	}
-	if tok.Vocab != 0 && tok.Vocab != r.Model.Vocab || int(tok.End) >= r.Model.Vocab {
+	if tok.Vocab != 0 && !r.VocabFits(tok.Vocab) || int(tok.End) >= r.Model.Vocab {
 		return fmt.Errorf("%w: the model has a vocabulary of %d, tokenizer %s does not fit it", ErrRecord, r.Model.Vocab, r.Tokenizer)
 	}
-	if !r.Dataset.Defined() || r.Context != uint64(r.Model.Context) || !nameRule.MatchString(r.Name) {
+	if !r.Dataset.Defined() || !r.contextFits() || !nameRule.MatchString(r.Name) {
 		return fmt.Errorf("%w: dataset %v, vocabulary %d, context %d, name %q do not fit together", ErrRecord, r.Dataset, r.Model.Vocab, r.Context, r.Name)
 	}
 	for _, n := range []struct {
@@ -228,6 +266,9 @@ func (r Record) Check() error {
 			return fmt.Errorf("%w: a rate is %v, allowed: 0 to 1e6", ErrRecord, x)
 		}
 	}
+	if err := r.checkTuning(); err != nil {
+		return err
+	}
 	return r.checkRounds()
 }
 
@@ -252,9 +293,9 @@ const WorkUnit = 1_000_000_000
 // WorkUnits returns the whole work units of training on a number of tokens: tokens × FLOPs per token / [WorkUnit],
 // rounded down. Buyer and seller compute it from the record alone.
 func (r Record) WorkUnits(tokens uint64) (uint64, error) {
-	program, err := r.Model.Program()
+	program, err := r.Program()
 	if err != nil {
-		return 0, fmt.Errorf("%w: %w", ErrRecord, err)
+		return 0, err
 	}
 	flops, err := program.FLOPsPerToken(int(r.Context))
 	if err != nil {
