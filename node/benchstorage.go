@@ -18,15 +18,16 @@ const methodStorage = "256 MiB that do not compress are imported into one store 
 	"unhashed and unstored, once before and once after; disk is as many bytes written to one file and synced. cpu_seconds_per_gb is of both ends together, over the fetch " +
 	"from one. The fetches over links of a set speed are between hosts that talk TCP through a relay in this process, which delays and paces: 256 MiB over one line of 500 Mbit/s and 25 ms one way, to a " +
 	"durable object, with a bare stream over the same line after it; 48 MiB from one and from four sources of 100 Mbit/s each. The relay shares the processors and models no losses. " +
-	"A file of 512 MiB in the page cache is then copied into a store, against the same bytes written and synced; and indexed where it lies, " +
-	"on all cores, against sha2-256 on one. A store with 100,000 cached objects, of which 4,000 have files, is collected while one reader opens a file and reads " +
+	"A file of 512 MiB in the page cache is then copied into a store, on all cores and on one, against the same bytes written and synced; and indexed where it lies, " +
+	"on all cores, against sha2-256 on one, and on one core. A store with 100,000 cached objects, of which 4,000 have files, is collected while one reader opens a file and reads " +
 	"1 MiB of it over and over, and while a small durable write is made ten times a second.\n\n" + methodDelta +
 	"\n\nWith --peer-binary, whole commands of this program and of kubo handle one file of 256 MiB, " +
 	"every process by itself, over TCP on loopback, in turn, three times; medians count, and each file is compared with the original. A fetch (`storage get`, " +
 	"`ipfs get`) goes to a new, empty node and ends with a copy in its store and one in a file: synced both here, neither there. kubo's daemons are up and peered " +
 	"before its time begins; this program's time includes starting and stopping its node. kubo_get is kubo as it comes (blocks of 256 KiB); kubo_tuned has raw leaves of 1 MiB " +
 	"and 10 MiB under way instead of 1. An import (`storage add`, `ipfs add` without a daemon and with the same layout, which gives the same CID) goes into a new store. " +
-	"Processor seconds are of all processes that take part, per 10⁹ bytes."
+	"Processor seconds are of all processes that take part, per 10⁹ bytes." +
+	"\n\nEverything is made in the folder for temporary files. Where its disk is slower than what is measured, TMPDIR=/dev/shm takes the disk out, for this program and for kubo."
 
 // BenchStorage is the storage benchmark with options.
 func BenchStorage(o StorageBenchOptions) Bench {

@@ -23,11 +23,14 @@ type Cutter func(r io.ReaderAt, size int64) []int64
 func (s *Store) PutFile(ctx context.Context, r io.ReaderAt, size int64, opts PutOptions) (Info, error) {
 	opts.Size = size
 	cuts, ok := opts.cuts(r, size)
-	if !ok {
+	if !ok && size <= unixfs.BlockSize {
 		return s.Put(ctx, io.NewSectionReader(r, 0, size), opts)
 	}
 	if err := checkPut(opts); err != nil {
 		return Info{}, err
+	}
+	if !ok {
+		return s.putFile(ctx, &importer{at: r, total: size}, opts)
 	}
 	info, err := s.putCut(ctx, r, cuts, opts, true)
 	if errors.Is(err, ErrIncomplete) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"testing"
@@ -131,4 +132,50 @@ func layoutOf(t *testing.T, data []byte) (*unixfs.Layout, cid.Cid) {
 		t.Fatal(err)
 	}
 	return layout, layout.Root
+}
+
+// A file that can be read in any order gets the CID that it has as a stream, whatever its length; one that is shorter than it is
+// said to be is an error and leaves nothing.
+func TestPutFileIsPut(t *testing.T) {
+	ctx := context.Background()
+	for _, size := range []int{0, 1, 1 << 20, 1<<20 + 1, 1<<20 + 256<<10, 3<<20 - 1, 3 << 20, 9<<20 + 5} {
+		data := storetest.Bytes(9, size)
+		var cids [2]cid.Cid
+		for i := range cids {
+			s, err := storage.OpenMem()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var info storage.Info
+			if i == 0 {
+				info, err = s.Put(ctx, bytes.NewReader(data), storage.PutOptions{})
+			} else {
+				info, err = s.PutFile(ctx, bytes.NewReader(data), int64(size), storage.PutOptions{})
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			cids[i] = info.CID
+			if got, err := s.ReadAll(ctx, info.CID, int64(size)); err != nil || !bytes.Equal(got, data) {
+				t.Errorf("%d bytes: %d, %v", size, len(got), err)
+			}
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if cids[0] != cids[1] {
+			t.Errorf("%d bytes: %s as a stream, %s as a file", size, cids[0], cids[1])
+		}
+	}
+	s, err := storage.OpenMem()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if _, err := s.PutFile(ctx, bytes.NewReader(make([]byte, 3<<20)), 4<<20, storage.PutOptions{}); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("a file that ends early: %v", err)
+	}
+	if u := s.Usage(); u.Used != 0 || u.Reserved != 0 {
+		t.Errorf("a file that ended early left %+v", u)
+	}
 }

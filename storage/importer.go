@@ -2,10 +2,13 @@ package storage
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
+	"hash"
 	"io"
 	"runtime"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
@@ -13,10 +16,12 @@ import (
 )
 
 // importer copies a stream into a file. One goroutine reads; as many as there are cores write blocks to their places and hash
-// them; the disk is kept busy meanwhile, so that the last sync finds little left to do.
+// them, or, where the source can be read in any order, do all three; the disk is kept busy meanwhile, so that the last sync finds little left to do.
 type importer struct {
 	s        *Store
 	r        io.Reader
+	at       io.ReaderAt // instead of r: total bytes that can be read in any order
+	total    int64
 	f        vfs.File
 	size     int64
 	reserved int64
@@ -50,10 +55,13 @@ func (im *importer) reserve(ctx context.Context, total int64) error {
 }
 
 func (im *importer) run(ctx context.Context) error {
+	im.flushing = make(chan struct{}, 1)
+	if im.at != nil {
+		return im.runAt(ctx)
+	}
 	cores := runtime.GOMAXPROCS(0)
 	slots := make([]slot, 2*cores)
 	jobs := make(chan *slot, len(slots))
-	im.flushing = make(chan struct{}, 1)
 	var workers sync.WaitGroup
 	for range cores {
 		workers.Go(func() {
@@ -118,16 +126,79 @@ func (im *importer) collect(sl *slot) {
 	if im.err == nil {
 		im.err = sl.err
 	}
-	if im.idle += int64(sl.n); im.idle >= writebackBytes {
-		select {
-		case im.flushing <- struct{}{}:
-			im.idle = 0
-			go func(upTo int64) {
-				// A hint: errors come back from the sync that counts.
-				_, _ = im.f.SyncTo(upTo)
-				<-im.flushing
-			}(sl.off + int64(sl.n))
-		default: // the disk is still busy with what it has
-		}
+	im.written(int64(sl.n), sl.off+int64(sl.n))
+}
+
+// written counts bytes that were written, and keeps the disk busy. One goroutine at a time calls it.
+func (im *importer) written(n, upTo int64) {
+	if im.idle += n; im.idle < writebackBytes {
+		return
 	}
+	select {
+	case im.flushing <- struct{}{}:
+		im.idle = 0
+		go func() {
+			_, _ = im.f.SyncTo(upTo) // a hint: errors come back from the sync that counts
+			<-im.flushing
+		}()
+	default: // the disk is still busy with what it has
+	}
+}
+
+// importPiece is how many bytes are read, hashed and written at a time, so that they are still in the core's own cache.
+const importPiece = 256 << 10
+
+// runAt lets each core read, hash and write blocks on its own until all are done.
+func (im *importer) runAt(ctx context.Context) error {
+	blocks := (im.total + unixfs.BlockSize - 1) / unixfs.BlockSize
+	if blocks > unixfs.MaxLeaves {
+		return fmt.Errorf("more than %d blocks: %w", unixfs.MaxLeaves, ErrTooLarge)
+	}
+	im.leaves, im.size = make([]unixfs.Digest, blocks), im.total
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	var next atomic.Int64
+	var mu sync.Mutex // for written
+	var workers sync.WaitGroup
+	for range min(int64(runtime.GOMAXPROCS(0)), blocks) {
+		workers.Go(func() {
+			buf, h := im.s.buffer(), sha256.New()
+			defer im.s.recycle(buf)
+			for i := next.Add(1) - 1; i < blocks && ctx.Err() == nil; i = next.Add(1) - 1 {
+				off := i * unixfs.BlockSize
+				end := min(off+unixfs.BlockSize, im.total)
+				if err := im.block(h, buf[:importPiece], off, end); err != nil {
+					stop(err)
+					return
+				}
+				h.Sum(im.leaves[i][:0])
+				mu.Lock()
+				im.written(end-off, im.total)
+				mu.Unlock()
+			}
+		})
+	}
+	workers.Wait()
+	im.flushing <- struct{}{} // waits for the last writeback
+	return context.Cause(ctx)
+}
+
+// block copies the bytes of one block, and leaves their hash in h.
+func (im *importer) block(h hash.Hash, buf []byte, off, end int64) error {
+	h.Reset()
+	for off < end {
+		piece := buf[:min(int64(len(buf)), end-off)]
+		if n, err := im.at.ReadAt(piece, off); n < len(piece) {
+			if err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return fmt.Errorf("read at %d: %w", off, err)
+		}
+		if _, err := im.f.WriteAt(piece, off); err != nil {
+			return err
+		}
+		h.Write(piece)
+		off += int64(len(piece))
+	}
+	return nil
 }

@@ -34,7 +34,7 @@ func (s *Store) Put(ctx context.Context, r io.Reader, opts PutOptions) (Info, er
 	if more == 0 {
 		return s.putBlock(ctx, unixfs.RawCID(buf[:n]), buf[:n], opts)
 	}
-	return s.putFile(ctx, io.MultiReader(bytes.NewReader(buf[:]), bytes.NewReader(next[:]), r), opts)
+	return s.putFile(ctx, &importer{r: io.MultiReader(bytes.NewReader(buf[:]), bytes.NewReader(next[:]), r)}, opts)
 }
 
 // PutBytes stores b as [Store.Put] does.
@@ -130,19 +130,19 @@ func (s *Store) putBlock(ctx context.Context, c cid.Cid, block []byte, opts PutO
 }
 
 // putFile streams a file of at least two leaves into a temporary file and commits it.
-func (s *Store) putFile(ctx context.Context, r io.Reader, opts PutOptions) (Info, error) {
+func (s *Store) putFile(ctx context.Context, im *importer, opts PutOptions) (Info, error) {
 	f, name, err := s.tempFile()
 	if err != nil {
 		return Info{}, fmt.Errorf("storage: put: %w", s.diskError(err))
 	}
-	im := &importer{s: s, r: r, f: f}
+	im.s, im.f = s, f
 	err = im.reserve(ctx, opts.Size)
 	if err == nil {
 		err = im.run(ctx)
 	}
 	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil && opts.whole != nil {
-		err = opts.whole()
+	if opts.whole != nil && (err == nil || errors.Is(err, io.ErrUnexpectedEOF)) {
+		err = errors.Join(opts.whole(), err)
 	}
 	var layout *unixfs.Layout
 	if err == nil {

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -41,12 +42,14 @@ type StoreOptions struct {
 // StoreFigures are what the store does without a network. Throughputs are in MB/s (10⁶ bytes per second), over all bytes, from
 // first call to durable result.
 type StoreFigures struct {
-	Import    float64 `json:"import_mb_per_second"`          // file in the page cache → hashed, durable copy
-	OverWrite float64 `json:"import_over_disk_write"`        // Import / Baseline.Write
-	InPlace   float64 `json:"import_in_place_mb_per_second"` // the same file indexed where it lies: read and hashed once, on all cores
-	OverHash  float64 `json:"import_in_place_over_hash"`     // InPlace / Baseline.Hash
-	Again     float64 `json:"import_again_seconds"`          // to add it in place once more, unchanged
-	Overhead  float64 `json:"store_overhead_share"`          // bytes of the store beyond the content of one copy, as a share of it
+	Import    float64 `json:"import_mb_per_second"`                   // file in the page cache → hashed, durable copy, on all cores
+	OneCore   float64 `json:"import_one_core_mb_per_second"`          // the same with the runtime kept to one core
+	OverWrite float64 `json:"import_over_disk_write"`                 // Import / Baseline.Write
+	InPlace   float64 `json:"import_in_place_mb_per_second"`          // the same file indexed where it lies: read and hashed once, on all cores
+	PlaceCore float64 `json:"import_in_place_one_core_mb_per_second"` // InPlace on one core
+	OverHash  float64 `json:"import_in_place_over_hash"`              // InPlace / Baseline.Hash
+	Again     float64 `json:"import_again_seconds"`                   // to add it in place once more, unchanged
+	Overhead  float64 `json:"store_overhead_share"`                   // bytes of the store beyond the content of one copy, as a share of it
 
 	GC       float64 `json:"gc_100k_seconds"`       // to collect 100,000 objects
 	ReadIdle float64 `json:"read_ms_p99_idle"`      // to open a file object and read and hash 1 MiB of it
@@ -104,23 +107,27 @@ func imports(ctx context.Context, dir string, size int64, f *StoreFigures) error
 	}
 	f.Baseline.Hash = hashRate()
 	home := filepath.Join(dir, "copies")
-	s, err := storage.Open(ctx, home, storage.Options{})
-	if err != nil {
+	if took, err = importCopy(ctx, home, source); err != nil {
 		return err
 	}
-	start := time.Now()
-	_, err = s.AddPath(ctx, source, storage.PutOptions{})
-	f.Import = mb / time.Since(start).Seconds()
-	if err = errors.Join(err, s.Close()); err != nil {
-		return err
-	}
+	f.Import = mb / took.Seconds()
 	held, err := treeSize(home)
 	if err != nil {
 		return err
 	}
 	f.Overhead = float64(held-size) / float64(size)
+	if err := os.RemoveAll(home); err != nil {
+		return err
+	}
+	cores := runtime.GOMAXPROCS(1)
+	took, err = importCopy(ctx, home, source)
+	runtime.GOMAXPROCS(cores)
+	if err != nil {
+		return err
+	}
+	f.OneCore = mb / took.Seconds()
 
-	s, err = storage.Open(ctx, filepath.Join(dir, "places"), storage.Options{})
+	s, err := storage.Open(ctx, filepath.Join(dir, "places"), storage.Options{})
 	if err != nil {
 		return err
 	}
@@ -129,13 +136,36 @@ func imports(ctx context.Context, dir string, size int64, f *StoreFigures) error
 	for _, figure := range []func(time.Duration){
 		func(d time.Duration) { f.InPlace = mb / d.Seconds() }, func(d time.Duration) { f.Again = d.Seconds() },
 	} {
-		start = time.Now()
+		start := time.Now()
 		if err == nil {
 			_, err = s.AddInPlace(ctx, source, storage.PutOptions{})
 		}
 		figure(time.Since(start))
 	}
+	if err = errors.Join(err, s.Close()); err != nil {
+		return err
+	}
+	if s, err = storage.Open(ctx, filepath.Join(dir, "places one core"), storage.Options{}); err != nil {
+		return err
+	}
+	cores = runtime.GOMAXPROCS(1)
+	start := time.Now()
+	_, err = s.AddInPlace(ctx, source, storage.PutOptions{})
+	f.PlaceCore = mb / time.Since(start).Seconds()
+	runtime.GOMAXPROCS(cores)
 	return errors.Join(err, s.Close(), os.RemoveAll(home), os.Remove(source))
+}
+
+// importCopy copies a file into a new store.
+func importCopy(ctx context.Context, home, source string) (time.Duration, error) {
+	s, err := storage.Open(ctx, home, storage.Options{})
+	if err != nil {
+		return 0, err
+	}
+	start := time.Now()
+	_, err = s.AddPath(ctx, source, storage.PutOptions{})
+	took := time.Since(start)
+	return took, errors.Join(err, s.Close())
 }
 
 // writeNoise writes a file of noise durably.
