@@ -57,7 +57,7 @@ type source struct {
 	why    error // of its last failure
 	asked  time.Time
 	ended  time.Time // when it last failed
-	bytes  int64 // delivered over lanes that have ended
+	bytes  int64     // delivered over lanes that have ended
 	blocks int
 }
 
