@@ -35,9 +35,9 @@ test-faults: ## break training runs on purpose, for an hour: deaths at every ste
 	CAPANODE_FAULT_LONG=1 go test -timeout 4h -count=1 -v ./trainer/faultlab
 	CAPANODE_FAULT_LONG=1 go test -timeout 1h -count=1 -v -run 'NoProcessIsSpecial|C16' ./cmd/capanode ./p2p ./market/book
 
-# The Python interpreter is CAPANODE_PYTHON, or one that the test sets up with pip for itself.
-test-interop: ## compare with other programs: tokenizers with the Python package, blocks and archives with kubo, built in a module of its own
-	CAPANODE_INTEROP=1 go test -timeout 1h -count=1 -run Interop ./trainer/tokenizer
+# The Python interpreter is CAPANODE_PYTHON, or one that each test sets up with pip for itself; for models that takes gigabytes.
+test-interop: ## compare with other programs: tokenizers and models with the Python packages, blocks and archives with kubo, built in a module of its own
+	CAPANODE_INTEROP=1 go test -timeout 1h -count=1 -run Interop ./trainer/tokenizer ./trainer/hf
 	cd storage/ipfs/interop && go test -timeout 40m -count=1 -v ./...
 
 # The short form of these tests is part of `make test`.

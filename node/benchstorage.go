@@ -16,7 +16,8 @@ type StorageBenchOptions struct {
 const methodStorage = "256 MiB that do not compress are imported into one store and fetched into others through libp2p hosts on loopback, in one process, from one peer and from four. " +
 	"All end hashed, on disk and synced; arrived is until the last byte is verified and written, before the sync. The raw stream moves as many bytes between the same hosts, " +
 	"unhashed and unstored, once before and once after; disk is as many bytes written to one file and synced. cpu_seconds_per_gb is of both ends together, over the fetch " +
-	"from one. The fetches over links of a set speed are in memory: one link of 500 Mbit/s and 25 ms one way, one and four sources of 100 Mbit/s each. " +
+	"from one. The fetches over links of a set speed are between hosts that talk TCP through a relay in this process, which delays and paces: 256 MiB over one line of 500 Mbit/s and 25 ms one way, to a " +
+	"durable object, with a bare stream over the same line after it; 48 MiB from one and from four sources of 100 Mbit/s each. The relay shares the processors and models no losses. " +
 	"A file of 512 MiB in the page cache is then copied into a store, against the same bytes written and synced; and indexed where it lies, " +
 	"on all cores, against sha2-256 on one. A store with 100,000 cached objects, of which 4,000 have files, is collected while one reader opens a file and reads " +
 	"1 MiB of it over and over, and while a small durable write is made ten times a second.\n\n" + methodDelta +

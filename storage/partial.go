@@ -54,6 +54,7 @@ type Partial struct {
 	idle     int64 // bytes written since the last writeback
 	flushing bool
 	saving   bool
+	earlier  bool           // some of the file is from an earlier fetch, or from a damaged object
 	work     sync.WaitGroup // writes and checkpoints that finish must wait for
 	closed   bool
 }
@@ -108,6 +109,7 @@ func (p *Partial) begin(ctx context.Context) error {
 	}
 	old, err := s.record(root)
 	if err == nil {
+		p.earlier = true
 		if err := p.reopenDamaged(ctx, old); err != nil {
 			return err
 		}
@@ -230,7 +232,7 @@ func (p *Partial) resume() (resumed bool, err error) {
 	if saved.Charge != p.rec.charge() {
 		return false, brokenProgress()
 	}
-	p.rec.Class = saved.Class
+	p.rec.Class, p.earlier = saved.Class, true
 	if _, err := s.fs.Stat(p.path); err == nil { // else nothing is left of it
 		copy(p.bits, saved.Bits)
 	}
@@ -462,7 +464,11 @@ func (p *Partial) Commit(ctx context.Context) (Info, error) {
 	if err := p.finish(); err != nil {
 		return Info{}, err
 	}
-	return s.commit(&newObject{cid: root, rec: p.rec, temp: p.path, layout: p.layout, shared: p.shared, partial: true})
+	o := &newObject{cid: root, rec: p.rec, temp: p.path, layout: p.layout, shared: p.shared, partial: true}
+	if p.earlier || p.shared != nil {
+		return s.commit(o)
+	}
+	return s.commitHashed(o) // every block was hashed on its way into the file
 }
 
 // Close saves the progress and releases the partial; a later Begin resumes it.

@@ -70,9 +70,15 @@ func (a *app) confirm() bool {
 
 // trainScreen shows a run's events: JSON lines, or lines for people.
 type trainScreen struct {
-	a      *app
-	rounds int
+	a        *app
+	rounds   int    // shown
+	stride   uint64 // steps between two lines, where rounds are shorter than that; 0 shows every round
+	shown    uint64 // steps until the last line
+	up, down uint64 // bytes since then
 }
+
+// lineSteps is the most steps that pass before a line is shown though the rounds are shorter: those of gradients take one.
+const lineSteps = 10
 
 func (a *app) trainScreen() *trainScreen { return &trainScreen{a: a} }
 
@@ -102,6 +108,9 @@ func (s *trainScreen) show(event any) {
 }
 
 func (s *trainScreen) plan(e node.PlanEvent) {
+	if e.Pace == job.PaceAuto {
+		s.stride = lineSteps
+	}
 	say := s.a.say
 	again := ""
 	if e.Resumed {
@@ -109,6 +118,12 @@ func (s *trainScreen) plan(e node.PlanEvent) {
 	}
 	say("run     %s%s", e.Run, again)
 	say("model   %s, %s parameters, %s of memory for each member", e.Model, count(e.Parameters), size(e.MemoryBytes))
+	if e.Init != "" {
+		say("start   from %s", e.Init)
+	}
+	if e.Trained < e.Parameters {
+		say("trained %s parameters, %.2g %% of the model; the rest stays as it is and never travels in rounds", count(e.Trained), 100*float64(e.Trained)/float64(e.Parameters))
+	}
 	say("data    %s tokens in %d shards, %s held out  %s", count(int64(e.TrainTokens)), e.Shards, count(int64(e.HeldOut)), e.Dataset)
 	say("work    %d rounds × %d steps × %d peers = %s tokens, %s work units", e.Rounds, e.LocalSteps, e.Peers, count(int64(e.Tokens)), count(int64(e.WorkUnits)))
 	if ring := 64 * float64(e.Peers-1) / float64(e.Peers); e.Pace == job.PaceAuto && e.Bits > 0 && e.Peers > 1 {
@@ -160,12 +175,17 @@ func (s *trainScreen) lease(e node.LeaseEvent) {
 }
 
 func (s *trainScreen) round(e node.RoundEvent) {
+	s.up, s.down = s.up+e.BytesUp, s.down+e.BytesDown
+	if e.Step > s.shown && e.Step < s.shown+s.stride && e.Step < e.Steps && s.rounds > 0 {
+		return
+	}
 	if s.rounds%20 == 0 {
 		s.a.say("%8s %9s %9s %9s %6s %10s %10s %11s %8s", "round", "loss", "tokens", "tokens/s", "peers", "up", "down", "spent", "left")
 	}
 	s.rounds++
+	defer func() { s.shown, s.up, s.down = e.Step, 0, 0 }()
 	s.a.say("%4d/%-3d %9.4f %9s %9.0f %6d %10s %10s %11.6f %8s", e.Round, e.Rounds, e.Loss, count(int64(e.Tokens)), e.TokensPerSecond,
-		e.Peers, size(int64(e.BytesUp)), size(int64(e.BytesDown)), e.Spent, (time.Duration(e.ETASeconds) * time.Second).String())
+		e.Peers, size(int64(s.up)), size(int64(s.down)), e.Spent, (time.Duration(e.ETASeconds) * time.Second).String())
 }
 
 func (s *trainScreen) done(e node.DoneEvent) {
@@ -177,6 +197,9 @@ func (s *trainScreen) done(e node.DoneEvent) {
 	s.a.say("paid    %.6f credits for %s verified work units", e.Spent, count(int64(e.WorkUnits)))
 	if e.Out != "" {
 		s.a.say("model   %s  in %s", e.Checkpoint, e.Out)
+		if e.Adapter != "" {
+			s.a.say("adapter in %s; the model above has it merged", e.Adapter)
+		}
 		s.a.say("next    capanode sample %s \"func \"", e.Out)
 	}
 	_ = s.a.print(e, table{rows: [][]string{{e.Checkpoint}}}) // the result alone goes to standard output
