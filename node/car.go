@@ -11,6 +11,7 @@ import (
 
 	"github.com/ipfs/go-cid"
 
+	"github.com/capacloud/capanode/storage"
 	"github.com/capacloud/capanode/storage/car"
 )
 
@@ -79,7 +80,7 @@ func ImportCAR(ctx context.Context, u Use, r io.Reader) (a Archive, err error) {
 		}
 		s, err := car.Import(ctx, n.store, r, car.Options{Pin: cid.Cid.String, Dir: dir})
 		a = archiveOf(s)
-		if errors.Is(err, car.ErrTruncated) {
+		if errors.Is(err, car.ErrTruncated) || errors.Is(err, storage.ErrCorrupt) {
 			err = fmt.Errorf("%w: copy the file again; nothing was stored", err)
 		}
 		return err

@@ -21,18 +21,6 @@ import (
 	"github.com/capacloud/capanode/trainer/tokenizer"
 )
 
-// rewrite changes a job file.
-func rewrite(t *testing.T, path string, pairs ...string) {
-	t.Helper()
-	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, []byte(strings.NewReplacer(pairs...).Replace(string(text))), 0o600); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // Every family trains through the same rounds, with the same job file but for its model, and leaves as a folder that reads back:
 // with another codec each, recomputation, and smoothed targets.
 func TestFamiliesTrainInRounds(t *testing.T) {

@@ -79,6 +79,16 @@ func (s *stage) file(name, text string) string {
 	return path
 }
 
+// archive exports the big object.
+func (s *stage) archive() string {
+	s.t.Helper()
+	path := filepath.Join(s.dir, "big.car")
+	if _, errs, code := capanode(s.t, "storage", "export-car", s.big, path, "--home", s.home); code != exitDone {
+		s.t.Fatalf("export-car: exit %d: %s", code, errs)
+	}
+	return path
+}
+
 // job writes a job file on a small corpus, with more keys.
 func (s *stage) job(more string) string {
 	s.t.Helper()
@@ -217,6 +227,35 @@ var badCases = []badCase{
 	{"dataset that nobody has", func(s *stage) []string { return []string{"train", s.job("data: {cid: " + unknown + "}\n" + goodModel)} },
 		exitNoSuchThing, []string{unknown, "no provider delivers", "--bootstrap"}},
 
+	{"get of what nobody has", func(s *stage) []string { return []string{"storage", "get", unknown, s.dir + "/out"} },
+		exitNoSuchThing, []string{unknown, "no provider delivers", "--bootstrap"}},
+	{"archive that is cut off", func(s *stage) []string {
+		path := s.archive()
+		st, err := os.Stat(path)
+		if err == nil {
+			err = os.Truncate(path, st.Size()-100_000)
+		}
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		return []string{"storage", "import-car", path}
+	}, exitFailed, []string{"big.car", "truncated CAR", "copy the file again", "nothing was stored"}},
+	{"archive with a wrong byte", func(s *stage) []string {
+		path := s.archive()
+		b, err := os.ReadFile(path)
+		if err == nil {
+			b[len(b)/2] ^= 1
+			err = os.WriteFile(path, b, 0o600)
+		}
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		return []string{"storage", "import-car", path}
+	}, exitFailed, []string{"big.car", "do not match their CID", "copy the file again", "nothing was stored"}},
+	{"file that is no archive", func(s *stage) []string {
+		return []string{"storage", "import-car", s.file("no.car", "not an archive at all")}
+	},
+		exitFailed, []string{"no.car", "truncated CAR", "nothing was stored"}},
 	{"get of a truncated object", func(s *stage) []string { s.truncate(); return []string{"storage", "get", s.big, s.dir + "/out"} },
 		exitFailed, []string{"do not match their CID", "no peer could repair it", "--bootstrap"}},
 	{"get of a flipped object", func(s *stage) []string { s.flip(); return []string{"storage", "get", s.big, s.dir + "/out"} },

@@ -47,7 +47,7 @@ func (a *app) importCARCommand() *cobra.Command {
 			}
 			s, err := node.ImportCAR(cmd.Context(), u, in)
 			if err != nil {
-				return err
+				return fmt.Errorf("%s: %w", given[0], err)
 			}
 			t := table{}
 			for _, root := range s.Roots {
