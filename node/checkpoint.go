@@ -15,7 +15,6 @@ import (
 
 	"github.com/capacloud/capanode/storage"
 	"github.com/capacloud/capanode/storage/safetensors"
-	"github.com/capacloud/capanode/trainer/engine"
 	"github.com/capacloud/capanode/trainer/hf"
 	"github.com/capacloud/capanode/trainer/round"
 )
@@ -32,14 +31,6 @@ func checkpointPin(run string, round uint64) string {
 // holds nothing that differs between members.
 func publishModel(ctx context.Context, t *task, s *round.State) (cid.Cid, error) {
 	n, r, run := t.p.Node, t.rec, t.run
-	program, err := r.Model.Program()
-	if err != nil {
-		return cid.Undef, err
-	}
-	params, _, err := engine.Layout(program.Params)
-	if err != nil {
-		return cid.Undef, err
-	}
 	parent, err := n.home.sub("runs", run.String())
 	if err != nil {
 		return cid.Undef, err
@@ -50,11 +41,14 @@ func publishModel(ctx context.Context, t *task, s *round.State) (cid.Cid, error)
 	}
 	defer os.RemoveAll(dir) // the store holds the copy that counts
 	proof := s.Proof()
-	err = hf.Write(dir, hf.Model{Spec: r.Model, Params: params, Weights: s.Weights, Tokenizer: t.tok, Provenance: hf.Provenance{
+	provenance := hf.Provenance{
 		Name: r.Name, Run: run.String(), Dataset: r.Dataset.String(), Round: s.Round, Step: s.Steps, Tokens: s.Tokens, State: proof.State(s.Weights).String(),
 		Head: proof.Head.String(), Momentum: proof.Momentum.String(),
-	}})
-	if err != nil {
+	}
+	if r.Init != nil {
+		provenance.Init = r.Init.String()
+	}
+	if err := t.writeModel(dir, s.Weights, provenance); err != nil {
 		return cid.Undef, err
 	}
 	c, err := n.store.AddPath(ctx, dir, storage.PutOptions{

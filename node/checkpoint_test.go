@@ -79,7 +79,8 @@ func TestCheckpointsShareFrozenTensors(t *testing.T) {
 	if u := n.store.Usage().Used; u > all[0].Size+8192 {
 		t.Fatalf("%d bytes are left for one checkpoint of %d", u, all[0].Size)
 	}
-	m, size, err := n.readModel(ctx, newest)
+	m, err := n.readModel(ctx, newest)
+	size := m.bytes
 	if err != nil || size != all[0].Size || m.Provenance.Round != 2 || m.Type != hf.Float32 {
 		t.Fatalf("%d bytes, %+v, %v", size, m.Provenance, err)
 	}
@@ -106,7 +107,7 @@ func TestCheckpointsShareFrozenTensors(t *testing.T) {
 	if st, err := os.Stat(filepath.Join(half, "model.safetensors")); err != nil || st.Size() > 2*total+8192 {
 		t.Fatalf("%v, %v", st, err)
 	}
-	if _, err := Export(ctx, Use{Home: home, Config: cfg}, all[0].CID, t.TempDir(), "int3"); !errors.Is(err, ErrUsage) || !errors.Is(err, hf.ErrUnsupported) {
+	if _, err := Export(ctx, Use{Home: home, Config: cfg}, all[0].CID, t.TempDir(), "int3", false); !errors.Is(err, ErrUsage) || !errors.Is(err, hf.ErrUnsupported) {
 		t.Fatal(err)
 	}
 	if rep, err := n.store.Verify(ctx); err != nil || len(rep.Faults) > 0 {

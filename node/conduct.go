@@ -144,8 +144,8 @@ func (r *requester) committed(report worker.Report) error {
 	}
 	r.emit(RoundEvent{
 		Type: "round", Run: r.run.String(), Round: report.Round + 1, Rounds: r.log.Rounds, Step: report.Steps, Steps: r.rec.Steps(), Loss: report.Loss, Tokens: report.Total,
-		TokensPerSecond: float64(report.Tokens) / max(took.Seconds(), 1e-3), Peers: len(report.Contributors),
-		BytesUp: report.Up * uint64(len(report.Contributors)), BytesDown: report.Down * uint64(len(report.Contributors)),
+		TokensPerSecond: float64(report.Tokens) / max(took.Seconds(), 1e-3), Peers: report.Senders,
+		BytesUp: report.Up * uint64(report.Senders), BytesDown: report.Down * uint64(report.Senders),
 		CommSeconds: seconds(report.Comm), ComputeSeconds: seconds(report.Compute), Spent: credits(spent), State: report.Next.String(),
 		ETASeconds: took.Seconds() * float64(left) / float64(max(steps, 1)),
 	})
@@ -155,9 +155,9 @@ func (r *requester) committed(report worker.Report) error {
 // countBytes sums what the members fetched, and what data-parallel training would have moved: a ring all-reduce of fp32
 // gradients sends 2(N−1)/N gradients to and from each of N members in every step.
 func (r *requester) countBytes(report worker.Report, steps uint64) {
-	members := uint64(len(report.Contributors))
+	members := uint64(report.Senders)
 	r.log.Step = max(r.log.Step, report.Steps)
-	if members == 0 || steps == 0 { // a round that was reported before, in another version
+	if members == 0 || steps == 0 && report.Replaces { // a round that was reported before, in another version
 		return
 	}
 	r.log.Bytes += report.Down * members
@@ -196,6 +196,9 @@ func (r *requester) end(ctx context.Context, began time.Time, why error) error {
 	}
 	if model != nil {
 		done.Checkpoint, done.ValLoss, done.Out = model.cid.String(), model.loss, r.o.Out
+		if model.model.adapter != nil {
+			done.Adapter = adapterDir(r.o.Out)
+		}
 		r.log.Checkpoint = done.Checkpoint
 	}
 	r.log.Spent, r.log.State = done.Spent, RunDone

@@ -18,7 +18,9 @@ type PlanEvent struct {
 	Resumed      bool           `json:"resumed"` // an earlier process began this run
 	Model        string         `json:"model"`
 	Parameters   int64          `json:"parameters"`
-	MemoryBytes  int64          `json:"memory_bytes"` // estimate for one member
+	Trained      int64          `json:"trained_parameters"` // of these: what rounds exchange
+	Init         string         `json:"init,omitempty"`     // CID of the model that the run starts from
+	MemoryBytes  int64          `json:"memory_bytes"`       // estimate for one member
 	Dataset      string         `json:"dataset"`
 	TrainTokens  uint64         `json:"train_tokens"`
 	HeldOut      uint64         `json:"validation_tokens"`
@@ -142,7 +144,8 @@ type DoneEvent struct {
 	Bytes      uint64  `json:"bytes"`               // of updates that the members fetched
 	RingBytes  uint64  `json:"data_parallel_bytes"` // that a ring all-reduce of fp32 gradients would have moved in the same steps
 	Out        string  `json:"out,omitempty"`
-	FirstLease float64 `json:"first_lease_ms"` // from the start of the planner to the first ACTIVE lease
+	Adapter    string  `json:"adapter_out,omitempty"` // folder of the adapter, of a run that trains one
+	FirstLease float64 `json:"first_lease_ms"`        // from the start of the planner to the first ACTIVE lease
 }
 
 // credits converts an exact amount for display and JSON.

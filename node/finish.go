@@ -32,8 +32,7 @@ const modelSlack = 8<<20 + tokenizer.MaxFile
 // pulled is a model folder that was fetched and read.
 type pulled struct {
 	cid   cid.Cid
-	model hf.Model
-	bytes int64
+	model readModel
 	peers []peer.ID // that claimed it
 	loss  float64   // held-out loss, once measured
 }
@@ -50,7 +49,7 @@ func (r *requester) remember(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		m, _, err := r.readModel(ctx, newest)
+		m, err := r.readModel(ctx, newest)
 		if err == nil && m.Provenance.Step >= r.rec.Steps() {
 			r.final = newest
 		}
@@ -103,7 +102,7 @@ var errForeign = errors.New("not the model that the members agreed on")
 
 // judge checks a model against the rounds as this node saw them: run, round, and the weights bit by bit. Of a round that it
 // did not see it knows nothing; there the members' votes decide.
-func (r *requester) judge(m hf.Model) error {
+func (r *requester) judge(m readModel) error {
 	p := m.Provenance
 	if p.Run != r.run.String() || p.Step > r.rec.Steps() {
 		return fmt.Errorf("it says step %d of run %s: %w", p.Step, p.Run, errForeign)
@@ -124,7 +123,15 @@ func (r *requester) judge(m hf.Model) error {
 		return fmt.Errorf("it proves nothing: %w: %w", err, errForeign)
 	}
 	// Where members' weights differ they agree on the ledger alone: until the finale each one's model is its own word.
-	if got := proof.State(m.Weights).String(); got != agreed && proof.Ledger().String() != agreed {
+	fixed, err := r.frozen()
+	if err != nil {
+		return err
+	}
+	trained, err := m.trained(r.rec, fixed)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errForeign, err)
+	}
+	if got := proof.State(trained).String(); got != agreed && proof.Ledger().String() != agreed {
 		return fmt.Errorf("its weights belong to state %.8s, round %d ended in %.8s: %w", got, p.Round, agreed, errForeign)
 	}
 	return nil
@@ -146,21 +153,21 @@ func (r *requester) pull(ctx context.Context, c cid.Cid) (*pulled, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, pullTime)
 	defer cancel()
-	params, err := r.rec.Model.Parameters()
+	_, params, err := r.rec.Trained()
 	if err != nil {
 		return nil, err
 	}
 	if err := r.fetch.FetchWithin(ctx, c, 4*params+modelSlack, m.peers); err != nil {
 		return nil, err
 	}
-	model, size, err := r.readModel(ctx, c)
+	model, err := r.readModel(ctx, c)
 	if err != nil {
 		return nil, err
 	}
 	if err := r.judge(model); err != nil {
 		return nil, fmt.Errorf("model %s: %w", c, err)
 	}
-	m.model, m.bytes = model, size
+	m.model = model
 	if len(r.models) >= keepModels {
 		clear(r.models)
 	}
@@ -169,20 +176,21 @@ func (r *requester) pull(ctx context.Context, c cid.Cid) (*pulled, error) {
 }
 
 // readModel reads a model folder out of the store.
-func (n *Node) readModel(ctx context.Context, c cid.Cid) (hf.Model, int64, error) {
-	size, _, err := n.store.Compare(ctx, c, cid.Undef)
-	if err != nil {
-		return hf.Model{}, 0, err
+func (n *Node) readModel(ctx context.Context, c cid.Cid) (m readModel, err error) {
+	if m.bytes, _, err = n.store.Compare(ctx, c, cid.Undef); err != nil {
+		return m, err
 	}
 	entries, err := n.store.Entries(ctx, c)
 	if err != nil {
-		return hf.Model{}, 0, err
+		return m, err
 	}
-	m, err := hf.ReadFrom(storedFolder{ctx, n.store, entries})
+	bytes := m.bytes
+	m, err = n.readFolder(ctx, storedFolder{ctx, n.store, entries})
 	if err != nil {
-		return hf.Model{}, 0, fmt.Errorf("model %s: %w", c, err)
+		return m, fmt.Errorf("model %s: %w", c, err)
 	}
-	return m, size, nil
+	m.bytes = bytes
+	return m, nil
 }
 
 // storedFolder lets a model be read where it is stored.
@@ -218,7 +226,7 @@ func (r *requester) collect(ctx context.Context, whole bool) (*pulled, error) {
 		return nil, err
 	}
 	r.announce(m.cid)
-	r.emit(CheckpointEvent{Type: "checkpoint", Run: r.run.String(), Round: p.Round, Checkpoint: m.cid.String(), Peers: votes, Bytes: m.bytes})
+	r.emit(CheckpointEvent{Type: "checkpoint", Run: r.run.String(), Round: p.Round, Checkpoint: m.cid.String(), Peers: votes, Bytes: m.model.bytes})
 	if !whole {
 		return m, nil
 	}
@@ -235,7 +243,7 @@ func (r *requester) collect(ctx context.Context, whole bool) (*pulled, error) {
 	if err := clearEmpty(r.log.Out); err != nil {
 		return nil, err
 	}
-	return m, r.store.Export(ctx, m.cid, r.log.Out)
+	return m, r.deliver(ctx, m)
 }
 
 // choose goes through the models that members name, the one named most often first, and returns the first good one of the
@@ -281,7 +289,7 @@ func (r *requester) measure(ctx context.Context, m *pulled) error {
 	if err != nil {
 		return err
 	}
-	loss, tokens, err := heldOutLoss(ctx, m.model, batches)
+	loss, tokens, err := heldOutLoss(ctx, m.model.Model, batches)
 	if err != nil {
 		return err
 	}

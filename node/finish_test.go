@@ -44,7 +44,7 @@ func TestJudgeModel(t *testing.T) {
 			Run: run.String(), Round: 1, State: s.Hash().String(), Head: proof.Head.String(), Momentum: proof.Momentum.String(),
 		}}
 		c.change(&m)
-		if err := r.judge(m); !errors.Is(err, c.want) {
+		if err := r.judge(readModel{Model: m}); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", name, err, c.want)
 		}
 	}
@@ -63,11 +63,11 @@ func TestJudgeModelOfGroups(t *testing.T) {
 	r := &requester{run: run, rec: job.Record{Rounds: 3, LocalSteps: 1, Tokenizer: "bytes"}, verified: log}
 	proof := s.Proof()
 	m := hf.Model{Weights: []float32{9, 9, 9}, Tokenizer: tokenizer.Byte{}, Provenance: hf.Provenance{Run: run.String(), Round: 1, Head: proof.Head.String(), Momentum: proof.Momentum.String()}}
-	if err := r.judge(m); err != nil {
+	if err := r.judge(readModel{Model: m}); err != nil {
 		t.Errorf("a member's own weights: %v", err)
 	}
 	m.Provenance.Head = proof.Momentum.String()
-	if err := r.judge(m); !errors.Is(err, errForeign) {
+	if err := r.judge(readModel{Model: m}); !errors.Is(err, errForeign) {
 		t.Errorf("another ledger: %v, want errForeign", err)
 	}
 }

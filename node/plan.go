@@ -19,7 +19,7 @@ import (
 
 // workerPlan is what all members of a run agree on, from its record.
 func workerPlan(r job.Record) (worker.Plan, error) {
-	params, err := r.Model.Parameters()
+	params, _, err := r.Trained()
 	if err != nil {
 		return worker.Plan{}, fmt.Errorf("%w: %w", ErrJob, err)
 	}
@@ -43,7 +43,7 @@ func workerPlan(r job.Record) (worker.Plan, error) {
 	}
 	if r.Pace == job.PaceAuto {
 		p.Tempo = &tempo.Plan{
-			Steps: r.Steps(), Mates: int(r.Peers), Bits: r.Bits, Least: leastSteps, Codec: fixed, Gradients: r.Gradients == job.GradientsAuto,
+			Steps: r.Steps(), Mates: int(r.Peers), Bits: r.Bits, Least: leastSteps, Codec: fixed, Gradients: r.Gradients,
 		}
 	} else if fixed == "" {
 		p.Codec = codec.Int8{}.ID()
@@ -58,7 +58,7 @@ const leastSteps = 10
 // memoryNeeded returns the bytes that one member needs: what the executor holds while it trains a micro-batch, the outer
 // state, and the buffers of the averaging.
 func memoryNeeded(r job.Record) (int64, error) {
-	program, err := r.Model.Program()
+	program, err := r.Program()
 	if err != nil {
 		return 0, fmt.Errorf("%w: %w", ErrJob, err)
 	}
@@ -75,7 +75,7 @@ func memoryNeeded(r job.Record) (int64, error) {
 		return 0, fmt.Errorf("%w: %w", ErrJob, err)
 	}
 	const copies = 5 // first and slow weights, momentum, update and decoded mates
-	return train + p.Parameters*4*copies, nil
+	return train + p.Trained*4*copies, nil
 }
 
 // maxActivations bounds what is planned in detail; no machine holds as much.
@@ -113,7 +113,7 @@ func buildEngine(r job.Record, device gomlx.Device, memory int64, threads int) (
 	if err := fits(r, memory); err != nil {
 		return nil, err
 	}
-	program, err := r.Model.Program()
+	program, err := r.Program()
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrJob, err)
 	}

@@ -34,7 +34,7 @@ func (r *requester) plan(ctx context.Context) (start bool, err error) {
 		return false, err
 	}
 	manifest := r.data.Manifest()
-	params, err := r.rec.Model.Parameters()
+	trained, params, err := r.rec.Trained()
 	if err != nil {
 		return false, err
 	}
@@ -42,7 +42,7 @@ func (r *requester) plan(ctx context.Context) (start bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	r.params = params
+	r.params = trained
 	if r.log.Round == 0 {
 		r.log.Rounds = plan.RoundsAfter(0)
 	}
@@ -53,7 +53,7 @@ func (r *requester) plan(ctx context.Context) (start bool, err error) {
 		return false, err
 	}
 	e := PlanEvent{
-		Type: "plan", Run: r.run.String(), Name: r.rec.Name, Model: r.rec.Model.Family, Parameters: params, MemoryBytes: r.memory,
+		Type: "plan", Run: r.run.String(), Name: r.rec.Name, Model: r.rec.Model.Family, Parameters: params, Trained: trained, Init: r.initName(), MemoryBytes: r.memory,
 		Dataset: r.rec.Dataset.String(), TrainTokens: manifest.TrainTokens, HeldOut: manifest.ValTokens, Shards: r.data.Shards(),
 		Rounds: plan.RoundsAfter(0), LocalSteps: (r.rec.Steps() + plan.RoundsAfter(0) - 1) / plan.RoundsAfter(0), Pace: r.rec.Pace, Bits: r.rec.Bits, Peers: r.rec.Peers, Tokens: tokens, WorkUnits: units,
 		Budget: credits(r.budget()), Rejected: map[string]int{}, Resumed: r.log.Round > 0,

@@ -206,7 +206,7 @@ func (p *provider) left(ctx context.Context, run wire.Link) error {
 			return nil
 		}
 	}
-	return p.releaseCheckpoints(ctx, run.String())
+	return errors.Join(p.unpinAll(ctx, []string{initPin(run.String())}), p.releaseCheckpoints(ctx, run.String()))
 }
 
 // advertise announces the slots that are free now.

@@ -15,6 +15,9 @@ import (
 func jobPin(run string) string          { return "job/" + run }
 func datasetPin(manifest string) string { return "dataset/" + manifest }
 
+// initPin names the pin of the model that a run starts from, on every node that works for the run.
+func initPin(run string) string { return "init/" + run }
+
 // dataPin names the pin of a dataset that its owner made and keeps beyond any run.
 func dataPin(manifest string) string { return "data/" + manifest }
 
@@ -24,12 +27,12 @@ func releasable(all []Run) []string {
 	live := map[string]bool{}
 	for _, run := range all {
 		if run.Role == "requester" && run.State == RunTraining {
-			live[jobPin(run.ID)], live[datasetPin(run.Dataset)] = true, true
+			live[jobPin(run.ID)], live[datasetPin(run.Dataset)], live[initPin(run.ID)] = true, true, true
 		}
 	}
 	var names []string
 	for _, run := range all {
-		for _, name := range []string{jobPin(run.ID), datasetPin(run.Dataset)} {
+		for _, name := range []string{jobPin(run.ID), datasetPin(run.Dataset), initPin(run.ID)} {
 			if run.Role == "requester" && !live[name] {
 				names = append(names, name)
 			}

@@ -43,6 +43,7 @@ type Run struct {
 	Spent      float64   `json:"spent"`                // credits
 	Checkpoint string    `json:"checkpoint,omitempty"`
 	Dataset    string    `json:"dataset,omitempty"`
+	Init       string    `json:"init,omitempty"` // CID of the model that it started from
 	Out        string    `json:"out,omitempty"`
 	Attempt    uint64    `json:"attempt"`
 

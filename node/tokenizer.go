@@ -29,6 +29,9 @@ type text struct {
 // dataset that it names, a file, or the size of one to train.
 func (r *requester) findTokenizer(ctx context.Context) (err error) {
 	d := r.file.Data
+	if r.base != nil {
+		return r.tokenizerOfBase(ctx)
+	}
 	if d.CID != "" {
 		return r.tokenizerOf(ctx, d.CID)
 	}
@@ -185,7 +188,7 @@ func openTokenizer(ctx context.Context, b blobs, name string) (tokenizer.Tokeniz
 
 // checkTokenizer refuses a dataset of another tokenizer than the run's, and a tokenizer of another size than the model's.
 func checkTokenizer(m dataset.Manifest, rec job.Record) error {
-	if m.Tokenizer.Kind != rec.Tokenizer || m.Tokenizer.Vocab != uint64(rec.Model.Vocab) {
+	if m.Tokenizer.Kind != rec.Tokenizer || m.Tokenizer.Vocab > uint64(rec.Model.Vocab) || !rec.VocabFits(int(m.Tokenizer.Vocab)) {
 		return fmt.Errorf("%w: dataset %s has %d tokens of %s, the model %d of %s: they must be the same", ErrJob, rec.Dataset,
 			m.Tokenizer.Vocab, m.Tokenizer.Kind, rec.Model.Vocab, rec.Tokenizer)
 	}

@@ -58,6 +58,7 @@ type requester struct {
 	rec   job.Record
 	run   cid.Cid
 	data  *data.Source
+	base  *readModel // that the run starts from; nil starts from random weights
 	local *Local
 	log   Run
 	text  text
@@ -137,7 +138,7 @@ func (r *requester) pursue(ctx context.Context) error {
 		}
 	}()
 	steps := []func(context.Context) error{r.define, r.connect}
-	if choice, err := r.file.Data.Choice(); err == nil && choice.File.Defined() || r.file.Data.CID != "" { // they may have to be fetched
+	if choice, err := r.file.Data.Choice(); err == nil && choice.File.Defined() || r.file.Data.CID != "" || r.initElsewhere() { // they may have to be fetched
 		slices.Reverse(steps)
 	}
 	for _, step := range steps {
@@ -165,6 +166,9 @@ func (r *requester) define(ctx context.Context) error {
 	if err := r.destination(); err != nil {
 		return err
 	}
+	if err := r.findBase(ctx); err != nil {
+		return err
+	}
 	if err := r.findTokenizer(ctx); err != nil {
 		return err
 	}
@@ -190,6 +194,9 @@ func (r *requester) define(ctx context.Context) error {
 		r.log = Run{ID: run.String(), Name: r.rec.Name, Role: "requester", State: RunPlanned, Started: time.Now().UTC(), Attempt: r.rec.Attempt}
 	}
 	r.log.Rounds, r.log.Steps, r.log.Dataset, r.log.Out = r.rec.Rounds, r.rec.Steps(), set.String(), r.outDir
+	if err := r.keepBase(ctx); err != nil {
+		return err
+	}
 	if _, err := r.store.PutRecord(ctx, raw, storage.PutOptions{Pin: jobPin(run.String()), Class: storage.Cached}); err != nil {
 		return err
 	}
@@ -296,7 +303,7 @@ func (r *requester) fits(ctx context.Context) error {
 	}
 	need, what := r.memory*int64(r.o.Local), fmt.Sprintf("%d local members need", r.o.Local)
 	if r.o.Local == 0 {
-		params, err := rec.Model.Parameters()
+		_, params, err := rec.Trained()
 		if err != nil {
 			return err
 		}
@@ -335,6 +342,9 @@ func (r *requester) destination() error {
 		return fmt.Errorf("%w: --out %s: %w", ErrUsage, out, err)
 	}
 	r.outDir = out
+	if err := r.adapterDestination(); err != nil {
+		return err
+	}
 	if r.o.DryRun {
 		return nil
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"slices"
 
 	"github.com/ipfs/go-cid"
@@ -128,7 +127,9 @@ func clearEmpty(dir string) error {
 
 // Export writes the model that a CID or run names to a folder that must not exist or be empty, with weights of the named type;
 // an empty name leaves every file as it is stored.
-func Export(ctx context.Context, u Use, what, dir, dtype string) (model string, err error) {
+//
+// With merge, and with a type, an adapter is written as the model that it belongs to with the adapter merged into it.
+func Export(ctx context.Context, u Use, what, dir, dtype string, merge bool) (model string, err error) {
 	var as hf.Type
 	if dtype != "" {
 		if as, err = hf.ParseType(dtype); err != nil {
@@ -154,7 +155,7 @@ func Export(ctx context.Context, u Use, what, dir, dtype string) (model string, 
 		if err := clearEmpty(dir); err != nil {
 			return err
 		}
-		if dtype == "" {
+		if dtype == "" && !(merge && n.holdsAdapter(ctx, c)) {
 			return n.exportSound(ctx, c, dir)
 		}
 		return n.exportAs(ctx, c, dir, as)
@@ -164,15 +165,18 @@ func Export(ctx context.Context, u Use, what, dir, dtype string) (model string, 
 
 // exportAs writes a model with weights of another type than the stored ones.
 func (n *Node) exportAs(ctx context.Context, c cid.Cid, dir string, as hf.Type) error {
-	var m hf.Model
-	if err := n.sound(ctx, c, func() (err error) { m, _, err = n.readModel(ctx, c); return err }); err != nil {
+	var m readModel
+	if err := n.sound(ctx, c, func() (err error) { m, err = n.readModel(ctx, c); return err }); err != nil {
 		return err
 	}
 	if m.Tokenizer == nil {
 		return fmt.Errorf("model %s: its tokenizer is not one that this version knows, so its files cannot be written anew; export without --dtype: %w", c, hf.ErrUnsupported)
 	}
 	m.Type = as
-	return hf.Write(dir, m)
+	if m.adapter != nil {
+		m.Model = merged(m.Model)
+	}
+	return hf.Write(dir, m.Model)
 }
 
 // needFolder fetches an object that must be a folder, as models are.
@@ -197,7 +201,7 @@ func Pull(ctx context.Context, u Use, what string) (p hf.Provenance, model strin
 		if err := n.needFolder(ctx, c); err != nil {
 			return err
 		}
-		m, _, err := n.readModel(ctx, c)
+		m, err := n.readModel(ctx, c)
 		if err != nil {
 			return err
 		}
@@ -220,7 +224,7 @@ func VerifyModel(ctx context.Context, u Use, what string) (r storage.Report, p h
 		if len(r.Faults) > 0 {
 			return fmt.Errorf("model %s: %w", c, storage.ErrCorrupt)
 		}
-		m, _, err := n.readModel(ctx, c)
+		m, err := n.readModel(ctx, c)
 		p = m.Provenance
 		return err
 	})
@@ -263,19 +267,18 @@ func Sample(ctx context.Context, o SampleOptions, emit func(text []byte) error) 
 
 // loadModel reads a model from a folder, or from the store and the network.
 func loadModel(ctx context.Context, u Use, what string) (m hf.Model, err error) {
-	if info, serr := os.Stat(what); serr == nil && info.IsDir() {
+	if info, serr := os.Stat(what); serr == nil && info.IsDir() && !isAdapter(hf.Dir(what)) {
 		return readForUse(what)
 	}
-	tmp, err := os.MkdirTemp("", "capanode-model-")
-	if err != nil {
-		return m, err
+	err = u.with(ctx, func(n *Node) error {
+		read, _, err := n.load(ctx, what)
+		m = read.Model
+		return err
+	})
+	if err == nil && m.Tokenizer == nil {
+		err = fmt.Errorf("model %s: %w: %w", what, hf.ErrUnsupported, m.TokenizerProblem)
 	}
-	defer os.RemoveAll(tmp)
-	dir := filepath.Join(tmp, "model")
-	if _, err := Export(ctx, u, what, dir, ""); err != nil {
-		return m, err
-	}
-	return readForUse(dir)
+	return m, err
 }
 
 // readForUse reads a model folder together with its tokenizer, without which there is no text.

@@ -39,6 +39,7 @@ type task struct {
 	blobs blobs
 	rec   job.Record
 	tok   tokenizer.Tokenizer // of the dataset; the checkpoints carry it
+	fixed frozen              // what the run does not train
 
 	drain chan struct{} // closed to end after the round that is under way
 
@@ -174,6 +175,9 @@ func (t *task) fetch(ctx context.Context) (*data.Source, error) {
 	if t.tok, err = openTokenizer(ctx, t.blobs, t.rec.Tokenizer); err != nil {
 		return nil, fmt.Errorf("run %s: %w", t.run, err)
 	}
+	if err := t.fetchBase(ctx); err != nil {
+		return nil, err
+	}
 	t.log = Run{ID: t.run.String(), Name: t.rec.Name, Role: "provider", State: RunTraining, Started: time.Now().UTC(),
 		Rounds: t.rec.Rounds, Steps: t.rec.Steps(), Dataset: t.rec.Dataset.String()}
 	old, err := t.p.runs.load(t.log.ID)
@@ -199,6 +203,9 @@ func (t *task) train(ctx context.Context, source *data.Source) error {
 		return err
 	}
 	defer eng.Close()
+	if err := t.start(ctx, eng); err != nil {
+		return err
+	}
 	plan, err := workerPlan(t.rec)
 	if err != nil {
 		return err

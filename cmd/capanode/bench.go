@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"sort"
@@ -23,15 +24,29 @@ func (a *app) benchCommand() *cobra.Command {
 			continue
 		}
 		short = append(short, &cobra.Command{Use: b.Name, Short: b.Doc, Long: b.Doc + ".\n\n" + b.Method, Args: args(0, 0), RunE: func(cmd *cobra.Command, _ []string) error {
-			r, err := b.Run(cmd.Context())
-			if err != nil {
-				return fmt.Errorf("bench %s: %w", b.Name, err)
-			}
-			return a.print(r, benchTable(r))
+			return a.bench(cmd.Context(), b)
 		}})
 	}
-	short = append(short, a.benchCUDACommand(), a.benchPageCommand())
+	short = append(short, a.benchGroupsCommand(), a.benchCUDACommand(), a.benchPageCommand())
 	return group("bench", "Measure this machine; every figure that the docs claim comes from here", short...)
+}
+
+// bench runs a benchmark and prints what it found, its comparisons after its figures.
+func (a *app) bench(ctx context.Context, b node.Bench) error {
+	r, err := b.Run(ctx)
+	if err != nil {
+		return fmt.Errorf("bench %s: %w", b.Name, err)
+	}
+	if err := a.print(r, benchTable(r)); err != nil || a.format != "table" {
+		return err
+	}
+	for _, t := range r.Tables {
+		fmt.Fprintf(a.out, "\n%s\n", t.Title)
+		if err := a.print(nil, table{t.Head, t.Rows}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // benchAveragingCommand measures averaging, in short or in full.
@@ -39,13 +54,21 @@ func (a *app) benchAveragingCommand() *cobra.Command {
 	var o node.AveragingBenchOptions
 	doc := node.BenchAveraging(o)
 	c := &cobra.Command{Use: doc.Name, Short: doc.Doc, Long: doc.Doc + ".\n\n" + doc.Method, Args: args(0, 0), RunE: func(cmd *cobra.Command, _ []string) error {
-		r, err := node.BenchAveraging(o).Run(cmd.Context())
-		if err != nil {
-			return fmt.Errorf("bench %s: %w", doc.Name, err)
-		}
-		return a.print(r, benchTable(r))
+		return a.bench(cmd.Context(), node.BenchAveraging(o))
 	}}
 	c.Flags().BoolVar(&o.Full, "full", false, "compare the methods over three seeds and longer runs; takes an hour")
+	c.Flags().StringVar(&o.Text, "text", "", "file that the methods train on (default: Go's own sources)")
+	return c
+}
+
+// benchGroupsCommand compares sizes of groups.
+func (a *app) benchGroupsCommand() *cobra.Command {
+	var o node.GroupsBenchOptions
+	doc := node.BenchGroups(o)
+	c := &cobra.Command{Use: doc.Name, Short: doc.Doc, Long: doc.Doc + ".\n\n" + doc.Method, Args: args(0, 0), RunE: func(cmd *cobra.Command, _ []string) error {
+		return a.bench(cmd.Context(), node.BenchGroups(o))
+	}}
+	c.Flags().IntVar(&o.Seeds, "seeds", 3, "seeds that every loss is a mean over; one takes a quarter of an hour")
 	c.Flags().StringVar(&o.Text, "text", "", "file that the methods train on (default: Go's own sources)")
 	return c
 }
@@ -58,11 +81,7 @@ func (a *app) benchStorageCommand() *cobra.Command {
 		if o.PeerBinary == "" {
 			a.say("kubo is not measured: --peer-binary names its program `ipfs`")
 		}
-		r, err := node.BenchStorage(o).Run(cmd.Context())
-		if err != nil {
-			return fmt.Errorf("bench %s: %w", doc.Name, err)
-		}
-		return a.print(r, benchTable(r))
+		return a.bench(cmd.Context(), node.BenchStorage(o))
 	}}
 	c.Flags().StringVar(&o.PeerBinary, "peer-binary", "", "kubo's program `ipfs`, which is measured on the same file")
 	return c
@@ -79,11 +98,7 @@ func (a *app) benchCUDACommand() *cobra.Command {
 		}
 		c.Log = "info" // a part says when it begins and ends
 		o.Config, o.Log = c, a.logger(c)
-		r, err := node.BenchCUDA(o).Run(cmd.Context())
-		if err != nil {
-			return fmt.Errorf("bench %s: %w", doc.Name, err)
-		}
-		return a.print(r, benchTable(r))
+		return a.bench(cmd.Context(), node.BenchCUDA(o))
 	}}
 	c.Flags().StringVar(&o.Device, "device", "cuda:0", "card to measure")
 	c.Flags().StringArrayVar(&o.Parts, "part", nil, "measure this alone (repeatable): "+strings.Join(node.CUDAParts(), ", "))

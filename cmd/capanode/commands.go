@@ -14,7 +14,7 @@ func (a *app) commands() []*cobra.Command {
 	return []*cobra.Command{
 		a.doctorCommand(), a.bootstrapCommand(), a.provideCommand(), a.trainCommand(), a.initCommand(), a.offersCommand(),
 		a.jobCommand(), a.leaseCommand(), a.ledgerCommand(), a.dataCommand(), a.storageCommand(), a.checkpointCommand(), a.exportCommand(),
-		a.sampleCommand(), a.statusCommand(), a.benchCommand(), a.engineCommand(), a.configCommand(), a.versionCommand(), a.docsCommand(),
+		a.evalCommand(), a.sampleCommand(), a.statusCommand(), a.benchCommand(), a.engineCommand(), a.configCommand(), a.versionCommand(), a.docsCommand(),
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 	"github.com/capacloud/capanode/trainer/data/quality"
 	"github.com/capacloud/capanode/trainer/engine"
 	enginebench "github.com/capacloud/capanode/trainer/engine/bench"
+	"github.com/capacloud/capanode/trainer/evaluate"
 	"github.com/capacloud/capanode/trainer/generate"
 	"github.com/capacloud/capanode/trainer/hf"
 	"github.com/capacloud/capanode/trainer/job"
@@ -89,6 +90,10 @@ var exitRules = []exitRule{
 	is(enginebench.ErrPart, exitUsage),
 	is(data.ErrEmpty, exitUsage),
 	is(data.ErrOptions, exitUsage),
+	is(data.ErrNoValidation, exitUsage),
+	is(evaluate.ErrOptions, exitUsage),
+	is(evaluate.ErrNothing, exitUsage),
+	is(node.ErrTokenizer, exitUsage),
 	is(data.ErrVocabulary, exitUsage),
 	is(corpus.ErrOptions, exitUsage),
 	is(corpus.ErrField, exitUsage),

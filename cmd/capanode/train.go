@@ -118,6 +118,12 @@ func (s *trainScreen) plan(e node.PlanEvent) {
 	}
 	say("run     %s%s", e.Run, again)
 	say("model   %s, %s parameters, %s of memory for each member", e.Model, count(e.Parameters), size(e.MemoryBytes))
+	if e.Init != "" {
+		say("start   from %s", e.Init)
+	}
+	if e.Trained < e.Parameters {
+		say("trained %s parameters, %.2g %% of the model; the rest stays as it is and never travels in rounds", count(e.Trained), 100*float64(e.Trained)/float64(e.Parameters))
+	}
 	say("data    %s tokens in %d shards, %s held out  %s", count(int64(e.TrainTokens)), e.Shards, count(int64(e.HeldOut)), e.Dataset)
 	say("work    %d rounds × %d steps × %d peers = %s tokens, %s work units", e.Rounds, e.LocalSteps, e.Peers, count(int64(e.Tokens)), count(int64(e.WorkUnits)))
 	if ring := 64 * float64(e.Peers-1) / float64(e.Peers); e.Pace == job.PaceAuto && e.Bits > 0 && e.Peers > 1 {
@@ -191,6 +197,9 @@ func (s *trainScreen) done(e node.DoneEvent) {
 	s.a.say("paid    %.6f credits for %s verified work units", e.Spent, count(int64(e.WorkUnits)))
 	if e.Out != "" {
 		s.a.say("model   %s  in %s", e.Checkpoint, e.Out)
+		if e.Adapter != "" {
+			s.a.say("adapter in %s; the model above has it merged", e.Adapter)
+		}
 		s.a.say("next    capanode sample %s \"func \"", e.Out)
 	}
 	_ = s.a.print(e, table{rows: [][]string{{e.Checkpoint}}}) // the result alone goes to standard output

@@ -32,6 +32,7 @@ type Batch struct {
 	Rows, Context int       // sequences, and tokens or feature lines of each
 	Inputs        []int32   // token IDs [Rows, Context], row-major
 	Features      []float32 // continuous inputs: [Rows, Context, width], or images [Rows, Channels, Height, Width]
+	Types         []int32   // which part of its text each token is in [Rows, Context]; nil means all 0
 	Lengths       []int32   // real tokens of each row, 1 to Context; nil means all
 	Picks         []int32   // lines that Gather keeps [Rows, picks], ascending within a row
 	Targets       []int32   // [Rows, lines of the loss]: next tokens or classes; [Ignore] where no loss is wanted
@@ -81,6 +82,20 @@ type Decoding interface {
 	Decoder() (Decoder, error)
 }
 
+// Scores tells how well a model foresaw each target of one batch.
+type Scores struct {
+	Losses []float64 // nats, in the order of Batch.Targets; 0 where the target is [Ignore]
+	Hits   []bool    // the target's logit is the largest, and the first of equal ones; nil when the loss is no cross-entropy
+}
+
+// Scoring is an [Engine] that tells the loss of each target instead of their mean.
+type Scoring interface {
+	Engine
+	// Score evaluates a batch without changing the state. Its slices are valid until the next call of any method. The
+	// losses do not depend on the other rows of the batch, and their mean is what Evaluate returns.
+	Score(ctx context.Context, batch Batch) (Scores, error)
+}
+
 // Gradient is the gradient of a loss that is summed over targets.
 type Gradient struct {
 	Sum     []float32 // layout of State.Weights; valid until the next call of any method of its engine
@@ -95,12 +110,15 @@ type Differentiating interface {
 	Gradient(ctx context.Context, batches []Batch) (Gradient, error)
 }
 
-// State is all that training changes: flat float32 views in canonical order.
+// State is all that training changes, flat float32 views in canonical order, and beside it what it leaves alone.
 type State struct {
-	Params  []Param   // sorted by Name; Param.Offset points into the slices below
-	Weights []float32 // all parameters
+	Params  []Param   // that are trained, sorted by Name; Param.Offset points into the slices below
+	Weights []float32 // of Params
 	M, V    []float32 // first and second AdamW moments, same layout as Weights
 	Steps   uint64    // optimiser steps taken, the t of AdamW's bias correction
+
+	Frozen []Param   // the others, sorted by Name; Param.Offset points into Fixed
+	Fixed  []float32 // of Frozen. An executor may keep copies: they are written before any other method is called, or not at all
 }
 
 // Param is one tensor of a model.
@@ -110,6 +128,7 @@ type Param struct {
 	Offset int    // of the first element in the flat views
 	Init   Init
 	Decay  bool // weight decay applies
+	Frozen bool // training leaves it as it is: no gradient, no moments
 }
 
 // Size returns the number of elements.

@@ -11,20 +11,28 @@ import (
 // own stream, derived from the seed and its name, so the values do not depend on the order or number of the others, and
 // they are the same on every machine: the generator uses integers only, see normal.
 func NewState(params []Param, seed uint64) (*State, error) {
-	sorted, total, err := Layout(params)
+	trained, frozen, err := Split(params)
 	if err != nil {
 		return nil, err
 	}
+	total := Elements(trained)
 	s := &State{
-		Params:  sorted,
+		Params:  trained,
 		Weights: make([]float32, total),
 		M:       make([]float32, total),
 		V:       make([]float32, total),
+		Frozen:  frozen,
+		Fixed:   make([]float32, Elements(frozen)),
 	}
-	parallel(runtime.GOMAXPROCS(0), len(sorted), func(i int) {
-		p := sorted[i]
-		fill(s.Weights[p.Offset:p.Offset+p.Size()], p, seed)
-	})
+	for _, part := range []struct {
+		params []Param
+		flat   []float32
+	}{{trained, s.Weights}, {frozen, s.Fixed}} {
+		parallel(runtime.GOMAXPROCS(0), len(part.params), func(i int) {
+			p := part.params[i]
+			fill(part.flat[p.Offset:p.Offset+p.Size()], p, seed)
+		})
+	}
 	return s, nil
 }
 

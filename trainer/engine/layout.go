@@ -40,6 +40,33 @@ func Layout(params []Param) ([]Param, int, error) {
 	return sorted, int(total), nil
 }
 
+// Split parts the parameters of a program into those that are trained and those that are frozen, each laid out like
+// [Layout] for views of its own.
+func Split(params []Param) (trained, frozen []Param, err error) {
+	all, _, err := Layout(params)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, p := range all {
+		to := &trained
+		if p.Frozen {
+			to = &frozen
+		}
+		p.Offset = Elements(*to)
+		*to = append(*to, p)
+	}
+	return trained, frozen, nil
+}
+
+// Elements returns the length of the view that laid out parameters point into.
+func Elements(params []Param) int {
+	if len(params) == 0 {
+		return 0
+	}
+	last := params[len(params)-1]
+	return last.Offset + last.Size()
+}
+
 // product multiplies dimensions, each at least one, refusing results above maxElements.
 func product(dims ...int) (int64, error) {
 	n := int64(1)

@@ -19,6 +19,7 @@ type tracer struct {
 // traced is the shape of one value: a parameter, a scalar, or a matrix [Rows·lines, width].
 type traced struct {
 	param        []int
+	frozen       bool // of a parameter
 	scalar       bool
 	lines, width int
 }
@@ -113,7 +114,7 @@ func (t *tracer) Param(name string) Value {
 	if !ok {
 		return t.fail("the program has no parameter %q", name)
 	}
-	return t.add(traced{param: p.Shape})
+	return t.add(traced{param: p.Shape, frozen: p.Frozen})
 }
 
 // Embedding implements [Graph].
@@ -140,6 +141,20 @@ func (t *tracer) Positions(x, table Value) Value {
 		return t.fail("positions [%d, %d] for %d lines of width %d", lines, width, s.lines, s.width)
 	}
 	return t.result("positions", s, 0, 0)
+}
+
+// Types implements [Graph].
+func (t *tracer) Types(x, table Value) Value {
+	s, ok := t.matrix("types", x)
+	lines, width, ok2 := t.weight("types", table)
+	if !ok || !ok2 {
+		return 0
+	}
+	if have := t.plan.Needs.Types; width != s.width || s.lines != t.batch.Context || have != 0 && have != lines {
+		return t.fail("types [%d, %d] for %d lines of width %d a row of %d tokens, elsewhere %d types", lines, width, s.lines, s.width, t.batch.Context, have)
+	}
+	t.plan.Needs.Types = lines
+	return t.result("types", s, 0, 0)
 }
 
 // Features implements [Graph].
@@ -180,6 +195,12 @@ func (t *tracer) Linear(x, weight Value) Value {
 	if s.width != in {
 		return t.fail("linear of width %d with a weight [%d, %d]", s.width, out, in)
 	}
+	before := t.plan.ForwardFLOPs
+	defer func() {
+		if w, _ := t.shape(weight); w.frozen {
+			t.plan.FrozenFLOPs += t.plan.ForwardFLOPs - before
+		}
+	}()
 	return t.result("linear", traced{lines: s.lines, width: out}, 0, int64(in)*int64(out))
 }
 
@@ -376,6 +397,14 @@ func (t *tracer) CrossEntropy(logits Value) Value {
 	}
 	all, _ := product(t.batch.Rows, s.lines) // checked when the value was made
 	return t.loss("cross-entropy", s.lines, false, all*int64(s.width+1), 0)
+}
+
+// SmoothCrossEntropy implements [Graph].
+func (t *tracer) SmoothCrossEntropy(logits Value, smoothing float64) Value {
+	if !(smoothing >= 0 && smoothing < 1) {
+		return t.fail("cross-entropy with smoothing %g, allowed are 0 to below 1", smoothing)
+	}
+	return t.CrossEntropy(logits)
 }
 
 // SquaredError implements [Graph].

@@ -55,6 +55,23 @@ func (f *File) check() error {
 	if f.Model.Preset != "" && f.Model != (ModelPart{Preset: f.Model.Preset}) {
 		return f.wrong("model.preset", "give a preset or sizes, not both")
 	}
+	if f.LoRA.Rank == 0 && (f.LoRA.Alpha != 0 || len(f.LoRA.Targets) > 0) {
+		return f.wrong("lora.rank", "needs a rank of 1 or more: 8 is a common choice")
+	}
+	if f.LoRA.Rank != 0 {
+		if err := f.adapter().lora().Check(); err != nil {
+			return f.wrong("lora", "%v", err)
+		}
+		if f.Init == "" {
+			return f.wrong("lora", "adapters change a model that exists: name it in init")
+		}
+		if len(f.Freeze) > 0 {
+			return f.wrong("freeze", "adapters leave the whole model as it is; give lora or freeze, not both")
+		}
+	}
+	if len(f.Freeze) > MaxPatterns {
+		return f.wrong("freeze", "%d patterns, allowed: %d", len(f.Freeze), MaxPatterns)
+	}
 	if f.Train.Rounds != 0 && f.Train.Tokens != 0 {
 		return f.wrong("train.tokens", "give rounds or tokens, not both")
 	}

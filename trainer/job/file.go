@@ -25,6 +25,9 @@ type File struct {
 	Name       string          `yaml:"name"`
 	Task       string          `yaml:"task"`
 	Model      ModelPart       `yaml:"model"`
+	Init       string          `yaml:"init"`
+	LoRA       LoRAPart        `yaml:"lora"`
+	Freeze     []string        `yaml:"freeze"` // patterns of parameters that stay as they are
 	Data       DataPart        `yaml:"data"`
 	Train      TrainPart       `yaml:"train"`
 	Rounds     RoundsPart      `yaml:"rounds"`
@@ -33,6 +36,14 @@ type File struct {
 	Eval       EvalPart        `yaml:"eval"`
 	lines      map[string]mark // where each key stands, for errors of meaning
 	path       string
+	base       *Base
+}
+
+// LoRAPart asks for low-rank adapters beside the frozen model of init. Rank 0 asks for none.
+type LoRAPart struct {
+	Rank    int      `yaml:"rank"`
+	Alpha   float64  `yaml:"alpha"`   // 0 is twice the rank
+	Targets []string `yaml:"targets"` // names of modules; empty is all-linear
 }
 
 // ModelPart chooses the model: a preset, or a family with its sizes.

@@ -108,6 +108,7 @@ type Report struct {
 	Round        uint64 // number of the round, from 0
 	Parent, Next round.Hash
 	Contributors []peer.ID // whose updates were applied, ascending
+	Senders      int       // members whose blobs were applied: the contributors, or those whose weights met in the finale
 	Live         []peer.ID // who had a fresh heartbeat, ascending
 	Loss         float64   // token-weighted mean training loss of the contributors, nats per token
 	Tokens       uint64    // of this round
@@ -128,6 +129,9 @@ func (r *Report) add(accepted []round.Signed, most uint64) {
 	var loss float64
 	var trained uint64
 	for _, h := range accepted {
+		if h.Merge == nil && (h.Trains() || h.Role == round.RoleWeights) {
+			r.Senders++
+		}
 		if !h.Trains() {
 			continue
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,7 +33,8 @@ type accelerator struct {
 	driver  driver
 	state   *engine.State
 
-	weights, m, v []compute.Buffer // per parameter; nil where the host's values are to be uploaded first
+	weights, m, v []compute.Buffer // per trained parameter; nil where the host's values are to be uploaded first
+	fixed         []compute.Buffer // per frozen parameter; nil until they are uploaded
 	ahead         bool             // the device's state is newer than the host's
 	graphs        map[graphKey]compute.Executable
 	order         []graphKey // of graphs, the oldest first
@@ -53,8 +55,8 @@ func newAccelerator(program engine.Program, opts Options, open func(Options) (dr
 	if err != nil {
 		return nil, fmt.Errorf("gomlx: program %q: %w", program.Name, err)
 	}
-	const copies = 4 // weights, two moments, gradients
-	if err := plan.CheckMemory(copies*4*plan.Parameters, opts.MemoryLimit); err != nil {
+	const copies = 3 // two moments, gradients
+	if err := plan.CheckMemory(4*(plan.Parameters+copies*plan.Trained), opts.MemoryLimit); err != nil {
 		return nil, fmt.Errorf("gomlx: program %q: %w", program.Name, err)
 	}
 	state, err := engine.NewState(program.Params, opts.Seed)
@@ -113,7 +115,7 @@ func (a *accelerator) train(ctx context.Context, batches []engine.Batch, step en
 	if err != nil {
 		return 0, err
 	}
-	if err := errors.Join(a.compileUpdate(), a.send(&a.m, a.state.M), a.send(&a.v, a.state.V)); err != nil {
+	if err := errors.Join(a.compileUpdate(), a.send(&a.m, a.state.Params, a.state.M), a.send(&a.v, a.state.Params, a.state.V)); err != nil {
 		return 0, err
 	}
 	p, err := a.pass(ctx, execs, batches)
@@ -156,7 +158,7 @@ func (a *accelerator) pass(ctx context.Context, execs []compute.Executable, batc
 			release(p.sums)
 		}
 	}()
-	if err := a.send(&a.weights, a.state.Weights); err != nil {
+	if err := a.sendWeights(); err != nil {
 		return p, err
 	}
 	for i, b := range batches {
@@ -224,7 +226,7 @@ func (a *accelerator) check(batches []engine.Batch, withTargets bool) (targets i
 
 // run executes a graph on one batch. It takes over sums and returns all outputs but the first, which it reads into first.
 func (a *accelerator) run(exec compute.Executable, b engine.Batch, k kind, sums []compute.Buffer, first []float32) (rest []compute.Buffer, err error) {
-	needs, err := a.needs.of(a.program, b.Shape())
+	needs, err := a.needs.of(a.program, b.Shape(), k)
 	if err != nil {
 		return nil, err
 	}
@@ -234,7 +236,7 @@ func (a *accelerator) run(exec compute.Executable, b engine.Batch, k kind, sums 
 			return err
 		}
 		defer release(fed)
-		inputs := append(append(append(make([]compute.Buffer, 0, 2*len(a.weights)+len(fed)), a.weights...), fed...), sums...)
+		inputs := slices.Concat(a.weights, a.fixed, fed, sums)
 		donate := make([]bool, len(inputs))
 		for i := len(inputs) - len(sums); i < len(inputs); i++ {
 			donate[i] = true
@@ -293,7 +295,7 @@ func (a *accelerator) Logits(ctx context.Context, batch engine.Batch) ([]float32
 func (a *accelerator) forward(ctx context.Context, b engine.Batch, k kind, out []float32) error {
 	exec, err := a.graph(graphKey{shape{k, b.Shape()}, false})
 	if err == nil {
-		err = errors.Join(ctx.Err(), a.send(&a.weights, a.state.Weights))
+		err = errors.Join(ctx.Err(), a.sendWeights())
 	}
 	if err == nil {
 		_, err = a.run(exec, b, k, nil, out)

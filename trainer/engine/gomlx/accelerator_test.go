@@ -41,6 +41,10 @@ func buildOn(open func(Options) (driver, error), d Device) enginetest.Build {
 
 func TestAcceleratorSuite(t *testing.T) { enginetest.Suite(t, buildOn(goDriver, Device{})) }
 
+func TestAcceleratorFrozen(t *testing.T) {
+	enginetest.FrozenSuite(t, buildOn(goDriver, Device{}), 1e-5)
+}
+
 func TestAcceleratorOperations(t *testing.T) {
 	enginetest.OperationSuite(t, buildOn(goDriver, Device{}))
 }

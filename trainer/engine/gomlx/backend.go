@@ -64,7 +64,7 @@ type shape struct {
 }
 
 // compile builds the graph of a program for one shape on the Go backend. Its inputs are, in this order: the parameters
-// in canonical order, the columns of the batch, and for training one accumulator per parameter. Its outputs are the
+// in order, the columns of the batch, and for training one accumulator per trained parameter. Its outputs are the
 // logits, or the loss and the new accumulators.
 func compile(b compute.Backend, p engine.Program, params []engine.Param, needs engine.Needs, s shape) (exec compute.Executable, err error) {
 	err = guard(fmt.Sprintf("compile %d rows × %d tokens", s.batch.Rows, s.batch.Context), func() error {
@@ -113,11 +113,14 @@ func (t *tape) gradients() map[string]*ml.Node {
 	return sums
 }
 
-// accumulate returns, for each parameter, its accumulator plus its gradient.
+// accumulate returns, for each trained parameter, its accumulator plus its gradient.
 func (t *tape) accumulate(params []engine.Param) []*ml.Node {
 	sums := t.gradients()
 	outputs := make([]*ml.Node, 0, len(params))
 	for i, q := range params {
+		if q.Frozen {
+			continue
+		}
 		sum := ml.Parameter(t.g, fmt.Sprintf("sum %d", i), float32s(q.Shape...))
 		if grad := sums[q.Name]; grad != nil {
 			sum = ml.Add(grad, sum) // this order: the backend then adds in place
@@ -162,19 +165,19 @@ func (e *executor) graph(s shape, needs engine.Needs, lanes int) (compute.Execut
 	if exec, ok := e.graphs.byShape[s]; ok {
 		return exec, nil
 	}
-	plan, err := engine.NewPlan(e.program, s.batch)
+	plan, err := newPlan(e.program, s)
 	if err != nil {
 		return nil, err
 	}
 	workers := int64(min(lanes, e.opts.Parallelism))
-	bytes := fixedBytes(plan.Parameters) + workers*overhead*plan.ActivationBytes
+	bytes := fixedBytes(plan) + workers*overhead*plan.ActivationBytes
 	if s.kind == training {
-		bytes += (int64(lanes) + workers) * 4 * plan.Parameters
+		bytes += (int64(lanes) + workers) * 4 * plan.Trained
 	}
 	if err := plan.CheckMemory(bytes, e.opts.MemoryLimit); err != nil {
 		return nil, fmt.Errorf("%d rows × %d tokens: %w", s.batch.Rows, s.batch.Context, err)
 	}
-	exec, err := compile(e.backend, e.program, e.state.Params, needs, s)
+	exec, err := compile(e.backend, e.program, e.params, needs, s)
 	if err != nil {
 		return nil, err
 	}

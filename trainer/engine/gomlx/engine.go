@@ -12,6 +12,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/gomlx/compute"
 
@@ -25,7 +26,8 @@ type executor struct {
 	opts    Options
 	backend compute.Backend
 	state   *engine.State
-	weights []compute.Buffer // what graphs read: a copy of state.Weights per parameter
+	params  []engine.Param   // the trained ones, then the frozen ones
+	weights []compute.Buffer // what graphs read: a copy of state.Weights and state.Fixed per parameter
 	views   [][]float32      // the memory of weights
 	grads   []float32        // gradient sum of a step, layout of state.Weights
 	lanes   []*lane
@@ -48,7 +50,7 @@ func New(program engine.Program, opts Options) (engine.Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("gomlx: program %q: %w", program.Name, err)
 	}
-	if err := plan.CheckMemory(fixedBytes(plan.Parameters), opts.MemoryLimit); err != nil {
+	if err := plan.CheckMemory(fixedBytes(plan), opts.MemoryLimit); err != nil {
 		return nil, fmt.Errorf("gomlx: program %q: %w", program.Name, err)
 	}
 	backend, err := newBackend()
@@ -60,8 +62,9 @@ func New(program engine.Program, opts Options) (engine.Engine, error) {
 		return nil, fmt.Errorf("gomlx: program %q: %w", program.Name, err)
 	}
 	e := &executor{program: program, needs: needs{}, opts: opts, backend: backend, state: state}
+	e.params = slices.Concat(state.Params, state.Frozen)
 	e.grads = make([]float32, len(state.Weights))
-	if e.weights, e.views, err = e.buffers(); err != nil {
+	if e.weights, e.views, err = e.buffers(e.params); err != nil {
 		return nil, err
 	}
 	if SlowKernels() {
@@ -71,8 +74,8 @@ func New(program engine.Program, opts Options) (engine.Engine, error) {
 }
 
 // buffers allocates one tensor per parameter and returns them with their memory.
-func (e *executor) buffers() (tensors []compute.Buffer, views [][]float32, err error) {
-	for _, p := range e.state.Params {
+func (e *executor) buffers(params []engine.Param) (tensors []compute.Buffer, views [][]float32, err error) {
+	for _, p := range params {
 		b, flat, err := e.backend.NewSharedBuffer(0, float32s(p.Shape...))
 		if err != nil {
 			return nil, nil, fmt.Errorf("gomlx: allocate %s: %w", p.Name, err)
@@ -88,8 +91,12 @@ func (e *executor) buffers() (tensors []compute.Buffer, views [][]float32, err e
 
 // publish copies the weights, which the caller may have changed, to where graphs read them.
 func (e *executor) publish() {
-	for i, p := range e.state.Params {
-		copy(e.views[i], e.state.Weights[p.Offset:])
+	for i, p := range e.params {
+		from := e.state.Weights
+		if p.Frozen {
+			from = e.state.Fixed
+		}
+		copy(e.views[i], from[p.Offset:])
 	}
 }
 
@@ -208,5 +215,6 @@ func (e *executor) Logits(ctx context.Context, batch engine.Batch) ([]float32, e
 	return out, nil
 }
 
-// fixedBytes is what an executor holds whatever the batch: weights, both moments, the gradient and the graphs' copy.
-func fixedBytes(parameters int64) int64 { return 5 * 4 * parameters }
+// fixedBytes is what an executor holds whatever the batch: weights and the graphs' copy, and of what is trained both moments
+// and the gradient.
+func fixedBytes(p engine.Plan) int64 { return 4 * (2*p.Parameters + 3*p.Trained) }

@@ -33,6 +33,8 @@ func TestSuite(t *testing.T) { enginetest.Suite(t, build) }
 
 func TestOperations(t *testing.T) { enginetest.OperationSuite(t, build) }
 
+func TestFrozen(t *testing.T) { enginetest.FrozenSuite(t, build, 1e-5) }
+
 func tiny(t *testing.T, change func(s *model.Spec)) engine.Program {
 	t.Helper()
 	s := model.Spec{Family: model.FamilyLlama, Vocab: 17, Width: 24, Layers: 2, Heads: 6, KVHeads: 2, FeedForward: 33,

@@ -3,6 +3,7 @@ package gomlx
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/gomlx/compute"
 	ml "github.com/gomlx/gomlx/core/graph"
@@ -15,7 +16,7 @@ func (a *accelerator) graph(key graphKey) (compute.Executable, error) {
 	if exec, ok := a.graphs[key]; ok {
 		return exec, nil
 	}
-	plan, err := engine.NewPlan(a.program, key.batch)
+	plan, err := newPlan(a.program, key.shape)
 	if err != nil {
 		return nil, err
 	}
@@ -51,20 +52,20 @@ func (a *accelerator) graph(key graphKey) (compute.Executable, error) {
 func (a *accelerator) bytes(plan engine.Plan, exec compute.Executable, k kind) int64 {
 	moments := int64(0)
 	if k == training {
-		moments = 2 * 4 * plan.Parameters
+		moments = 2 * 4 * plan.Trained
 	}
 	if a.driver.footprint != nil {
 		if bytes := a.driver.footprint(exec); bytes > 0 {
 			return bytes + moments
 		}
 	}
-	return 2*4*plan.Parameters + moments + overhead*plan.ActivationBytes
+	return 4*(plan.Parameters+plan.Trained) + moments + overhead*plan.ActivationBytes
 }
 
-// compile builds one graph. Its inputs are the parameters in canonical order, the columns of the batch and, with more, the
+// compile builds one graph. Its inputs are the trained parameters, the frozen ones, the columns of the batch and, with more, the
 // sums so far. Its outputs are the logits; the loss; or (loss, squared norm of the sums) and the sums.
 func (a *accelerator) compile(key graphKey, needs engine.Needs) (exec compute.Executable, err error) {
-	t := newTape(ml.NewGraph(a.driver.Backend, "model"), a.driver.style, a.state.Params, needs, key.shape)
+	t := newTape(ml.NewGraph(a.driver.Backend, "model"), a.driver.style, slices.Concat(a.state.Params, a.state.Frozen), needs, key.shape)
 	if key.kind == inference {
 		return exec, finish(t.g, &exec, wide(t.node(a.program.Logits(t))))
 	}
@@ -174,13 +175,13 @@ func (a *accelerator) apply(k engine.Coefficients, sums []compute.Buffer) error 
 }
 
 // send uploads one of the state's views unless the device has it.
-func (a *accelerator) send(to *[]compute.Buffer, flat []float32) error {
+func (a *accelerator) send(to *[]compute.Buffer, params []engine.Param, flat []float32) error {
 	if *to != nil {
 		return nil
 	}
 	var all []compute.Buffer
 	err := a.watched("upload the state", func() error {
-		for _, p := range a.state.Params {
+		for _, p := range params {
 			b, err := a.driver.BufferFromFlatData(0, flat[p.Offset:p.Offset+p.Size()], float32s(p.Shape...))
 			if err != nil {
 				return fmt.Errorf("%s: %w", p.Name, err)
@@ -197,6 +198,11 @@ func (a *accelerator) send(to *[]compute.Buffer, flat []float32) error {
 	}
 	*to = all
 	return nil
+}
+
+// sendWeights uploads the weights, and the frozen ones once.
+func (a *accelerator) sendWeights() error {
+	return errors.Join(a.send(&a.weights, a.state.Params, a.state.Weights), a.send(&a.fixed, a.state.Frozen, a.state.Fixed))
 }
 
 // receive downloads one of the state's views.
@@ -237,6 +243,7 @@ func (a *accelerator) State() *engine.State {
 func (a *accelerator) Close() error {
 	if a.broken == nil || !errors.Is(a.broken, engine.ErrHung) && a.driver.Backend != nil {
 		release(a.weights)
+		release(a.fixed)
 		release(a.m)
 		release(a.v)
 		for _, exec := range a.graphs {
@@ -248,6 +255,6 @@ func (a *accelerator) Close() error {
 		a.driver.Finalize()
 	}
 	a.broken = fmt.Errorf("gomlx: the engine is closed")
-	a.weights, a.m, a.v, a.graphs, a.update, a.driver.Backend = nil, nil, nil, nil, nil, nil
+	a.weights, a.fixed, a.m, a.v, a.graphs, a.update, a.driver.Backend = nil, nil, nil, nil, nil, nil, nil
 	return nil
 }

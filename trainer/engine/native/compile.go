@@ -52,7 +52,7 @@ func leading(width int) int {
 // source is what all graphs of an executor are compiled from.
 type source struct {
 	program engine.Program
-	params  []engine.Param // in canonical order
+	params  []engine.Param // the trained ones, then the frozen ones, both in canonical order
 	weights *weights
 	options Options
 }
@@ -84,8 +84,9 @@ type compiler struct {
 // reading is where the operations find what they read from outside.
 type reading struct {
 	engine.Batch
-	sums   []float32 // gradients of all parameters, flat
+	sums   []float32 // gradients of all trained parameters, flat
 	losses []float64 // of the lines of the loss
+	hits   []bool    // whether a line's target has the largest logit, when evaluating a cross-entropy
 	past   int       // tokens cached before the first line, when decoding
 }
 
@@ -278,7 +279,11 @@ func (g *graph) bind(arena []float32) {
 // compile plans one shape of a program. It allocates no tensor.
 func compile(src source, shape engine.Shape, k kind) (*graph, error) {
 	p := src.program
-	plan, err := engine.NewPlan(p, planShape(shape, k))
+	newPlan := engine.NewPlan
+	if k >= inference {
+		newPlan = engine.NewOutputPlan
+	}
+	plan, err := newPlan(p, planShape(shape, k))
 	if err != nil {
 		return nil, err
 	}

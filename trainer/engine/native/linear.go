@@ -9,32 +9,44 @@ import (
 
 // weights are the parameters of an executor and the copies of its matrices that products read: panels of 16 columns.
 type weights struct {
-	flat     []float32
+	flat     []float32   // trained
+	fixed    []float32   // frozen
 	forward  []*pack     // for x·Wᵀ
 	backward []*pack     // for dy·W
-	phases   [2][]*phase // that lay out the first, and both
+	phases   [2][]*phase // that lay out the first, and both, of trained matrices
+	once     []*phase    // that lay out those of frozen matrices that are new
+}
+
+// of returns the flat weights that a parameter lies in.
+func (w *weights) of(frozen bool) []float32 {
+	if frozen {
+		return w.fixed
+	}
+	return w.flat
 }
 
 // pack is one matrix laid out in panels.
 type pack struct {
-	offset, out, in int // in the flat weights, [out, in]
+	offset, out, in int  // in the flat weights, [out, in]
+	frozen          bool // in the fixed ones
+	done            bool // a frozen one is laid out
 	panels          []float32
 }
 
 // newWeights returns the weights of an executor, none of them packed.
-func newWeights(flat []float32) *weights { return &weights{flat: flat} }
+func newWeights(s *engine.State) *weights { return &weights{flat: s.Weights, fixed: s.Fixed} }
 
 // packed returns the pack of a parameter that products of one kind read, asking for it if it is new.
 func (c *compiler) packed(kind func(w *weights) *[]*pack, n *node) *pack {
 	list := kind(c.weights)
 	p := c.params[n.param]
 	for _, have := range *list {
-		if have.offset == p.Offset {
+		if have.offset == p.Offset && have.frozen == p.Frozen {
 			return have
 		}
 	}
 	out, in := c.shapeOf(n)
-	have := &pack{offset: p.Offset, out: out, in: in}
+	have := &pack{offset: p.Offset, out: out, in: in, frozen: p.Frozen}
 	*list = append(*list, have)
 	return have
 }
@@ -44,7 +56,7 @@ func backward(w *weights) *[]*pack { return &w.backward }
 
 // clone returns weights that more packs can be asked of without changing these.
 func (w *weights) clone() *weights {
-	return &weights{flat: w.flat, forward: slices.Clip(w.forward), backward: slices.Clip(w.backward)}
+	return &weights{flat: w.flat, fixed: w.fixed, forward: slices.Clip(w.forward), backward: slices.Clip(w.backward)}
 }
 
 // size returns the elements of all packs.
@@ -68,7 +80,22 @@ func (w *weights) adopt(more *weights) {
 			}
 		}
 	}
-	w.phases = [2][]*phase{{w.pack(false)}, {w.pack(true)}}
+	trained := func(p *pack) bool { return !p.frozen }
+	w.phases = [2][]*phase{{w.pack(false, trained)}, {w.pack(true, trained)}}
+	w.once = nil
+	if fresh := w.pack(true, func(p *pack) bool { return p.frozen && !p.done }); fresh.tasks > 0 {
+		w.once = []*phase{fresh}
+	}
+}
+
+// settle notes that the frozen matrices are laid out.
+func (w *weights) settle() {
+	w.once = nil
+	for _, list := range [][]*pack{w.forward, w.backward} {
+		for _, p := range list {
+			p.done = p.frozen
+		}
+	}
 }
 
 // packRows is how many lines of a matrix one task lays out, whole panels of them.
@@ -83,19 +110,25 @@ func (w *weights) packing(training bool) []*phase {
 	return w.phases[0]
 }
 
-func (w *weights) pack(training bool) *phase {
+func (w *weights) pack(training bool, which func(*pack) bool) *phase {
 	ph := &phase{}
 	for _, p := range w.forward {
+		if !which(p) {
+			continue
+		}
 		ph.add((p.out+packRows-1)/packRows, func(k *worker, task int) {
 			low, high := task*packRows, min((task+1)*packRows, p.out)
 			from := p.offset + low*p.in
-			k.PackTransposed(p.panels[low*p.in:], w.flat[from:from+(high-low)*p.in], high-low, p.in)
+			k.PackTransposed(p.panels[low*p.in:], w.of(p.frozen)[from:from+(high-low)*p.in], high-low, p.in)
 		})
 	}
 	if training {
 		for _, p := range w.backward {
+			if !which(p) {
+				continue
+			}
 			ph.add(1, func(k *worker, _ int) {
-				k.Pack(p.panels, w.flat[p.offset:p.offset+p.out*p.in], p.out, p.in)
+				k.Pack(p.panels, w.of(p.frozen)[p.offset:p.offset+p.out*p.in], p.out, p.in)
 			})
 		}
 	}
@@ -148,7 +181,31 @@ func (b *builder) Linear(x, weight engine.Value) engine.Value {
 }
 
 func (n *node) linearBackward() {
-	c, in, dy, x := n.c, n.in[0], n.grad, n.in[0].out
+	if n.in[1].wants {
+		n.sumWeight()
+	}
+	c, in, dy := n.c, n.in[0], n.grad
+	if !in.wants {
+		return
+	}
+	out, width := c.shapeOf(n.in[1])
+	s, p := in.flow(), c.packed(backward, n.in[1])
+	c.perLine(n.lines, func(w *worker, low, high int) {
+		if s.old != nil && s.old != s.dst {
+			for i := low; i < high; i++ {
+				copy(s.dst.line(i), s.old.line(i))
+			}
+		}
+		w.multiply(kernel.Product{M: high - low, N: width, K: out,
+			A: dy.data[low*dy.ld:], ARow: dy.ld, AStep: 1,
+			B: p.panels, BStep: 16, BPanel: 16 * out,
+			C: s.dst.data[low*s.dst.ld:], CRow: s.dst.ld, Add: s.old != nil})
+	}, dy, s.dst, s.old)
+}
+
+// sumWeight emits the sum of the weight's gradient, dyᵀ·x.
+func (n *node) sumWeight() {
+	c, dy, x := n.c, n.grad, n.in[0].out
 	out, width := c.shapeOf(n.in[1])
 	tileOut, tileIn := c.options.tiles()
 	across := (width + tileIn - 1) / tileIn
@@ -164,19 +221,4 @@ func (n *node) linearBackward() {
 				w.times(size{m, k, lines}, a.transposed(), b, sheet{width, n.in[1].sums()[o*width+i:]}, true)
 			}
 		}})
-	if !in.wants {
-		return
-	}
-	s, p := in.flow(), c.packed(backward, n.in[1])
-	c.perLine(n.lines, func(w *worker, low, high int) {
-		if s.old != nil && s.old != s.dst {
-			for i := low; i < high; i++ {
-				copy(s.dst.line(i), s.old.line(i))
-			}
-		}
-		w.multiply(kernel.Product{M: high - low, N: width, K: out,
-			A: dy.data[low*dy.ld:], ARow: dy.ld, AStep: 1,
-			B: p.panels, BStep: 16, BPanel: 16 * out,
-			C: s.dst.data[low*s.dst.ld:], CRow: s.dst.ld, Add: s.old != nil})
-	}, dy, s.dst, s.old)
 }

@@ -46,8 +46,13 @@ func (o Options) columnsEach() int {
 // columns emits the sum of the gradients of parameters, cut into ranges of columns.
 func (c *compiler) columns(params []*node, width int, run func(w *worker, low, high int), reads ...*tensor) {
 	var of []int
+	wanted := false
 	for _, p := range params {
 		of = append(of, p.param)
+		wanted = wanted || p.wants
+	}
+	if !wanted {
+		return
 	}
 	each := c.options.columnsEach()
 	c.later(deferred{params: of, reads: reads, tasks: (width + each - 1) / each, run: func(w *worker, task int) {
@@ -65,6 +70,17 @@ func (b *builder) Positions(x, table engine.Value) engine.Value {
 // Bias implements [engine.Graph].
 func (b *builder) Bias(x, bias engine.Value) engine.Value {
 	return b.addRows("bias", x, bias, func(int) int { return 0 })
+}
+
+// Types implements [engine.Graph].
+func (b *builder) Types(x, table engine.Value) engine.Value {
+	c := b.c
+	return b.addRows("types", x, table, func(line int) int {
+		if c.batch.Types == nil {
+			return 0
+		}
+		return int(c.batch.Types[line])
+	})
 }
 
 // addRows adds to each line of x the row of a parameter that belongs to it.
@@ -175,13 +191,15 @@ func (b *builder) LayerNorm(x, weight, bias engine.Value, eps float64) engine.Va
 func (n *node) layerNormBackward() {
 	c, in, width := n.c, n.in[0], n.width
 	dy, from, stats := n.grad, in.out, n.saved
+	weight, unused := n.in[1].sumsOr(width)
+	bias, unused2 := n.in[2].sumsOr(width)
 	run := func(w *worker, low, high int) {
-		dw, db := n.in[1].sums()[low:high], n.in[2].sums()[low:high]
+		dw, db := weight()[low:high], bias()[low:high]
 		for i := range n.lines {
 			w.LayerNormGrad(dw, db, dy.line(i)[low:high], from.line(i)[low:high], stats.data[2*i], stats.data[2*i+1])
 		}
 	}
-	c.columns(n.in[1:3], width, run, dy, from, stats)
+	c.columns(n.in[1:3], width, run, dy, from, stats, unused, unused2)
 	if !in.wants {
 		return
 	}

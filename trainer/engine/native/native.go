@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/capacloud/capanode/trainer/engine"
@@ -44,7 +45,8 @@ type executor struct {
 	program engine.Program
 	opts    Options
 	state   *engine.State
-	grads   []float32 // gradient sum of a step, layout of state.Weights
+	params  []engine.Param // the trained ones, then the frozen ones
+	grads   []float32      // gradient sum of a step, layout of state.Weights
 	weights *weights
 	crew    *crew
 	graphs  map[graphKey]*graph
@@ -77,15 +79,15 @@ func newExecutor(program engine.Program, opts Options) (*executor, error) {
 		return nil, err
 	}
 	opts = opts.defaults()
-	params, total, err := engine.Layout(program.Params)
+	trained, frozen, err := engine.Split(program.Params)
 	if err != nil {
 		return nil, err
 	}
-	plan := engine.Plan{Parameters: int64(total)}
-	for _, p := range params {
+	plan := engine.Plan{}
+	for _, p := range slices.Concat(trained, frozen) {
 		plan.Tensors = append(plan.Tensors, engine.Tensor{Name: p.Name, Bytes: 4 * int64(p.Size())})
 	}
-	if err := plan.Sort().CheckMemory(stateBytes(plan.Parameters), opts.MemoryLimit); err != nil {
+	if err := plan.Sort().CheckMemory(stateBytes(trained, frozen), opts.MemoryLimit); err != nil {
 		return nil, err
 	}
 	state, err := engine.NewState(program.Params, opts.Seed)
@@ -93,7 +95,8 @@ func newExecutor(program engine.Program, opts Options) (*executor, error) {
 		return nil, err
 	}
 	e := &executor{program: program, opts: opts, state: state, grads: make([]float32, len(state.Weights)), graphs: map[graphKey]*graph{}}
-	e.weights = newWeights(state.Weights)
+	e.params = slices.Concat(state.Params, state.Frozen)
+	e.weights = newWeights(state)
 	e.crew = newCrew(set, opts.Parallelism, opts.Watchdog)
 	e.update = newUpdate(state, e.grads)
 	return e, nil
@@ -163,6 +166,19 @@ func (e *executor) Evaluate(ctx context.Context, batch engine.Batch) (float64, e
 	return sum / float64(targets), nil
 }
 
+// Score implements [engine.Scoring].
+func (e *executor) Score(ctx context.Context, batch engine.Batch) (engine.Scores, error) {
+	one := [1]engine.Batch{batch}
+	if _, _, err := e.pass(ctx, one[:], evaluation); err != nil {
+		return engine.Scores{}, fmt.Errorf("native: score: %w", err)
+	}
+	g, err := e.graph(evaluation, batch.Shape())
+	if err != nil {
+		return engine.Scores{}, fmt.Errorf("native: score: %w", err)
+	}
+	return engine.Scores{Losses: g.batch.losses, Hits: g.batch.hits}, nil
+}
+
 // pass runs all batches and returns the summed loss and the number of targets in it; when training it leaves their summed
 // gradient in e.grads.
 func (e *executor) pass(ctx context.Context, batches []engine.Batch, k kind) (sum float64, targets int64, err error) {
@@ -207,6 +223,12 @@ func (e *executor) pass(ctx context.Context, batches []engine.Batch, k kind) (su
 func (e *executor) prepare(ctx context.Context, training bool) error {
 	if training {
 		clear(e.grads)
+	}
+	if e.weights.once != nil {
+		if err := e.run(ctx, e.weights.once); err != nil {
+			return err
+		}
+		e.weights.settle()
 	}
 	return e.run(ctx, e.weights.packing(training))
 }
@@ -291,11 +313,11 @@ func (e *executor) graph(k kind, shape engine.Shape) (*graph, error) {
 		return nil, fmt.Errorf("%d rows × %d tokens, the model takes 1 to %d tokens: %w", shape.Rows, shape.Context, e.program.Context, engine.ErrBatch)
 	}
 	wanted := e.weights.clone()
-	g, err := compile(source{e.program, e.state.Params, wanted, e.opts}, shape, k)
+	g, err := compile(source{e.program, e.params, wanted, e.opts}, shape, k)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", engine.ErrBatch, err)
 	}
-	need := memory{parameters: int64(len(e.state.Weights)), packs: wanted.size(), arena: max(len(e.arena), g.arena),
+	need := memory{state: stateBytes(e.state.Params, e.state.Frozen), packs: wanted.size(), arena: max(len(e.arena), g.arena),
 		tables:  e.tables + g.tables,
 		scratch: max(len(e.crew.workers[0].scratch), g.scratch), workers: len(e.crew.workers)}
 	if err := g.plan.CheckMemory(need.bytes(), e.opts.MemoryLimit); err != nil {

@@ -358,3 +358,12 @@ func TestCloseAndCancel(t *testing.T) {
 		t.Errorf("numerics %q, want %q", got, want)
 	}
 }
+
+// Frozen parameters change no bit of the gradients of the others.
+func TestFrozen(t *testing.T) { enginetest.FrozenSuite(t, build, 0) }
+
+func TestFrozenRecomputed(t *testing.T) {
+	enginetest.FrozenSuite(t, func(t *testing.T, p engine.Program, seed uint64, parallelism int) engine.Engine {
+		return make1(t, p, Options{Seed: seed, Parallelism: parallelism, Recompute: true})
+	}, 0)
+}

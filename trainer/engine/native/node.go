@@ -52,7 +52,8 @@ func (b *builder) node(v engine.Value) *node { return b.c.nodes[v-1] }
 // Param implements [engine.Graph].
 func (b *builder) Param(name string) engine.Value {
 	n := b.add(name, 0, 0)
-	n.param, n.wants = b.c.index[name], true
+	n.param = b.c.index[name]
+	n.wants = !b.c.params[n.param].Frozen
 	return b.value()
 }
 
@@ -65,13 +66,23 @@ func (c *compiler) shapeOf(n *node) (out, in int) {
 // values returns a parameter's elements.
 func (n *node) values() []float32 {
 	p := n.c.params[n.param]
-	return n.c.weights.flat[p.Offset : p.Offset+p.Size()]
+	return n.c.weights.of(p.Frozen)[p.Offset : p.Offset+p.Size()]
 }
 
-// sums returns the gradient of a parameter that the step at hand sums up.
+// sums returns the gradient of a trained parameter that the step at hand sums up.
 func (n *node) sums() []float32 {
 	p := n.c.params[n.param]
 	return n.c.batch.sums[p.Offset : p.Offset+p.Size()]
+}
+
+// sumsOr returns where to sum up a parameter's gradient: for a frozen one, which an operation cannot leave out, a tensor that
+// nobody reads.
+func (n *node) sumsOr(width int) (sums func() []float32, unused *tensor) {
+	if n.wants {
+		return n.sums, nil
+	}
+	unused = n.c.tensor("unused gradient", 1, width)
+	return func() []float32 { return unused.data }, unused
 }
 
 // result makes the tensor of a node's value.
