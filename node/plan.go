@@ -43,7 +43,7 @@ func workerPlan(r job.Record) (worker.Plan, error) {
 	}
 	if r.Pace == job.PaceAuto {
 		p.Tempo = &tempo.Plan{
-			Steps: r.Steps(), Mates: int(r.Peers), Bits: r.Bits, Least: leastSteps, Codec: fixed, Gradients: r.Gradients == job.GradientsAuto,
+			Steps: r.Steps(), Mates: int(r.Peers), Bits: r.Bits, Least: leastSteps, Codec: fixed, Gradients: r.Gradients,
 		}
 	} else if fixed == "" {
 		p.Codec = codec.Int8{}.ID()

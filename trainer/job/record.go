@@ -25,9 +25,13 @@ const (
 	MaxFragments      = 256     // parts in which the weights travel
 )
 
-// RecordVersion is the version of the canonical job record. Programs that know another one refuse the job instead of training
-// something else.
-const RecordVersion = 2
+// The versions of the canonical job record. A job that version 1 can say is written in it, so that its run ID stays what it
+// was; programs that know version 1 alone refuse the others instead of training something else.
+const (
+	RecordVersion          = 1
+	RecordVersionTuned     = 2 // with init, adapter or freeze
+	RecordVersionGradients = 3 // with gradients
+)
 
 // ErrRecord reports a job record from outside that breaks its rules.
 var ErrRecord = errors.New("job record")
@@ -60,19 +64,24 @@ type Record struct {
 	Codec           string     `cbor:"codec"`
 	Group           uint64     `cbor:"group"` // most members that average with each other in a round; 0 chooses
 	Fragments       uint64     `cbor:"fragments"`
-	Overlap         string     `cbor:"overlap"`   // auto, never or always
-	Gradients       string     `cbor:"gradients"` // auto or never: whether the auto pace may make a round one step on everybody's gradients
+	Overlap         string     `cbor:"overlap"` // auto, never or always
 	OuterRate       float64    `cbor:"outer_learning_rate"`
 	OuterMomentum   float64    `cbor:"outer_momentum"`
 	CheckpointEvery uint64     `cbor:"checkpoint_every"` // rounds
 
 	// What most jobs leave alone is no part of their records.
-	Smoothing float64    `cbor:"label_smoothing,omitempty"` // share of each target that is spread over all tokens
-	Recompute bool       `cbor:"recompute,omitempty"`       // of layers in the backward pass; it changes memory and time, no result
-	Precision string     `cbor:"precision,omitempty"`       // fp32 or bf16; empty leaves it to each provider
-	Init      *wire.Link `cbor:"init,omitempty"`            // folder of the model whose weights the run starts from; nil starts from the seed
-	Adapter   *Adapter   `cbor:"adapter,omitempty"`         // trained beside the frozen model of Init; nil trains the model itself
-	Freeze    []string   `cbor:"freeze,omitempty"`          // patterns of parameters that stay as they are
+	Smoothing float64 `cbor:"label_smoothing,omitempty"` // share of each target that is spread over all tokens
+	Recompute bool    `cbor:"recompute,omitempty"`       // of layers in the backward pass; it changes memory and time, no result
+	Precision string  `cbor:"precision,omitempty"`       // fp32 or bf16; empty leaves it to each provider
+
+	// Of records of version 2, which say more than version 1 can.
+	Init    *wire.Link `cbor:"init,omitempty"`    // folder of the model whose weights the run starts from; nil starts from the seed
+	Adapter *Adapter   `cbor:"adapter,omitempty"` // trained beside the frozen model of Init; nil trains the model itself
+	Freeze  []string   `cbor:"freeze,omitempty"`  // patterns of parameters that stay as they are
+
+	// Of records of version 3: the auto pace may make a round one step on everybody's gradients. Never of those of version 2: how far
+	// such steps may go from a model that is trained already has not been measured.
+	Gradients bool `cbor:"gradients,omitempty"`
 }
 
 // Dataset is what a run's record says of its dataset.
@@ -105,7 +114,7 @@ func (f *File) Bind(owner peer.ID, dataset Dataset, attempt uint64) (Record, err
 		Context: uint64(f.Train.Context), Peers: uint64(f.Market.Peers),
 		LearningRate: f.Train.LearningRate, MinRate: f.Train.MinRate, Warmup: uint64(f.Train.Warmup),
 		WeightDecay: f.Train.WeightDecay, Clip: f.Train.Clip, Seed: f.Train.Seed,
-		Pace: f.Rounds.Pace, Bits: f.Rounds.Bits, Codec: f.Rounds.Codec, Group: uint64(f.Rounds.Group), Fragments: uint64(f.Rounds.Fragments), Overlap: f.Rounds.Overlap, Gradients: f.Rounds.Gradients,
+		Pace: f.Rounds.Pace, Bits: f.Rounds.Bits, Codec: f.Rounds.Codec, Group: uint64(f.Rounds.Group), Fragments: uint64(f.Rounds.Fragments), Overlap: f.Rounds.Overlap,
 		OuterRate: f.Rounds.OuterRate, OuterMomentum: f.Rounds.Momentum,
 		CheckpointEvery: uint64(f.Checkpoint.Every), Smoothing: f.Train.Smoothing, Recompute: f.Train.Recompute,
 	}
@@ -120,6 +129,8 @@ func (f *File) Bind(owner peer.ID, dataset Dataset, attempt uint64) (Record, err
 			return Record{}, f.wrong("lora.rank", "adapters are not written for a gpt2 yet; leave lora out to train the model itself, or take a llama")
 		}
 	}
+	r.Gradients = f.Rounds.Gradients == GradientsAuto && f.Rounds.Pace == PaceAuto && !r.tuned()
+	r.Version = r.version()
 	r.Rounds = f.rounds(r.tokensPerRound())
 	if err := r.Check(); err != nil {
 		return r, err
@@ -218,11 +229,22 @@ func (r Record) Steps() uint64 { return r.Rounds * r.LocalSteps }
 // TokensPerPeerRound is what one member trains on in one round: steps × sequences × tokens.
 func (r Record) TokensPerPeerRound() uint64 { return r.LocalSteps * r.Batch * r.Context }
 
+// version is the lowest one that can say the record.
+func (r Record) version() uint64 {
+	switch {
+	case r.Gradients:
+		return RecordVersionGradients
+	case r.tuned():
+		return RecordVersionTuned
+	}
+	return RecordVersion
+}
+
 // Check bounds every field of a record, so that no later arithmetic overflows and nothing is allocated for nonsense.
 func (r Record) Check() error {
-	if r.Version != RecordVersion || r.Task != model.TaskCausal && r.Task != model.TaskMasked {
-		return fmt.Errorf("%w: version %d, task %.20q: this program runs version %d, %s and %s", ErrRecord, r.Version, r.Task, RecordVersion,
-			model.TaskCausal, model.TaskMasked)
+	if r.Version != r.version() || r.Task != model.TaskCausal && r.Task != model.TaskMasked {
+		return fmt.Errorf("%w: version %d, task %.20q: this program runs versions %d to %d, %s and %s", ErrRecord, r.Version, r.Task, RecordVersion,
+			RecordVersionGradients, model.TaskCausal, model.TaskMasked)
 	}
 	if _, err := peer.IDFromBytes(r.Owner); err != nil {
 		return fmt.Errorf("%w: owner: %w", ErrRecord, err)
@@ -289,8 +311,8 @@ func (r Record) checkRounds() error {
 	if r.Pace != PaceAuto && r.Pace != PaceFixed || r.Overlap != OverlapAuto && r.Overlap != OverlapNever && r.Overlap != OverlapAlways {
 		return fmt.Errorf("%w: pace %.20q, overlap %.20q, allowed: auto, fixed; auto, never, always", ErrRecord, r.Pace, r.Overlap)
 	}
-	if r.Gradients != GradientsAuto && r.Gradients != GradientsNever {
-		return fmt.Errorf("%w: gradients %.20q, allowed: auto, never", ErrRecord, r.Gradients)
+	if r.Gradients && (r.Pace != PaceAuto || r.tuned()) {
+		return fmt.Errorf("%w: rounds of gradients with pace %.20q, or in a run that starts from a model", ErrRecord, r.Pace)
 	}
 	if !(r.Bits >= 0 && r.Bits <= 1e6) || r.Fragments < 1 || r.Fragments > MaxFragments || r.Group == 1 || r.Group > MaxPeers {
 		return fmt.Errorf("%w: %v bits, %d fragments, groups of %d, allowed: 0 to 1e6, 1 to %d, 0 or 2 to %d",

@@ -73,7 +73,7 @@ func Schema() []Field {
 		{"rounds.group", "integer", d.Rounds.Group, "peers", "most peers that average with each other in one round; 0 is all of up to 16, and groups of 8 where there are more"},
 		{"rounds.fragments", "integer", d.Rounds.Fragments, "", "parts in which the weights travel, one each round"},
 		{"rounds.overlap", "string", d.Rounds.Overlap, "", "whether the next round's steps run beside the exchange: auto, never or always"},
-		{"rounds.gradients", "string", d.Rounds.Gradients, "", "auto: with the auto pace, where rounds.bits pays for an exchange in every step and the links carry it in the time of a step, a round is one step by the sign of everybody's gradients; never: all rounds are of local steps"},
+		{"rounds.gradients", "string", d.Rounds.Gradients, "", "auto: with the auto pace, where rounds.bits pays for an exchange in every step and the links carry it in the time of a step, a round is one step by the sign of everybody's gradients; never: all rounds are of local steps, as they are in runs that start from a model"},
 		{"rounds.outer_learning_rate", "number", d.Rounds.OuterRate, "", "η of the outer Nesterov step, with a fixed pace"},
 		{"rounds.outer_momentum", "number", d.Rounds.Momentum, "", "μ of the outer Nesterov step, with a fixed pace"},
 		{"market.peers", "integer", d.Market.Peers, "", "slots to lease"},

@@ -99,6 +99,9 @@ func (f *File) named(want, have model.Spec) (fields []pair) {
 	return fields
 }
 
+// tuned tells whether the run starts from a model, or leaves some of it as it is.
+func (r Record) tuned() bool { return r.Init != nil || r.Adapter != nil || len(r.Freeze) > 0 }
+
 // VocabFits tells whether a tokenizer of that size belongs to the model. A model that was made elsewhere may have been padded, and
 // one that fills gaps has one more token where the tokenizer has no mask of its own.
 func (r Record) VocabFits(tokens int) bool {
