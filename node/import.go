@@ -107,7 +107,7 @@ func (n *Node) importFolder(ctx context.Context, dir string, got *Imported) (m h
 			return m, cid.Undef, fmt.Errorf("import %s: %w", dir, err)
 		}
 	}
-	if m, err = hf.Read(staging); err != nil {
+	if m, err = hf.ReadFrom(hf.Dir(staging)); err != nil {
 		return m, cid.Undef, fmt.Errorf("import %s: %w", dir, err)
 	}
 	c, err = n.store.AddPath(ctx, staging, storage.PutOptions{Pin: stagedPin, Class: storage.Cached, Cut: safetensors.Cut})

@@ -97,7 +97,7 @@ func (f format) checkKey(key string, value json.RawMessage) error {
 		return fmt.Errorf("hf: %s: %s: %w: %w", configFile, key, ErrFormat, err)
 	}
 	if !slices.Contains(allowed, text.String()) {
-		return refuse(key, text.String())
+		return fmt.Errorf("hf: %s: %s is %.80s, which this program does not compute: %w", configFile, key, text.String(), ErrUnsupported)
 	}
 	return nil
 }
