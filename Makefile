@@ -35,15 +35,15 @@ test-faults: ## break training runs on purpose, for an hour: deaths at every ste
 	CAPANODE_FAULT_LONG=1 go test -timeout 4h -count=1 -v ./trainer/faultlab
 	CAPANODE_FAULT_LONG=1 go test -timeout 1h -count=1 -v -run 'NoProcessIsSpecial|C16' ./cmd/capanode ./p2p ./market/book
 
-# The Python interpreter is CAPANODE_PYTHON, or one that the test sets up with pip for itself.
-test-interop: ## compare with other programs: tokenizers with the Python package, blocks and archives with kubo, built in a module of its own
-	CAPANODE_INTEROP=1 go test -timeout 1h -count=1 -run Interop ./trainer/tokenizer
+# The Python interpreter is CAPANODE_PYTHON, or one that each test sets up with pip for itself; for models that takes gigabytes.
+test-interop: ## compare with other programs: tokenizers and models with the Python packages, blocks and archives with kubo, built in a module of its own
+	CAPANODE_INTEROP=1 go test -timeout 1h -count=1 -run Interop ./trainer/tokenizer ./trainer/hf
 	cd storage/ipfs/interop && go test -timeout 40m -count=1 -v ./...
 
 # The short form of these tests is part of `make test`.
 test-crash: ## break the store and its fetches on purpose, for hours: SIGKILL, power loss at every write, full disks, 10,000 flipped bits
 	CAPANODE_CRASH_LONG=1 go test -timeout 2h -count=1 -v -run 'Crash|Kill|Fault|Flip|Model' ./storage
-	CAPANODE_CRASH_LONG=1 go test -timeout 4h -count=1 -v -run 'Killed|FlippedBits' ./storage/transfer
+	CAPANODE_CRASH_LONG=1 go test -timeout 4h -parallel 8 -count=1 -v -run 'Killed|FlippedBits' ./storage/transfer
 
 # GoMLX kernels step outside their slices by uintptr arithmetic, which checkptr takes for a bug.
 race: ## run the tests under the race detector, all but the engine's arithmetic

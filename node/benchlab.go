@@ -52,8 +52,8 @@ func benchMethods(ctx context.Context, r *BenchReport, o AveragingBenchOptions) 
 	r.Figures["loss_over_data_parallel_n4"], r.Figures["loss_over_data_parallel_n8"] = c.Parity[0].OverParallel, c.Parity[1].OverParallel
 	r.Figures["loss_over_diloco_n4"], r.Figures["loss_over_diloco_n8"] = c.Parity[0].OverDiLoCo, c.Parity[1].OverDiLoCo
 	r.Figures["bytes_over_data_parallel"] = c.Parity[0].Share
-	r.Figures["front_budgets_won"], r.Figures["front_budgets_won_with_gradients"] = float64(c.Won), float64(c.WonWith)
-	r.Figures["gradients_loss_over_data_parallel_n4"], r.Figures["gradients_loss_over_data_parallel_n8"] = c.Parity[0].Gradients, c.Parity[1].Gradients
+	r.Figures["front_budgets_won"] = float64(c.Won)
+	r.Figures["local_steps_loss_over_data_parallel_n4"], r.Figures["local_steps_loss_over_data_parallel_n8"] = c.Parity[0].Local, c.Parity[1].Local
 	r.Baseline["validation_loss_data_parallel_n4"], r.Baseline["validation_loss_data_parallel_n8"] = c.Parity[0].Parallel, c.Parity[1].Parallel
 	r.Tables = append(r.Tables, parityTable(c), frontTable(c))
 	r.Plots = append(r.Plots, BenchPlot{"averaging-loss-bytes", frontPlot(c)}, BenchPlot{"averaging-loss-tokens", tokensPlot(c)})
@@ -150,7 +150,7 @@ func frontPlot(c trainerbench.Comparison) chart.Chart {
 		}
 	}
 	for _, family := range c.Families() {
-		line := chart.Line{Name: family, Dots: true, Strong: family == lab.Ours, Dashed: family == lab.Gradients}
+		line := chart.Line{Name: family, Dots: true, Strong: family == lab.Ours, Dashed: family == lab.LocalSteps}
 		for _, b := range lab.Budgets {
 			if o, ok := c.At(family, b); ok {
 				line.Points = append(line.Points, [2]float64{o.Share, o.Loss})
@@ -165,7 +165,7 @@ func tokensPlot(c trainerbench.Comparison) chart.Chart {
 	p := chart.Chart{Title: "Validation loss against tokens, four peers", X: chart.Axis{Label: "tokens of all peers together"},
 		Y: chart.Axis{Label: "validation loss (nats per byte)"}}
 	for _, o := range c.Curves() {
-		line := chart.Line{Name: o.Label, Strong: o.Family == lab.Ours, Dashed: o.Family == lab.DataParallel || o.Family == lab.Gradients}
+		line := chart.Line{Name: o.Label, Strong: o.Family == lab.Ours, Dashed: o.Family == lab.DataParallel || o.Family == lab.LocalSteps}
 		for _, q := range o.Curve {
 			line.Points = append(line.Points, [2]float64{q.Tokens, q.Loss})
 		}

@@ -43,14 +43,14 @@ const methodAveraging = "dense_averaging_mb_per_second is 64 MB of float32 throu
 	"by sweeps of inner and outer learning rates and momenta (docs/decisions/0003-averaging-defaults.md). Bytes are what one peer downloads, which is what it uploads in the mean; the " +
 	"unit is data-parallel training with a float32 ring all-reduce every step, a ring costs 2(N−1)/N payloads each way, an all-gather N−1 blobs; blobs count with their headers, signed " +
 	"round headers do not. loss_over_data_parallel and loss_over_diloco (exact, with as many rounds as the program takes) are quotients of losses; bytes_over_data_parallel is what the program moved for them at four peers; front_budgets_won counts " +
-	"the budgets, of five, at which the loss of its rounds is the lowest, front_budgets_won_with_gradients those at which that or its codec on gradients is, which the worker does not do. NoLoCo's peers, and the program's at 1/1000, keep weights of their own: their loss is the mean of the peers'. " +
+	"the budgets, of five, at which its loss is the lowest. The program is what a run of the auto pace does on quick links: rounds of gradients where the budget pays for one in every step, else rounds of local steps (docs/decisions/0006-gradient-rounds.md); local_steps_loss_over_data_parallel is of a job that excludes gradients. NoLoCo's peers, and the program's at 1/1000, keep weights of their own: their loss is the mean of the peers'. " +
 	"Models as small as this one overstate the loss of all methods with local steps; the order of the methods is what carries over."
 
 const methodMarket = "One bootstrap node, eight sellers and a buyer in one process, each a libp2p host on loopback with its own journal on disk. Every book holds " +
 	"10,000 generated offers with valid signatures besides the sellers'. first_lease is from the planner's start on such a book (parse the query, search, " +
 	"choose) to one ACTIVE lease; gang3 and gang8 the same to three and eight, all or none; 50 times each, everything closed in between. cold_lease is of a new " +
 	"host with an empty book that knows the bootstrap node only: it starts, joins, copies the book and leases; 20 times. handshake is a lease alone, quote to " +
-	"ACTIVE on both sides, 300 times; every step of it is synced to both journals. Rates and queries (three conditions, no limit) are of one core. The baselines " +
+	"ACTIVE on both sides, 300 times; every step of it is synced to both journals. Rates and queries (three conditions, no limit, over that book and over one of 100,000 offers) are of one core. The baselines " +
 	"are one fsync, one round trip on a new stream, one Ed25519 check, and the query's conditions written out as a loop."
 
 // loopback starts a host on this machine's own interface that has joined the network of the bootstrap addresses.
@@ -96,16 +96,20 @@ func benchStorage(ctx context.Context, r *BenchReport) error {
 		r.Figures["cpu_seconds_per_gb"], r.Baseline["raw_stream_cpu_seconds_per_gb"] = f.CPU, f.RawCPU
 	}
 	r.Baseline["raw_stream_mb_per_second"], r.Baseline["disk_mb_per_second"] = f.Raw, f.Disk
-	s, err := storagebench.RunShaped(ctx)
+	s, err := storagebench.RunShaped(ctx, storagebench.ShapedOptions{Nodes: shapedNodes})
 	if err != nil {
 		return err
 	}
 	r.Figures["share_of_500_mbit_at_25_ms"], r.Figures["four_over_one_at_100_mbit"], r.Figures["sent_twice_by_four"] = s.Long, s.Four, s.Twice
+	r.Baseline["raw_stream_share_of_500_mbit_at_25_ms"] = s.Raw
 	store, err := storagebench.RunStore(ctx, storagebench.StoreOptions{Size: 512 << 20})
 	if err != nil {
 		return err
 	}
-	return r.take(store)
+	if err := r.take(store); err != nil {
+		return err
+	}
+	return benchDelta(ctx, r)
 }
 
 // loopbackNodes starts hosts on loopback that one client knows.
@@ -131,6 +135,45 @@ func loopbackNodes(ctx context.Context, servers int) (out storagebench.Nodes, er
 		if out.Client = h; i < servers {
 			out.Servers = append(out.Servers, h)
 		}
+	}
+	return out, nil
+}
+
+// shapedNodes starts hosts on loopback of which one client knows the others, which do not know each other: it can reach them
+// in no other way than the one it is given.
+func shapedNodes(ctx context.Context, servers int, via func(addr string) (string, error)) (out storagebench.Nodes, err error) {
+	var hosts []*p2p.Host
+	out.Close = func() (err error) {
+		for _, h := range slices.Backward(hosts) {
+			err = errors.Join(err, h.Close())
+		}
+		return err
+	}
+	var known []string
+	for i := range servers + 1 {
+		role, boot := p2p.Bootstrap, []string(nil)
+		if i == servers {
+			role, boot = p2p.Provider, known
+		}
+		h, err := loopback(ctx, role, boot)
+		if err != nil {
+			return out, errors.Join(err, out.Close())
+		}
+		hosts = append(hosts, h)
+		if i == servers {
+			out.Client = h
+			return out, nil
+		}
+		out.Servers = append(out.Servers, h)
+		tcp := slices.IndexFunc(h.Addrs(), func(a string) bool { return strings.Contains(a, "/tcp/") })
+		if tcp < 0 {
+			return out, errors.Join(fmt.Errorf("no TCP address among %q", h.Addrs()), out.Close())
+		}
+		addr, err := via(h.Addrs()[tcp])
+		if err != nil {
+			return out, errors.Join(err, out.Close())
+		}
+		known = append(known, addr)
 	}
 	return out, nil
 }

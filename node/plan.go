@@ -42,14 +42,16 @@ func workerPlan(r job.Record) (worker.Plan, error) {
 		fixed = ""
 	}
 	if r.Pace == job.PaceAuto {
-		p.Tempo = &tempo.Plan{Steps: r.Steps(), Mates: int(r.Peers), Bits: r.Bits, Least: leastSteps, Codec: fixed}
+		p.Tempo = &tempo.Plan{
+			Steps: r.Steps(), Mates: int(r.Peers), Bits: r.Bits, Least: leastSteps, Codec: fixed, Gradients: r.Gradients == job.GradientsAuto,
+		}
 	} else if fixed == "" {
 		p.Codec = codec.Int8{}.ID()
 	}
 	return p, nil
 }
 
-// leastSteps is the shortest round in steps. Shorter ones cost more in signatures, hashes and synced snapshots than their
+// leastSteps is the shortest round of local steps. Shorter ones cost more in signatures, hashes and synced snapshots than their
 // averages bring: at equal bytes the loss hardly depends on how they are cut into rounds.
 const leastSteps = 10
 

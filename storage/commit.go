@@ -172,7 +172,7 @@ func (s *Store) replace(batch *pebble.Batch, o *newObject, old record, ch *chang
 func (s *Store) endPartial(batch *pebble.Batch, o *newObject, ch *change) error {
 	if o.partial {
 		ch.used -= o.rec.charge()
-		return batch.Delete(cidKey(keyPartial, o.cid), nil)
+		return s.unlistFetch(batch, o.cid)
 	}
 	rec, err := s.partial(o.cid)
 	if errors.Is(err, ErrNotFound) || s.isActive(o.cid) {
@@ -184,7 +184,7 @@ func (s *Store) endPartial(batch *pebble.Batch, o *newObject, ch *change) error 
 	ch.used -= rec.Charge
 	_, name := s.partialPath(o.cid)
 	ch.unfile = append(ch.unfile, name)
-	return batch.Delete(cidKey(keyPartial, o.cid), nil)
+	return s.unlistFetch(batch, o.cid)
 }
 
 // settle changes the accounts by bytes in use and bytes reserved.

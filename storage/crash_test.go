@@ -234,3 +234,46 @@ func fetch(t *testing.T, from, to *storage.Store, c cid.Cid) {
 		t.Fatal(err)
 	}
 }
+
+// TestProgressOutlivesTheProcess ends a process while a fetch is under way: what was synced is there, and of what was not nothing,
+// as the index keeps in memory what nobody asked it to sync. All but the last seconds of the fetch must be.
+func TestProgressOutlivesTheProcess(t *testing.T) {
+	ctx, mem, now := t.Context(), vfs.NewCrashableMem(), time.Unix(1_800_000_000, 0)
+	data := storetest.Bytes(8, 40*unixfs.BlockSize)
+	donor, err := storage.OpenMem()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer donor.Close()
+	c, err := donor.PutBytes(ctx, data, storage.PutOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := func(fs vfs.FS) (*storage.Store, *storage.Partial) {
+		s, err := storage.Open(ctx, "/store", storage.Options{FS: fs, Now: func() time.Time { return now }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := s.Begin(ctx, c, storetest.Nodes(ctx, donor))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s, p
+	}
+	s, p := open(mem)
+	defer s.Close()
+	defer p.Close()
+	now = now.Add(5 * time.Second) // before the first block: time does not move while others read it
+	for i := range 36 {
+		if err := p.Write(i, data[i*unixfs.BlockSize:(i+1)*unixfs.BlockSize]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	storage.Checkpointed(p)
+	s2, p2 := open(mem.CrashClone(vfs.CrashCloneCfg{}))
+	defer s2.Close()
+	defer p2.Close()
+	if missing := len(p2.Missing()); missing > 8 {
+		t.Errorf("%d of 40 blocks are missing after the end of a process that had 36", missing)
+	}
+}

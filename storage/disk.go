@@ -117,15 +117,26 @@ func (s *Store) recover(ctx context.Context) error {
 	return errors.Join(err, s.removeLeftovers(ctx))
 }
 
-// recoverPartials charges unfinished fetches and forgets those whose file is gone.
+// recoverPartials charges unfinished fetches and forgets those whose file is gone. One that ended between the move of its file and
+// the index gets its file back.
 func (s *Store) recoverPartials(ctx context.Context) error {
 	return s.eachPartial(ctx, func(c cid.Cid, rec partialRecord) error {
-		_, name := s.partialPath(c)
-		if _, err := s.fs.Stat(name); err != nil {
-			return s.unset(cidKey(keyPartial, c), pebble.Sync)
+		dir, name := s.partialPath(c)
+		if _, err := s.fs.Stat(name); err == nil {
+			s.used += rec.Charge
+			return nil
 		}
-		s.used += rec.Charge
-		return nil
+		_, object := s.objectPath(c)
+		if _, err := s.record(c); errors.Is(err, ErrNotFound) && s.fs.Rename(object, name) == nil {
+			s.used += rec.Charge
+			return s.syncDir(dir)
+		}
+		batch := s.db.NewBatch()
+		defer batch.Close()
+		if err := s.unlistFetch(batch, c); err != nil {
+			return err
+		}
+		return s.apply(batch, pebble.Sync)
 	})
 }
 

@@ -26,3 +26,6 @@ func FlipIndexBit(s *Store, c cid.Cid, rng *rand.Rand) (undo func(), err error) 
 func GarbleRecord(s *Store, c cid.Cid, with []byte) error {
 	return s.db.Set(cidKey(keyObject, c), with, pebble.Sync)
 }
+
+// Checkpointed waits until what a fetch saves in the background is saved.
+func Checkpointed(p *Partial) { p.work.Wait() }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -237,21 +236,8 @@ func (x *exporter) writeFile(ctx context.Context, dir *os.Root, name string, c c
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(f, contextReader{ctx, r})
+	err = r.exportTo(ctx, f)
 	return errors.Join(err, f.Sync(), f.Close())
-}
-
-// contextReader stops a copy when its context ends.
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c contextReader) Read(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.r.Read(p)
 }
 
 func syncFolder(path string) error {

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -22,6 +23,8 @@ const (
 	// evictShare is the part of the quota that an eviction frees beyond what is wanted, so that a full cache does not look
 	// through the whole index for each new object.
 	evictShare = 64
+	// giveWayEvery is how many objects are scanned or removed between two turns of others: some tens of microseconds.
+	giveWayEvery = 16
 	// everything is more bytes than a store can hold: what a collection wants.
 	everything = 1 << 62
 )
@@ -132,12 +135,12 @@ func (s *Store) evict(ctx context.Context, want int64) (total Removed, err error
 	}()
 	c := &collection{s: s, kept: map[cid.Cid]bool{}}
 	err = c.scan(ctx)
-	switch {
-	case want < everything:
-	case s.sharing.Load():
+	if want < everything || s.sharing.Load() { // else the order of the index, in which they are, is as good as any other, and much faster
+		s.rank(c.queue)
+		slices.SortStableFunc(c.queue, candidate.compare)
+	}
+	if want == everything && s.sharing.Load() {
 		slices.Reverse(c.queue) // the newer ones share with the older ones: then little has to move
-	default: // the order of the index is as good as any other, and much faster
-		slices.SortFunc(c.queue, func(a, b candidate) int { return cmp.Compare(a.cid.KeyString(), b.cid.KeyString()) })
 	}
 	for err == nil && len(c.queue) > 0 && total.Bytes < want {
 		var gone []removal
@@ -166,11 +169,7 @@ func (c *collection) step(ctx context.Context, want int64) ([]removal, error) {
 		return nil, err
 	}
 	next := c.front(want)
-	for _, x := range next {
-		if err := s.bequeath(ctx, x.cid, leaving(next)); err != nil {
-			s.log.Warn("an object that others share cannot go", "cid", x.cid, "err", err)
-		}
-	}
+	c.bequeath(ctx, next)
 	s.gate.Lock()
 	defer s.gate.Unlock()
 	if err := c.protect(ctx); err != nil {
@@ -184,7 +183,8 @@ func (c *collection) step(ctx context.Context, want int64) ([]removal, error) {
 	batch := s.db.NewBatch()
 	defer batch.Close()
 	var out []removal
-	for _, x := range next {
+	for i, x := range next {
+		giveWay(i)
 		gone, err := c.unlist(batch, x)
 		if errors.Is(err, ErrNotFound) {
 			continue
@@ -198,6 +198,27 @@ func (c *collection) step(ctx context.Context, want int64) ([]removal, error) {
 		return nil, fmt.Errorf("storage: remove: %w", err)
 	}
 	return out, nil
+}
+
+// bequeath moves leaves that objects which stay share with those that go.
+func (c *collection) bequeath(ctx context.Context, next []candidate) {
+	if !c.s.sharing.Load() {
+		return
+	}
+	going := leaving(next)
+	for _, x := range next {
+		if err := c.s.bequeath(ctx, x.cid, going); err != nil {
+			c.s.log.Warn("an object that others share cannot go", "cid", x.cid, "err", err)
+		}
+	}
+}
+
+// giveWay lets others have the processor now and then: a reader that comes back from the disk would else wait until the runtime
+// takes it away from a collection, which is ten milliseconds.
+func giveWay(i int) {
+	if i%giveWayEvery == 0 {
+		runtime.Gosched()
+	}
 }
 
 // front takes from the queue what one turn removes: enough to free want bytes, and about gcKeys entries at most.
@@ -262,7 +283,7 @@ func (s *Store) unlist(batch *pebble.Batch, c candidate) (removal, error) {
 		}
 		_, out.file = s.partialPath(c.cid)
 		out.bytes = rec.Charge
-		return out, batch.Delete(cidKey(keyPartial, c.cid), nil)
+		return out, s.unlistFetch(batch, c.cid)
 	}
 	rec, err := s.record(c.cid)
 	if err != nil {
@@ -327,11 +348,17 @@ func (c *collection) scan(ctx context.Context) error {
 	for _, p := range pins {
 		roots = append(roots, p.CID)
 	}
+	if err := s.settleUses(); err != nil {
+		return err
+	}
 	uses, err := s.uses()
 	if err != nil {
 		return err
 	}
+	seen := 0
 	err = s.eachRecord(ctx, func(id cid.Cid, rec record) error {
+		giveWay(seen)
+		seen++
 		if rec.Class == Owned {
 			if rec.Kind == Directory {
 				roots = append(roots, id)
@@ -358,8 +385,6 @@ func (c *collection) scan(ctx context.Context) error {
 		return nil
 	})
 	c.queue = slices.DeleteFunc(c.queue, func(x candidate) bool { return c.kept[x.cid] })
-	s.rank(c.queue)
-	slices.SortStableFunc(c.queue, candidate.compare)
 	return err
 }
 

@@ -25,6 +25,7 @@ const (
 	keyBlock   = 'b' // digest, cid → where in that object the block is
 	keyPin     = 'p' // name → cid, and the end of a lease
 	keyPartial = 't' // cid → partialRecord
+	keyFetched = 'f' // cid, node number → interior node of an unfinished fetch
 	keyUse     = 'u' // cid → LRU clock
 	keyMeta    = 'm' // name → value
 	keyPath    = 'x' // path of a file in place → cid of the object that it is
@@ -237,6 +238,7 @@ func (s *Store) eachRecordFrom(ctx context.Context, from []byte, f func(cid.Cid,
 // indexObject writes every entry of the object into the batch.
 func (s *Store) indexObject(batch *pebble.Batch, o *newObject) error {
 	c := o.cid
+	s.untouch(c)
 	use := binary.BigEndian.AppendUint64(nil, s.useSeq.Add(1))
 	errs := []error{
 		s.putRecord(batch, c, o.rec),
@@ -310,14 +312,11 @@ func (s *Store) leafChunkOf(c cid.Cid, chunk int) ([]unixfs.Digest, error) {
 	return out, nil
 }
 
-// unindex writes the removal of every entry of the object into the batch. Pins are left alone.
+// unindex writes the removal of every entry of the object into the batch, and of none that cannot be there: each one costs the
+// index as much as an entry. Pins are left alone.
 func (s *Store) unindex(batch *pebble.Batch, c cid.Cid, rec record) error {
-	errs := []error{
-		batch.Delete(cidKey(keyObject, c), nil),
-		batch.Delete(cidKey(keyUse, c), nil),
-		batch.Delete(cidKey(keyCuts, c), nil),
-		batch.Delete(cidKey(keyShared, c), nil),
-	}
+	s.untouch(c)
+	errs := []error{batch.Delete(cidKey(keyObject, c), nil), batch.Delete(cidKey(keyUse, c), nil)}
 	if rec.Inline {
 		errs = append(errs, batch.Delete(cidKey(keyValue, c), nil))
 	}
@@ -328,6 +327,7 @@ func (s *Store) unindex(batch *pebble.Batch, c cid.Cid, rec record) error {
 		d, err := unixfs.DigestOf(c)
 		return errors.Join(append(errs, err, batch.Delete(blockKey(d, c), nil))...)
 	}
+	errs = append(errs, batch.Delete(cidKey(keyCuts, c), nil), batch.Delete(cidKey(keyShared, c), nil))
 	for chunk := 0; chunk*leafChunk < rec.blocks(); chunk++ {
 		leaves, err := s.leafChunkOf(c, chunk)
 		errs = append(errs, err)
@@ -343,10 +343,4 @@ func (s *Store) unindex(batch *pebble.Batch, c cid.Cid, rec record) error {
 		errs = append(errs, batch.Delete(numberedKey(keyNode, c, i), nil))
 	}
 	return errors.Join(errs...)
-}
-
-// touch moves the object to the recent end of the LRU order. Losing it in a crash is harmless, so it is not synced.
-func (s *Store) touch(c cid.Cid) error {
-	use := binary.BigEndian.AppendUint64(nil, s.useSeq.Add(1))
-	return s.set(cidKey(keyUse, c), use, pebble.NoSync)
 }

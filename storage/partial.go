@@ -17,10 +17,11 @@ import (
 )
 
 const (
-	// checkpointBytes and checkpointAge bound what a crash costs a fetch: the larger of the two. Saving more often would
-	// make a fast fetch wait for its own disk.
-	checkpointBytes = 64 << 20
-	checkpointAge   = 5 * time.Second
+	// checkpointBytes and checkpointAge say when the progress of a fetch is saved: after the larger of the two. A crash may cost
+	// twice that, 64 MiB or 5 s of traffic, so that the disk has as much time to sync. Saving more often would make a fast fetch
+	// wait for its own disk.
+	checkpointBytes = 32 << 20
+	checkpointAge   = 2500 * time.Millisecond
 	// writebackBytes is how much is handed to the disk at a time while more arrives, so that Commit need not wait for all.
 	writebackBytes = 16 << 20
 )
@@ -53,6 +54,7 @@ type Partial struct {
 	idle     int64 // bytes written since the last writeback
 	flushing bool
 	saving   bool
+	earlier  bool           // some of the file is from an earlier fetch, or from a damaged object
 	work     sync.WaitGroup // writes and checkpoints that finish must wait for
 	closed   bool
 }
@@ -107,10 +109,11 @@ func (p *Partial) begin(ctx context.Context) error {
 	}
 	old, err := s.record(root)
 	if err == nil {
+		p.earlier = true
 		if err := p.reopenDamaged(ctx, old); err != nil {
 			return err
 		}
-		return p.adoptMore(ctx)
+		return errors.Join(p.keepNodes(), p.adoptMore(ctx))
 	}
 	if !errors.Is(err, ErrNotFound) {
 		return err
@@ -119,7 +122,7 @@ func (p *Partial) begin(ctx context.Context) error {
 	case err != nil:
 		return err
 	case resumed:
-		return p.adoptMore(ctx)
+		return errors.Join(p.keepNodes(), p.adoptMore(ctx))
 	}
 	return p.fresh(ctx, dir)
 }
@@ -139,7 +142,7 @@ func (p *Partial) fresh(ctx context.Context, dir string) error {
 	defer mu.Unlock()
 	err := p.openFile()
 	if err == nil {
-		err = errors.Join(s.syncDir(dir), p.save(p.bits, pebble.Sync))
+		err = errors.Join(s.syncDir(dir), p.keepNodes(), p.save(p.bits, pebble.Sync))
 	}
 	if err != nil {
 		s.settle(0, -charge)
@@ -229,7 +232,7 @@ func (p *Partial) resume() (resumed bool, err error) {
 	if saved.Charge != p.rec.charge() {
 		return false, brokenProgress()
 	}
-	p.rec.Class = saved.Class
+	p.rec.Class, p.earlier = saved.Class, true
 	if _, err := s.fs.Stat(p.path); err == nil { // else nothing is left of it
 		copy(p.bits, saved.Bits)
 	}
@@ -424,11 +427,12 @@ func (p *Partial) writeback() {
 	p.flushing = false
 }
 
-// checkpoint makes the blocks of a bitmap durable, then the bitmap. Failing costs progress after a crash, nothing else.
+// checkpoint makes the blocks of a bitmap durable, then the bitmap. Failing costs progress after a crash, nothing else. The index
+// is synced, too: an entry that is not waits in this process for more to come, and dies with it.
 func (p *Partial) checkpoint(bits bitmap) {
 	err := p.file.SyncData()
 	if err == nil {
-		err = p.save(bits, pebble.NoSync)
+		err = p.save(bits, pebble.Sync)
 	}
 	if err != nil {
 		p.s.log.Warn("cannot save the progress of a fetch", "cid", p.layout.Root, "err", err)
@@ -460,7 +464,11 @@ func (p *Partial) Commit(ctx context.Context) (Info, error) {
 	if err := p.finish(); err != nil {
 		return Info{}, err
 	}
-	return s.commit(&newObject{cid: root, rec: p.rec, temp: p.path, layout: p.layout, shared: p.shared, partial: true})
+	o := &newObject{cid: root, rec: p.rec, temp: p.path, layout: p.layout, shared: p.shared, partial: true}
+	if p.earlier || p.shared != nil {
+		return s.commit(o)
+	}
+	return s.commitHashed(o) // every block was hashed on its way into the file
 }
 
 // Close saves the progress and releases the partial; a later Begin resumes it.

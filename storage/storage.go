@@ -168,6 +168,7 @@ type Store struct {
 	evicting chan struct{}  // holds one token while something is collected
 	sharing  atomic.Bool    // some object shares leaves with another one
 	useSeq   atomic.Uint64  // clock of the LRU order
+	recent   recent         // its newest part
 	tempSeq  atomic.Uint64
 	reads    atomic.Uint64 // blocks read for others, so that scrubbing can stand back
 	failure  atomic.Pointer[indexFailure]
@@ -218,6 +219,9 @@ func OpenMem() (*Store, error) {
 func (s *Store) Close() error {
 	var errs []error
 	if s.db != nil {
+		if err := s.settleUses(); err != nil {
+			s.log.Debug("the order of the last uses is lost", "err", err)
+		}
 		errs = append(errs, s.db.Close())
 		s.db = nil
 	}

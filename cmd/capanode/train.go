@@ -71,10 +71,16 @@ func (a *app) confirm() bool {
 
 // trainScreen shows a run's events: JSON lines, or lines for people.
 type trainScreen struct {
-	a      *app
-	rounds int
-	tenth  uint64 // of the comparison, that was told last
+	a        *app
+	rounds   int    // shown
+	stride   uint64 // steps between two lines, where rounds are shorter than that; 0 shows every round
+	shown    uint64 // steps until the last line
+	up, down uint64 // bytes since then
+	tenth    uint64 // of the comparison, that was told last
 }
+
+// lineSteps is the most steps that pass before a line is shown though the rounds are shorter: those of gradients take one.
+const lineSteps = 10
 
 func (a *app) trainScreen() *trainScreen { return &trainScreen{a: a} }
 
@@ -106,6 +112,9 @@ func (s *trainScreen) show(event any) {
 }
 
 func (s *trainScreen) plan(e node.PlanEvent) {
+	if e.Pace == job.PaceAuto {
+		s.stride = lineSteps
+	}
 	say := s.a.say
 	again := ""
 	if e.Resumed {
@@ -170,12 +179,17 @@ func (s *trainScreen) lease(e node.LeaseEvent) {
 }
 
 func (s *trainScreen) round(e node.RoundEvent) {
+	s.up, s.down = s.up+e.BytesUp, s.down+e.BytesDown
+	if e.Step > s.shown && e.Step < s.shown+s.stride && e.Step < e.Steps && s.rounds > 0 {
+		return
+	}
 	if s.rounds%20 == 0 {
 		s.a.say("%8s %9s %9s %9s %6s %10s %10s %11s %8s", "round", "loss", "tokens", "tokens/s", "peers", "up", "down", "spent", "left")
 	}
 	s.rounds++
+	defer func() { s.shown, s.up, s.down = e.Step, 0, 0 }()
 	s.a.say("%4d/%-3d %9.4f %9s %9.0f %6d %10s %10s %11.6f %8s", e.Round, e.Rounds, e.Loss, count(int64(e.Tokens)), e.TokensPerSecond,
-		e.Peers, size(int64(e.BytesUp)), size(int64(e.BytesDown)), e.Spent, (time.Duration(e.ETASeconds) * time.Second).String())
+		e.Peers, size(int64(s.up)), size(int64(s.down)), e.Spent, (time.Duration(e.ETASeconds) * time.Second).String())
 }
 
 func (s *trainScreen) alone(e node.AloneEvent) {

@@ -30,6 +30,7 @@ type Options struct {
 	Cold       int    // first leases of new nodes; 0 means 20
 	Handshakes int    // 0 means 300
 	Offers     int    // in the book, besides the sellers'; 0 means 10,000
+	Large      int    // offers in a larger book; 0 means 100,000
 	Queries    int    // 0 means 300
 	// Start makes a node that has joined the network of the given bootstrap addresses.
 	Start func(ctx context.Context, role p2p.Role, bootstrap []string) (Node, error)
@@ -55,6 +56,8 @@ type Figures struct {
 
 	QueryP50   float64 `json:"query_10k_ms_p50"` // a query with three conditions over all offers, sorted, without a limit
 	QueryP99   float64 `json:"query_10k_ms_p99"`
+	LargeP50   float64 `json:"query_100k_ms_p50"` // the same over the larger book
+	LargeP99   float64 `json:"query_100k_ms_p99"`
 	Beacons    float64 `json:"beacons_per_second_per_core"`    // unknown ones: verified, decoded, checked, in the book
 	Duplicates float64 `json:"duplicates_per_second_per_core"` // recognised and dropped
 	OfferBytes float64 `json:"bytes_per_offer"`                // mean signed envelope
@@ -78,7 +81,7 @@ func Run(ctx context.Context, o Options) (f Figures, err error) {
 	for _, n := range []struct {
 		given *int
 		or    int
-	}{{&o.Repeat, 50}, {&o.Cold, 20}, {&o.Handshakes, 300}, {&o.Offers, 10_000}, {&o.Queries, 300}} {
+	}{{&o.Repeat, 50}, {&o.Cold, 20}, {&o.Handshakes, 300}, {&o.Offers, 10_000}, {&o.Large, 100_000}, {&o.Queries, 300}} {
 		if *n.given == 0 {
 			*n.given = n.or
 		}
@@ -89,6 +92,13 @@ func Run(ctx context.Context, o Options) (f Figures, err error) {
 	}
 	if err := f.measureBook(ctx, offers, o.Queries); err != nil {
 		return f, fmt.Errorf("bench: book: %w", err)
+	}
+	large, err := envelopes(o.Large, time.Now())
+	if err != nil {
+		return f, fmt.Errorf("bench: make offers: %w", err)
+	}
+	if err := f.measureLargeBook(ctx, large, o.Queries); err != nil {
+		return f, fmt.Errorf("bench: larger book: %w", err)
 	}
 	dir, err := os.MkdirTemp(o.Dir, "capanode-bench-*")
 	if err != nil {

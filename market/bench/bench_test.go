@@ -37,7 +37,7 @@ func start(ctx context.Context, role p2p.Role, bootstrap []string) (Node, error)
 }
 
 func TestRunMeasuresEverything(t *testing.T) {
-	f, err := Run(t.Context(), Options{Dir: t.TempDir(), Repeat: 3, Cold: 2, Handshakes: 5, Offers: 300, Queries: 5, Start: start})
+	f, err := Run(t.Context(), Options{Dir: t.TempDir(), Repeat: 3, Cold: 2, Handshakes: 5, Offers: 300, Large: 600, Queries: 5, Start: start})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +62,7 @@ func TestRunMeasuresEverything(t *testing.T) {
 			}
 		}
 	}
-	if f.FirstLeaseP50 > f.FirstLeaseP95 || f.HandshakeP50 > f.HandshakeP99 || f.QueryP50 > f.QueryP99 {
+	if f.FirstLeaseP50 > f.FirstLeaseP95 || f.HandshakeP50 > f.HandshakeP99 || f.QueryP50 > f.QueryP99 || f.LargeP50 > f.LargeP99 {
 		t.Errorf("percentiles fall: %s", text)
 	}
 }
@@ -70,7 +70,7 @@ func TestRunMeasuresEverything(t *testing.T) {
 func TestRunEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := Run(ctx, Options{Dir: t.TempDir(), Offers: 10, Start: start}); !errors.Is(err, context.Canceled) {
+	if _, err := Run(ctx, Options{Dir: t.TempDir(), Offers: 10, Large: 10, Start: start}); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v, want context.Canceled", err)
 	}
 	if _, err := Run(t.Context(), Options{}); err == nil {

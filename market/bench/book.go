@@ -52,7 +52,7 @@ func envelopes(n int, now time.Time) ([][]byte, error) {
 }
 
 // measureBook fills a book with offers and queries it, all on one core.
-func (f *Figures) measureBook(ctx context.Context, envs [][]byte, queries int) (err error) {
+func (f *Figures) measureBook(ctx context.Context, envs [][]byte, repeats int) (err error) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	for _, env := range envs {
 		f.OfferBytes += float64(len(env)) / float64(len(envs))
@@ -77,31 +77,60 @@ func (f *Figures) measureBook(ctx context.Context, envs [][]byte, queries int) (
 	if err != nil {
 		return err
 	}
-	q, err := query.Parse(searched)
+	f.QueryP50, f.QueryP99, err = queries(ctx, b, repeats)
 	if err != nil {
 		return err
 	}
-	found := 0
-	times, err := repeat(ctx, queries, func() (time.Time, error) {
-		found = b.Query(q).Matched
+	f.Baseline.Scan, err = scans(ctx, b, repeats)
+	return err
+}
+
+// measureLargeBook queries a book of many more offers.
+func (f *Figures) measureLargeBook(ctx context.Context, envs [][]byte, repeats int) (err error) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	b := book.New(nil)
+	for _, env := range envs {
+		if _, err := b.Apply(env); err != nil {
+			return err
+		}
+	}
+	f.LargeP50, f.LargeP99, err = queries(ctx, b, repeats)
+	return err
+}
+
+// queries times the query over a book.
+func queries(ctx context.Context, b *book.Book, repeats int) (p50, p99 float64, err error) {
+	q, err := query.Parse(searched)
+	if err != nil {
+		return 0, 0, err
+	}
+	times, err := repeat(ctx, repeats, func() (time.Time, error) {
+		b.Query(q)
 		return time.Now(), nil
 	})
 	if err != nil {
-		return err
+		return 0, 0, err
 	}
-	f.QueryP50, f.QueryP99 = percentile(times, 0.5), percentile(times, 0.99)
-	offers := b.Offers()
-	times, err = repeat(ctx, queries, func() (time.Time, error) {
+	return percentile(times, 0.5), percentile(times, 0.99), nil
+}
+
+// scans times the query as a loop, which must find as many.
+func scans(ctx context.Context, b *book.Book, repeats int) (p50 float64, err error) {
+	q, err := query.Parse(searched)
+	if err != nil {
+		return 0, err
+	}
+	offers, found := b.Offers(), b.Query(q).Matched
+	times, err := repeat(ctx, repeats, func() (time.Time, error) {
 		if n := scan(offers); n != found {
 			return time.Time{}, fmt.Errorf("the query finds %d offers, a loop over them %d", found, n)
 		}
 		return time.Now(), nil
 	})
 	if err != nil {
-		return err
+		return 0, err
 	}
-	f.Baseline.Scan = percentile(times, 0.5)
-	return nil
+	return percentile(times, 0.5), nil
 }
 
 // scan is the query as a loop: it returns the number of matches, which it has sorted by price.

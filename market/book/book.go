@@ -29,8 +29,8 @@ const (
 // ErrFull reports a beacon of an unknown peer that arrives when the book holds [MaxOffers] live offers.
 var ErrFull = errors.New("book is full")
 
+// entry is what the book keeps of a peer beside its offer.
 type entry struct {
-	offer  *offer.Offer // never changed, only replaced
 	bucket offer.Bucket
 	digest [sha256.Size]byte // of the envelope
 }
@@ -39,7 +39,8 @@ type entry struct {
 type Book struct {
 	now      func() time.Time
 	mu       sync.RWMutex
-	entries  map[peer.ID]*entry
+	offers   *query.Table // never changed, only replaced
+	entries  map[peer.ID]entry
 	known    map[[sha256.Size]byte]struct{} // digests of the envelopes held, to skip verifying them again
 	evidence []*offer.Equivocation
 	skewed   map[peer.ID]time.Duration // whose beacons were refused for their times, and how far ahead their clocks are
@@ -51,7 +52,7 @@ func New(now func() time.Time) *Book {
 	if now == nil {
 		now = time.Now
 	}
-	return &Book{now: now, entries: make(map[peer.ID]*entry), known: make(map[[sha256.Size]byte]struct{}),
+	return &Book{now: now, offers: query.NewTable(), entries: make(map[peer.ID]entry), known: make(map[[sha256.Size]byte]struct{}),
 		skewed: make(map[peer.ID]time.Duration)}
 }
 
@@ -76,29 +77,27 @@ func (b *Book) Apply(env []byte) (offer.Offer, error) {
 	defer b.mu.Unlock()
 	now := b.now()
 	b.sweep(now)
-	e := b.entries[o.Peer]
-	if e == nil {
-		if err := offer.Check(nil, o, now); err != nil {
+	known := b.offers.Get(o.Peer)
+	if err := offer.Check(known, o, now); err != nil {
+		if known == nil {
 			b.doubt(o, now)
-			return o, err
 		}
-		if len(b.entries) >= MaxOffers {
-			return o, fmt.Errorf("book: %d offers: %w", len(b.entries), ErrFull)
-		}
-		e = &entry{}
-	} else if err := offer.Check(e.offer, o, now); err != nil {
 		b.remember(err)
 		return o, err
 	}
+	if known == nil && b.offers.Len() >= MaxOffers {
+		return o, fmt.Errorf("book: %d offers: %w", b.offers.Len(), ErrFull)
+	}
 	delete(b.skewed, o.Peer)
+	e := b.entries[o.Peer]
 	bucket, ok := e.bucket.Take(now, offer.RateEvery, offer.RateBurst)
 	if !ok {
 		return o, fmt.Errorf("book: from %s: %w", o.Peer, offer.ErrRate)
 	}
 	delete(b.known, e.digest)
-	*e = entry{offer: &o, bucket: bucket, digest: digest}
-	b.entries[o.Peer] = e
+	b.entries[o.Peer] = entry{bucket, digest}
 	b.known[digest] = struct{}{}
+	b.offers.Put(&o)
 	return o, nil
 }
 
@@ -146,11 +145,10 @@ func (b *Book) sweep(now time.Time) {
 		return
 	}
 	b.swept = now
-	for id, e := range b.entries {
-		if offer.Dead(e.offer.Beacon, now) {
-			delete(b.entries, id)
-			delete(b.known, e.digest)
-		}
+	for _, o := range slices.Collect(b.offers.All(now, true)) {
+		delete(b.known, b.entries[o.Peer].digest)
+		delete(b.entries, o.Peer)
+		b.offers.Remove(o.Peer)
 	}
 }
 
@@ -158,14 +156,7 @@ func (b *Book) sweep(now time.Time) {
 func (b *Book) live() []*offer.Offer {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
-	now := b.now()
-	out := make([]*offer.Offer, 0, len(b.entries))
-	for _, e := range b.entries {
-		if !offer.Dead(e.offer.Beacon, now) {
-			out = append(out, e.offer)
-		}
-	}
-	return out
+	return slices.Collect(b.offers.All(b.now(), false))
 }
 
 // Offers lists the live offers, withdrawn ones included, in no particular order.
@@ -179,24 +170,39 @@ func (b *Book) Offers() []offer.Offer {
 }
 
 // Len is the number of live offers, withdrawn ones included.
-func (b *Book) Len() int { return len(b.live()) }
+func (b *Book) Len() (n int) {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	for range b.offers.All(b.now(), false) {
+		n++
+	}
+	return n
+}
 
 // Get returns the live offer of a peer.
 func (b *Book) Get(id peer.ID) (offer.Offer, bool) {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
-	e := b.entries[id]
-	if e == nil || offer.Dead(e.offer.Beacon, b.now()) {
+	o := b.offers.Get(id)
+	if o == nil || offer.Dead(o.Beacon, b.now()) {
 		return offer.Offer{}, false
 	}
-	return *e.offer, true
+	return *o, true
 }
 
 // Query runs a query over the live offers.
-func (b *Book) Query(q query.Query) query.Result { return q.Run(slices.Values(b.live())) }
+func (b *Book) Query(q query.Query) query.Result {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return q.Run(b.offers, b.now())
+}
 
 // Explain lists each live offer that a query rejects, with the reason.
-func (b *Book) Explain(q query.Query) []query.Rejection { return q.Explain(slices.Values(b.live())) }
+func (b *Book) Explain(q query.Query) []query.Rejection {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return q.Explain(b.offers, b.now())
+}
 
 // Evidence lists the proofs of equivocation found so far.
 func (b *Book) Evidence() []*offer.Equivocation {

@@ -9,19 +9,26 @@ import (
 	"github.com/capacloud/capanode/market/offer"
 )
 
-// field is one thing that a query can ask about. A number field has num and units, a text field has text and same.
+// field is one thing that a query can ask about. A number field has number and units; a text field has same, and word unless it
+// is the peer.
 type field struct {
-	num   func(*offer.Offer) uint64       // value in base units
-	units map[string]uint64               // base units per unit; "" is a bare number
-	text  func(*offer.Offer) string       // value of a text field
-	same  func(value, wanted string) bool // equality of a text field
+	number func(*offer.Beacon) uint64      // value in base units
+	units  map[string]uint64               // base units per unit; "" is a bare number
+	word   func(*offer.Beacon) string      // value of a text field
+	same   func(value, wanted string) bool // equality of a text field
+	column int                             // among the fields of its kind in a [Table]
 }
 
-func (f field) compare(a, b *offer.Offer) int {
-	if f.num != nil {
-		return cmp.Compare(f.num(a), f.num(b))
+// compare orders two rows of a table by the field.
+func (f field) compare(t *Table, a, b int32) int {
+	switch {
+	case f.number != nil:
+		return cmp.Compare(t.numbers[f.column][a], t.numbers[f.column][b])
+	case f.word != nil:
+		words := t.lexica[f.column].words
+		return cmp.Compare(words[t.words[f.column][a]], words[t.words[f.column][b]])
 	}
-	return cmp.Compare(f.text(a), f.text(b))
+	return cmp.Compare(t.ids[a], t.ids[b])
 }
 
 var (
@@ -36,20 +43,47 @@ var (
 		"": 1000, "m": 1, "g": 1000, "t": 1e6, "mflops": 1, "gflops": 1000, "tflops": 1e6,
 	}
 	whole = map[string]uint64{"": 1}
+	// Durations are compared in seconds; a bare number is hours.
+	duration = map[string]uint64{"": 3600, "s": 1, "min": 60, "h": 3600, "d": 86400}
 )
 
 var fields = map[string]field{
-	"vram":  {num: func(o *offer.Offer) uint64 { return uint64(o.Beacon.VRAMMiB) << 20 }, units: memory},
-	"price": {num: func(o *offer.Offer) uint64 { return uint64(o.Beacon.Price) }, units: credits},
-	"floor": {num: func(o *offer.Offer) uint64 { return uint64(o.Beacon.Floor) }, units: credits},
-	"rate":  {num: func(o *offer.Offer) uint64 { return uint64(o.Beacon.Rate) }, units: credits},
-	"perf":  {num: func(o *offer.Offer) uint64 { return o.Beacon.PerfMFLOPS }, units: speed},
-	"slots": {num: func(o *offer.Offer) uint64 { return uint64(o.Beacon.Free) }, units: whole},
-	"class": {text: func(o *offer.Offer) string { return o.Beacon.Class }, same: sameClass},
-	"region": {text: func(o *offer.Offer) string { return o.Beacon.Region }, same: func(value, wanted string) bool {
-		return strings.EqualFold(value, wanted)
-	}},
-	"peer": {text: func(o *offer.Offer) string { return o.Peer.String() }, same: strings.HasPrefix},
+	"vram":  {number: func(b *offer.Beacon) uint64 { return uint64(b.VRAMMiB) << 20 }, units: memory},
+	"price": {number: func(b *offer.Beacon) uint64 { return uint64(b.Price) }, units: credits},
+	"floor": {number: func(b *offer.Beacon) uint64 { return uint64(b.Floor) }, units: credits},
+	"rate":  {number: func(b *offer.Beacon) uint64 { return uint64(b.Rate) }, units: credits},
+	"perf":  {number: func(b *offer.Beacon) uint64 { return b.PerfMFLOPS }, units: speed},
+	"slots": {number: func(b *offer.Beacon) uint64 { return uint64(b.Free) }, units: whole},
+	"lease": {number: func(b *offer.Beacon) uint64 { return uint64(b.MaxLease) }, units: duration},
+	"class": {word: func(b *offer.Beacon) string { return b.Class }, same: sameClass},
+	"speed": {word: func(b *offer.Beacon) string {
+		if b.Claimed {
+			return "claimed"
+		}
+		return "measured"
+	}, same: strings.EqualFold},
+	"region": {word: func(b *offer.Beacon) string { return b.Region }, same: strings.EqualFold},
+	"peer":   {same: strings.HasPrefix},
+}
+
+// numberFields and wordFields are the columns of a [Table].
+var numberFields, wordFields = columns()
+
+// columns numbers the fields.
+func columns() (numbers, words []field) {
+	for _, name := range Fields() {
+		f := fields[name]
+		switch {
+		case f.number != nil:
+			f.column = len(numbers)
+			numbers = append(numbers, f)
+		case f.word != nil:
+			f.column = len(words)
+			words = append(words, f)
+		}
+		fields[name] = f
+	}
+	return numbers, words
 }
 
 // sameClass compares a class by its whole name or by one of its words, without regard to case: "4090" is "RTX 4090".

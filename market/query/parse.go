@@ -170,7 +170,7 @@ func (p *parser) condition() (node, error) {
 			return nil, p.fail(op, "want an operator after "+name+", found "+op.describe(), "operators are = != < <= > >= in, not in")
 		}
 		c.op = op.text
-		if f.num == nil && c.op != "=" && c.op != "!=" {
+		if f.number == nil && c.op != "=" && c.op != "!=" {
 			return nil, p.fail(op, fmt.Sprintf("%s is text and has no %s", name, c.op), "use =, != or in")
 		}
 		if err := p.value(c); err != nil {
@@ -207,7 +207,7 @@ func (p *parser) value(c *condition) error {
 	if t.kind != plain && t.kind != quoted {
 		return p.fail(t, "want a value, found "+t.describe(), "quote text with spaces")
 	}
-	if c.field.num == nil {
+	if c.field.number == nil {
 		c.words = append(c.words, t.value)
 		return nil
 	}

@@ -2,16 +2,16 @@
 //
 //	vram>=24GB price<0.4 class in [4090, 3090] not region=xx
 //
-// and the explanation of each offer that will not. docs/query.md holds the grammar. The package is pure: it reads a list
+// and the explanation of each offer that will not. docs/query.md holds the grammar. The package is pure: it reads a table
 // of offers and refuses to know where they come from.
 package query
 
 import (
 	"cmp"
 	"fmt"
-	"iter"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/capacloud/capanode/market/offer"
 )
@@ -75,72 +75,54 @@ type Result struct {
 	Rejected []Count       // most frequent first
 }
 
-// Run applies the query to offers. It keeps only as many at a time as the limit asks for.
-func (q Query) Run(offers iter.Seq[*offer.Offer]) Result {
-	counts := make(map[Reason]int)
-	var res Result
-	var best []*offer.Offer
-	for o := range offers {
-		if why, ok := q.Match(o); !ok {
-			counts[why]++
-			continue
-		}
-		res.Matched++
-		best = q.keep(best, o)
+// search keeps the rows of a table whose offers match, and charges the others to what they fail.
+func (q Query) search(t *Table, now time.Time, charge func(why node, failed []int32)) []int32 {
+	p := &pass{table: t, charge: charge}
+	rows := vacant{}.filter(p, t.live(now))
+	if q.where != nil {
+		rows = q.where.filter(p, rows)
 	}
-	if q.limit == 0 {
-		slices.SortFunc(best, q.compare)
+	return rows
+}
+
+// Run applies the query to the offers that are alive.
+func (q Query) Run(t *Table, now time.Time) Result {
+	counts := make(map[node]int)
+	rows := q.search(t, now, func(why node, failed []int32) { counts[why] += len(failed) })
+	res := Result{Matched: len(rows), Rejected: tally(counts)}
+	rows = q.order(t, rows)
+	res.Offers = make([]offer.Offer, len(rows))
+	for i, r := range rows {
+		res.Offers[i] = *t.offers[r]
 	}
-	for _, o := range best {
-		res.Offers = append(res.Offers, *o)
-	}
-	for r, n := range counts {
-		res.Rejected = append(res.Rejected, Count{r, n})
-	}
-	slices.SortFunc(res.Rejected, func(a, b Count) int {
-		return cmp.Or(cmp.Compare(b.Offers, a.Offers), cmp.Compare(a.Reason.String(), b.Reason.String()))
-	})
 	return res
 }
 
-// keep adds a match: at the end without a limit, else in its place among the best so far.
-func (q Query) keep(best []*offer.Offer, o *offer.Offer) []*offer.Offer {
-	if q.limit == 0 {
-		return append(best, o)
+// tally counts by reason: two parts of a query may be written alike.
+func tally(counts map[node]int) []Count {
+	reasons := make(map[Reason]int, len(counts))
+	for why, n := range counts {
+		reasons[why.reason()] += n
 	}
-	if len(best) == q.limit {
-		if q.compare(o, best[len(best)-1]) >= 0 {
-			return best
-		}
-		best = best[:len(best)-1]
+	list := make([]Count, 0, len(reasons))
+	for r, n := range reasons {
+		list = append(list, Count{r, n})
 	}
-	at, _ := slices.BinarySearchFunc(best, o, q.compare)
-	return slices.Insert(best, at, o)
+	slices.SortFunc(list, func(a, b Count) int {
+		return cmp.Or(cmp.Compare(b.Offers, a.Offers), cmp.Compare(a.Reason.String(), b.Reason.String()))
+	})
+	return list
 }
 
-// Match judges one offer. When it does not match, the reason is the first failing condition in the order written.
-func (q Query) Match(o *offer.Offer) (Reason, bool) {
-	if o.Beacon.Free == 0 {
-		return Reason{Kind: NoSlots}, false
-	}
-	if q.where == nil {
-		return Reason{}, true
-	}
-	failed := q.where.eval(o)
-	if failed == nil {
-		return Reason{}, true
-	}
-	return failed.reason(), false
-}
-
-// Explain lists every offer that does not match with its reason, in the order given.
-func (q Query) Explain(offers iter.Seq[*offer.Offer]) []Rejection {
+// Explain lists every offer that is alive and does not match, with its reason, in the order of peer IDs.
+func (q Query) Explain(t *Table, now time.Time) []Rejection {
 	var out []Rejection
-	for o := range offers {
-		if why, ok := q.Match(o); !ok {
-			out = append(out, Rejection{*o, why})
+	q.search(t, now, func(why node, failed []int32) {
+		for _, r := range failed {
+			out = append(out, Rejection{*t.offers[r], why.reason()})
 		}
-	}
+	})
+	slices.SortFunc(out, func(a, b Rejection) int { return cmp.Compare(a.Offer.Peer, b.Offer.Peer) })
 	return out
 }
 
@@ -175,12 +157,61 @@ type sortKey struct {
 	down  bool
 }
 
-func (q Query) compare(a, b *offer.Offer) int {
-	if len(q.sort) == 0 {
-		return cmp.Or(cmp.Compare(a.Beacon.Price, b.Beacon.Price), cmp.Compare(a.Peer, b.Peer))
+// ranked is a row with what it is ordered by first, as a number that ascends.
+type ranked struct {
+	key uint64
+	row int32
+}
+
+// order returns the rows in the order asked for, cut at the limit.
+func (q Query) order(t *Table, rows []int32) []int32 {
+	by := q.ranking(t)
+	list := make([]ranked, 0, len(rows))
+	for _, r := range rows {
+		list = append(list, ranked{by.key(r), r})
 	}
-	for _, k := range q.sort {
-		c := k.field.compare(a, b)
+	if q.limit > 0 && q.limit < len(list) {
+		list = by.first(list, q.limit)
+	} else {
+		slices.SortFunc(list, by.compare)
+	}
+	rows = rows[:len(list)]
+	for i, r := range list {
+		rows[i] = r.row
+	}
+	return rows
+}
+
+// ranking is an order of the rows of a table. What comes first in it is compared as bare numbers; only ties look further.
+type ranking struct {
+	table *Table
+	keys  []sortKey
+}
+
+func (q Query) ranking(t *Table) ranking {
+	if len(q.sort) == 0 {
+		return ranking{t, []sortKey{{field: fields["price"]}}}
+	}
+	return ranking{t, q.sort}
+}
+
+func (r ranking) key(row int32) uint64 {
+	switch first := r.keys[0]; {
+	case first.field.number == nil:
+		return 0
+	case first.down:
+		return ^r.table.numbers[first.field.column][row]
+	default:
+		return r.table.numbers[first.field.column][row]
+	}
+}
+
+func (r ranking) compare(a, b ranked) int {
+	if a.key != b.key {
+		return cmp.Compare(a.key, b.key)
+	}
+	for _, k := range r.keys {
+		c := k.field.compare(r.table, a.row, b.row)
 		if k.down {
 			c = -c
 		}
@@ -188,5 +219,19 @@ func (q Query) compare(a, b *offer.Offer) int {
 			return c
 		}
 	}
-	return cmp.Compare(a.Peer, b.Peer)
+	return cmp.Compare(r.table.offers[a.row].Peer, r.table.offers[b.row].Peer)
+}
+
+// first moves the first n of a list, in order, to its front and returns them.
+func (r ranking) first(list []ranked, n int) []ranked {
+	best := list[:n]
+	slices.SortFunc(best, r.compare)
+	for _, next := range list[n:] {
+		if r.compare(next, best[n-1]) < 0 {
+			at, _ := slices.BinarySearchFunc(best[:n-1], next, r.compare)
+			copy(best[at+1:], best[at:n-1])
+			best[at] = next
+		}
+	}
+	return best
 }

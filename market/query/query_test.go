@@ -3,10 +3,10 @@ package query
 import (
 	"errors"
 	"fmt"
-	"iter"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	"pgregory.net/rapid"
@@ -18,6 +18,7 @@ import (
 func card(id string, class string, vram uint32, price credit.Micro, perf uint64) offer.Offer {
 	return offer.Offer{Peer: peer.ID(id), Beacon: offer.Beacon{
 		Class: class, VRAMMiB: vram, Price: price, Floor: price / 2, PerfMFLOPS: perf, Rate: 10, Free: 1, Total: 2, Region: "EU",
+		IssuedMs: noon.UnixMilli(), TTL: 60, MaxLease: 7200, Claimed: id == "d",
 	}}
 }
 
@@ -29,14 +30,15 @@ var shop = []offer.Offer{
 	card("e", "RTX 4090", 24564, 350_000, 79_000_000),
 }
 
-func all(offers []offer.Offer) iter.Seq[*offer.Offer] {
-	return func(yield func(*offer.Offer) bool) {
-		for i := range offers {
-			if !yield(&offers[i]) {
-				return
-			}
-		}
+// noon is when the tests ask; the offers of the shop die a minute later.
+var noon = time.UnixMilli(1_000_000_000_000)
+
+func table(offers []offer.Offer) *Table {
+	t := NewTable()
+	for i := range offers {
+		t.Put(&offers[i])
 	}
+	return t
 }
 
 func matches(t testing.TB, text string) string {
@@ -44,7 +46,7 @@ func matches(t testing.TB, text string) string {
 	if err != nil {
 		t.Fatalf("%s: %v", text, err)
 	}
-	res := q.Run(all(shop))
+	res := q.Run(table(shop), noon)
 	var ids []string
 	for _, o := range res.Offers {
 		ids = append(ids, string(o.Peer))
@@ -83,6 +85,9 @@ func TestMatch(t *testing.T) {
 		"PRICE<0.4 AND NOT Class=cpu":       "be",
 		"price==0.4":                        "a",
 		"price=0.400000":                    "a",
+		"lease>=2 speed=measured":           "cbea",
+		"lease>=2h not speed=Measured":      "d",
+		"lease<120min or speed=claimed":     "d",
 	} {
 		if got := matches(t, text); got != want {
 			t.Errorf("%s: got %q, want %q", text, got, want)
@@ -106,14 +111,14 @@ func TestSortAndLimit(t *testing.T) {
 			t.Fatal(err)
 		}
 		got := ""
-		for _, o := range q.Run(all(shop)).Offers {
+		for _, o := range q.Run(table(shop), noon).Offers {
 			got += string(o.Peer)
 		}
 		if got != want {
 			t.Errorf("%s: got %q, want %q", keys, got, want)
 		}
 	}
-	res := Query{}.Limit(2).Run(all(shop))
+	res := Query{}.Limit(2).Run(table(shop), noon)
 	if len(res.Offers) != 2 || res.Matched != 5 {
 		t.Errorf("limit: %d offers, %d matched", len(res.Offers), res.Matched)
 	}
@@ -123,7 +128,7 @@ func TestSyntaxErrors(t *testing.T) {
 	for text, want := range map[string]string{
 		"vrma>=24":                            `column 1: unknown field "vrma"; did you mean vram?`,
 		"price<0.4 clas=x":                    `column 11: unknown field "clas"; did you mean class?`,
-		"colour=red":                          "fields are class, floor, peer",
+		"colour=red":                          "fields are class, floor, lease, peer",
 		"vram":                                "column 5: want an operator after vram, found the end",
 		"vram>=":                              "column 7: want a value, found the end",
 		"vram>=24XB":                          `column 7: vram "24XB": not a number with a known unit`,
@@ -169,13 +174,13 @@ func TestReasons(t *testing.T) {
 	}
 	offers := slices.Clone(shop)
 	offers[3].Beacon.Free = 0
-	res := q.Run(all(offers))
+	res := q.Run(table(offers), noon)
 	got := fmt.Sprint(res.Rejected)
 	want := `[{price<0.3 or perf>100T 2} {no free slots 1} {vram>=24GB 1}]`
 	if got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
-	for _, r := range q.Explain(all(offers)) {
+	for _, r := range q.Explain(table(offers), noon) {
 		if r.Offer.Beacon.Class == "cpu" && (r.Reason.Field != "vram" || r.Reason.Kind != Failed) {
 			t.Errorf("cpu: %+v", r.Reason)
 		}
@@ -202,18 +207,18 @@ func TestCountsAddUp(t *testing.T) {
 			o.Beacon.Free = uint16(n % 3)
 			offers = append(offers, o)
 		}
-		res := q.Run(all(offers))
+		res := q.Run(table(offers), noon)
 		total := res.Matched
 		for _, c := range res.Rejected {
 			total += c.Offers
 		}
 		limit := rapid.IntRange(1, 5).Draw(t, "limit")
-		cut := q.Limit(limit).Run(all(offers))
+		cut := q.Limit(limit).Run(table(offers), noon)
 		if cut.Matched != res.Matched || !slices.EqualFunc(cut.Offers, res.Offers[:min(limit, len(res.Offers))], func(a, b offer.Offer) bool { return a.Peer == b.Peer }) {
 			t.Fatalf("the first %d are not those of the whole list", limit)
 		}
-		if total != len(offers) || len(q.Explain(all(offers))) != len(offers)-res.Matched {
-			t.Fatalf("%q: %d matched and rejected, %d explained, book of %d", parts, total, len(q.Explain(all(offers))), len(offers))
+		if total != len(offers) || len(q.Explain(table(offers), noon)) != len(offers)-res.Matched {
+			t.Fatalf("%q: %d matched and rejected, %d explained, book of %d", parts, total, len(q.Explain(table(offers), noon)), len(offers))
 		}
 	})
 }
@@ -233,7 +238,7 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		res := q.Run(all(shop))
+		res := q.Run(table(shop), noon)
 		for _, c := range res.Rejected {
 			if c.Reason.Kind == Failed && !strings.Contains(text, c.Reason.Condition) {
 				t.Errorf("%q: reason %q is not in the query", text, c.Reason.Condition)

@@ -172,16 +172,20 @@ func (r *run) disk(ctx context.Context) (err error) {
 	return f.Sync()
 }
 
-// raw streams as many bytes from a server to the client, in writes of the size of a block.
+// raw streams as many bytes from a server to the client.
 func (r *run) raw(ctx context.Context) error {
-	server := r.nodes.Servers[0]
+	return rawStream(ctx, r.nodes.Servers[0], r.nodes.Client, r.o.Size)
+}
+
+// rawStream streams bytes from a server to a client, in writes of the size of a block.
+func rawStream(ctx context.Context, server, client p2p.Network, size int64) error {
 	chunk := make([]byte, 1<<20)
 	server.Handle(rawProtocol, p2p.Limits{}, func(ctx context.Context, s p2p.Stream) {
 		defer s.Close()
 		if _, err := io.ReadFull(s, make([]byte, 1)); err != nil {
 			return
 		}
-		for left := r.o.Size; left > 0 && ctx.Err() == nil; {
+		for left := size; left > 0 && ctx.Err() == nil; {
 			if err := s.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
 				return
 			}
@@ -192,7 +196,7 @@ func (r *run) raw(ctx context.Context) error {
 			left -= int64(n)
 		}
 	})
-	s, err := r.nodes.Client.Open(ctx, server.ID(), rawProtocol)
+	s, err := client.Open(ctx, server.ID(), rawProtocol)
 	if err != nil {
 		return err
 	}
@@ -204,11 +208,11 @@ func (r *run) raw(ctx context.Context) error {
 	}
 	buf := make([]byte, 1<<20)
 	var got int64
-	for got < r.o.Size {
+	for got < size {
 		if err := s.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
 			return err
 		}
-		n, err := io.ReadFull(s, buf[:min(r.o.Size-got, int64(len(buf)))])
+		n, err := io.ReadFull(s, buf[:min(size-got, int64(len(buf)))])
 		if got += int64(n); err != nil {
 			return fmt.Errorf("raw stream after %d bytes: %w", got, err)
 		}

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"os"
 	"testing"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
@@ -39,7 +40,14 @@ func closeAll(closers []func() error) func() error {
 
 // hosts are libp2p hosts on loopback that listen as told.
 func hosts(listen string) func(context.Context, int) (bench.Nodes, error) {
-	return func(ctx context.Context, servers int) (out bench.Nodes, err error) {
+	return func(ctx context.Context, servers int) (bench.Nodes, error) {
+		return hostsVia(listen)(ctx, servers, func(addr string) (string, error) { return addr, nil })
+	}
+}
+
+// hostsVia are hosts of which the client reaches the servers elsewhere than where they listen.
+func hostsVia(listen string) func(context.Context, int, func(string) (string, error)) (bench.Nodes, error) {
+	return func(ctx context.Context, servers int, via func(string) (string, error)) (out bench.Nodes, err error) {
 		var closers []func() error
 		start := func() *p2p.Host {
 			key, _, kerr := crypto.GenerateEd25519Key(rand.Reader)
@@ -53,9 +61,9 @@ func hosts(listen string) func(context.Context, int) (bench.Nodes, error) {
 		out.Client = client
 		for range servers {
 			if h := start(); err == nil {
-				info, ierr := peer.AddrInfoFromString(h.Addrs()[0])
-				if err = ierr; err == nil {
-					err = client.Connect(ctx, *info)
+				addr, verr := via(h.Addrs()[0])
+				if err = verr; err == nil {
+					err = connect(ctx, client, addr)
 				}
 				out.Servers = append(out.Servers, h)
 			}
@@ -65,6 +73,37 @@ func hosts(listen string) func(context.Context, int) (bench.Nodes, error) {
 			err = errors.Join(err, out.Close())
 		}
 		return out, err
+	}
+}
+
+func connect(ctx context.Context, client *p2p.Host, addr string) error {
+	info, err := peer.AddrInfoFromString(addr)
+	if err != nil {
+		return err
+	}
+	return client.Connect(ctx, *info)
+}
+
+// TestRunShaped fetches over short links: every figure is there, nothing is left, and nodes that go around the links are noticed.
+func TestRunShaped(t *testing.T) {
+	tcp := hostsVia("/ip4/127.0.0.1/tcp/0")
+	o := bench.ShapedOptions{Long: 2 << 20, Wide: 2 << 20, Dir: t.TempDir(), Nodes: tcp}
+	s, err := bench.RunShaped(t.Context(), o)
+	if err != nil || s.Long <= 0 || s.Long > 1 || s.Four <= 0 || s.Twice < 0 {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	if left, err := os.ReadDir(o.Dir); err != nil || len(left) > 0 {
+		t.Errorf("%d left, %v", len(left), err)
+	}
+	o.Nodes = func(ctx context.Context, n int, _ func(string) (string, error)) (bench.Nodes, error) {
+		return tcp(ctx, n, func(addr string) (string, error) { return addr, nil })
+	}
+	if _, err := bench.RunShaped(t.Context(), o); err == nil {
+		t.Error("no link was used, and it was measured")
+	}
+	o.Long = 1
+	if _, err := bench.RunShaped(t.Context(), o); err == nil {
+		t.Error("one byte was measured")
 	}
 }
 
@@ -112,7 +151,7 @@ func BenchmarkFetch(b *testing.B) {
 // BenchmarkShaped reports fetches over links of a set speed.
 func BenchmarkShaped(b *testing.B) {
 	for b.Loop() {
-		s, err := bench.RunShaped(b.Context())
+		s, err := bench.RunShaped(b.Context(), bench.ShapedOptions{Dir: b.TempDir(), Nodes: hostsVia("/ip4/127.0.0.1/tcp/0")})
 		if err != nil {
 			b.Fatal(err)
 		}

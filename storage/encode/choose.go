@@ -1,8 +1,10 @@
 package encode
 
 const (
-	// SampleBytes is how much of a block is encoded to find out what suits it.
+	// SampleBytes is how much of a large block is encoded to find out what suits it. A smaller block gives an eighth of itself, but at
+	// least MinSample, below which the tables of the codes say more than what they code.
 	SampleBytes = 64 << 10
+	MinSample   = 16 << 10
 	// pieces is from how many places of the block the sample comes.
 	pieces = 4
 	// worth is the share of a block that an encoding must save, 1/worth, to be used at all.
@@ -34,11 +36,12 @@ func (e *Encoder) Choose(block []byte, from Set) (best Encoding, left float64) {
 
 // take copies pieces from all over a block, at places that are multiples of eight bytes so that floats stay whole.
 func (e *Encoder) take(block []byte) []byte {
-	if len(block) <= SampleBytes {
+	size := min(max(len(block)/8, MinSample), SampleBytes)
+	if len(block) <= size {
 		return block
 	}
 	e.sample = e.sample[:0]
-	const piece = SampleBytes / pieces
+	piece := size / pieces &^ 7
 	step := (len(block) - piece) / (pieces - 1) &^ 7
 	for i := range pieces {
 		e.sample = append(e.sample, block[i*step:i*step+piece]...)

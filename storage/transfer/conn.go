@@ -59,7 +59,7 @@ func (c *conn) state() *flow { return c.flow }
 // work implements [lane].
 func (c *conn) work(ctx context.Context, p *plan) {
 	defer p.forget(c.flow)
-	asked := time.Now()
+	asked, spent := time.Now(), false
 	if !p.whole && !c.askHave(p) {
 		return
 	}
@@ -68,13 +68,17 @@ func (c *conn) work(ctx context.Context, p *plan) {
 		if next.over {
 			return
 		}
-		if _, _, partial := p.known(c.flow); partial && time.Since(asked) >= newsEvery {
+		if _, _, growing := p.known(c.flow); growing && time.Since(asked) >= newsEvery {
 			asked = time.Now()
 			if !c.askHave(p) {
 				return
 			}
 		}
 		if len(next.blocks) == 0 {
+			if now := p.spent(c.flow); now != spent {
+				spent = now
+				c.s.update(func() {}) // nobody need wait for this source
+			}
 			p.pause(ctx, c.flow, next)
 			continue
 		}

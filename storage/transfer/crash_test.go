@@ -80,19 +80,29 @@ func loopback(ctx context.Context) (*p2p.Host, error) {
 
 // A process that fetches is killed at random points and started again until the file is there. What is fetched twice for each
 // death is at most the larger of 64 MiB and five seconds of traffic, and every byte is right. The long form,
-// CAPANODE_CRASH_LONG=1, does it two hundred times with a file that is large enough for that bound to count.
+// CAPANODE_CRASH_LONG=1, does it two hundred times, in lanes side by side (go test -parallel 8), with a file that is large enough
+// for that bound to count.
 func TestKilledWhileFetching(t *testing.T) {
 	// Five seconds at the long form's rate are 64 MiB.
-	rounds, size, rate := 3, 16*mib, int64(16*mib)
+	lanes, rounds, size, rate := 1, 3, 16*mib, int64(16*mib)
 	if os.Getenv("CAPANODE_CRASH_LONG") != "" {
-		rounds, size, rate = 200, 100*mib, 64*mib/5
+		lanes, rounds, size, rate = 8, 25, 160*mib, 64*mib/5
 	}
 	if testing.Short() {
 		rounds = 1
 	}
 	seed := mathrand.Uint64()
-	random := mathrand.New(mathrand.NewPCG(seed, 0))
 	t.Logf("seed %d", seed)
+	for lane := range lanes {
+		t.Run(fmt.Sprint(lane), func(t *testing.T) {
+			t.Parallel()
+			killWhileFetching(t, seed, uint64(lane), rounds, size, rate)
+		})
+	}
+}
+
+func killWhileFetching(t *testing.T, seed, lane uint64, rounds, size int, rate int64) {
+	random := mathrand.New(mathrand.NewPCG(seed, lane))
 	ctx := t.Context()
 	from, err := storage.Open(ctx, filepath.Join(t.TempDir(), "from"), storage.Options{})
 	if err != nil {
@@ -105,13 +115,13 @@ func TestKilledWhileFetching(t *testing.T) {
 	}
 	defer host.Close()
 	server := transfer.Serve(host, from, transfer.ServeOptions{})
-	data := storetest.Bytes(seed, size)
+	data := storetest.Bytes(seed+lane, size)
 	c, err := from.PutBytes(ctx, data, storage.PutOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	whole := time.Duration(float64(size) / float64(rate) * float64(time.Second))
-	worst, again := 0.0, 0.0
+	deaths, worst, again := 0, 0.0, 0.0
 	for round := range rounds {
 		dir := filepath.Join(t.TempDir(), "to")
 		before := server.Stats().Bytes
@@ -127,17 +137,22 @@ func TestKilledWhileFetching(t *testing.T) {
 			}
 		}
 		checkStore(t, dir, c, data)
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
 		twice := float64(server.Stats().Bytes-before) - float64(size)
 		bound := float64(kills) * max(64*mib, 5*float64(rate))
 		// A death costs what was on its way, too, and each start the interior nodes.
 		if bound += float64(kills)*5*mib + float64(kills+1)*(64<<10); twice > bound {
 			t.Errorf("round %d: %.0f bytes of %d fetched again after %d deaths, want at most %.0f", round, twice, size, kills, bound)
 		}
+		deaths += kills
 		if again += twice; kills > 0 {
 			worst = max(worst, twice/float64(kills))
 		}
 	}
-	t.Logf("%d rounds: %.1f MiB fetched again in the mean, %.1f MiB for a death at worst", rounds, again/float64(rounds)/mib, worst/mib)
+	t.Logf("%d rounds, %d deaths: %.1f MiB fetched again for a death in the mean, %.1f MiB in the worst round",
+		rounds, deaths, again/float64(max(1, deaths))/mib, worst/mib)
 }
 
 // runVictim runs the process for at most a time and tells whether it came to its end.

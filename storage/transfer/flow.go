@@ -47,6 +47,12 @@ func (f *flow) isDead() bool {
 	}
 }
 
+func (f *flow) lastHeard() time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.heard
+}
+
 func (f *flow) promise(n int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -59,12 +65,14 @@ func (f *flow) underWay() int64 {
 	return f.held
 }
 
-// window returns how many bytes the source may have under way: twice the bandwidth-delay product, at least 4 MiB, and no more
-// than it delivers within the horizon.
+// window returns how many bytes the source may have under way: four times the bandwidth-delay product, at least 4 MiB, and no
+// more than it delivers within the horizon. What is under way counts from the request until it is on the disk, in whole blocks
+// and between two ends that have other work, too: that takes longer than the way there and back, and a window that is in
+// proportion to a rate that it limits itself never grows.
 func (f *flow) window(block int64) int64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	w := max(minWindow, int64(2*f.rate*f.rtt.Seconds()))
+	w := max(minWindow, int64(4*f.rate*f.rtt.Seconds()))
 	if f.rate > 0 {
 		w = min(w, int64(f.rate*horizon.Seconds()))
 	}

@@ -288,7 +288,7 @@ func TestNobodyHasIt(t *testing.T) {
 		err := b.fetch.Fetch(t.Context(), unixfs.NodeCID([]byte("x")), append(from, mute))
 		wantErr(t, err, transfer.ErrNoProviders)
 		for _, id := range from {
-			if !strings.Contains(err.Error(), id.String()+" (does not have it)") {
+			if !strings.Contains(err.Error(), id.String()+" (does not have it, ") {
 				t.Errorf("%v does not say that %s does not have it", err, id)
 			}
 		}

@@ -68,6 +68,7 @@ type view struct {
 	out   bool // the source is of no use for this plan
 	all   bool // it has every block, as is assumed of one that has not said
 	have  bits // what it has, when not all
+	fixed bool // and it will not get more
 	epoch uint64
 	count uint32
 }
@@ -364,7 +365,7 @@ func (p *plan) learn(f *flow, h have) {
 	} else if p.rare == nil {
 		p.rare = make([]uint16, 64*len(p.done))
 	}
-	v.epoch, v.count = h.epoch, h.count
+	v.epoch, v.count, v.fixed = h.epoch, h.count, h.epoch == fixedEpoch && !h.complete
 	for b := h.blocks.next(nil, 0); !v.all && b >= 0 && b < 64*len(v.have); b = h.blocks.next(nil, b+1) {
 		if !v.have.has(b) {
 			v.have.set(b)
@@ -391,12 +392,28 @@ func (p *plan) forget(f *flow) {
 	}
 }
 
-// known returns what to ask a source for: its news since an earlier answer.
-func (p *plan) known(f *flow) (epoch uint64, count uint32, partial bool) {
+// known returns what to ask a source for: its news since an earlier answer, if it may have some.
+func (p *plan) known(f *flow) (epoch uint64, count uint32, growing bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	v := p.view(f)
-	return v.epoch, v.count, !v.all && !v.out
+	return v.epoch, v.count, !v.all && !v.out && !v.fixed
+}
+
+// spent reports whether a source has given all that it has and will not get more.
+func (p *plan) spent(f *flow) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	v := p.views[f]
+	if v == nil || !v.fixed || v.out || p.pending.next(v.have, 0) >= 0 {
+		return false
+	}
+	for _, a := range p.asked {
+		if a.from == f || a.also == f {
+			return false
+		}
+	}
+	return true
 }
 
 // reading moves a reader's window; an empty one ends it.

@@ -61,10 +61,11 @@ type Server struct {
 	bufs  sync.Pool // *sendBuffer
 	codes sync.Pool // *encode.Encoder
 
-	mu     sync.Mutex
-	offers map[cid.Cid]*offer
-	nodes  map[cid.Cid][]byte // interior nodes of the files in offers
-	peers  map[peer.ID]*bucket
+	mu      sync.Mutex
+	offers  map[cid.Cid]*offer
+	nodes   map[cid.Cid][]byte // interior nodes of the files in offers
+	stopped []*offer           // those of offers that nobody goes on with, the oldest first
+	peers   map[peer.ID]*bucket
 }
 
 // yamuxFrame is what the multiplexer sends at a time in bytes: 64 KiB less its header.
@@ -219,6 +220,11 @@ func (a *answerer) whole(ctx context.Context, c cid.Cid) ([]byte, error) {
 		if node, ok := a.s.node(c, a.buf[headerSize:]); ok {
 			return node, nil
 		}
+		if a.s.resume(ctx, c) != nil {
+			if node, ok := a.s.node(c, a.buf[headerSize:]); ok {
+				return node, nil
+			}
+		}
 	}
 	return block, err
 }
@@ -230,10 +236,16 @@ func (a *answerer) block(ctx context.Context, c cid.Cid, i int) ([]byte, error) 
 		if !errors.Is(err, fs.ErrClosed) {
 			return block, err
 		}
+		o.withdraw()
 	}
 	if a.reader == nil || a.open != c {
 		a.close()
 		r, err := a.s.store.Open(ctx, c)
+		if errors.Is(err, storage.ErrNotFound) {
+			if o := a.s.resume(ctx, c); o != nil {
+				return o.part.Block(i, a.buf[headerSize:])
+			}
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -283,11 +295,23 @@ func position(s *io.SectionReader) int64 {
 
 // have says which blocks of an object are here.
 func (a *answerer) have(ctx context.Context, req Request) error {
-	h := have{complete: true}
-	if o := a.s.offered(req.CID.Cid); o != nil {
+	h, c := have{complete: true}, req.CID.Cid
+	o := a.s.offered(c)
+	if !o.running() {
+		whole, err := a.s.store.Has(ctx, c)
+		switch {
+		case whole:
+			o.withdraw() // it has ended in another way
+			o = nil
+		case o == nil:
+			o = a.s.resume(ctx, c)
+		}
+		if err != nil || !whole && o == nil {
+			return a.send(ctx, 0, nil, errors.Join(storage.ErrNotFound, err))
+		}
+	}
+	if o != nil {
 		h = o.news(req.Epoch, req.Since)
-	} else if ok, err := a.s.store.Has(ctx, req.CID.Cid); err != nil || !ok {
-		return a.send(ctx, 0, nil, errors.Join(storage.ErrNotFound, err))
 	}
 	payload := h.encode()
 	n := copy(a.buf[headerSize:], payload)

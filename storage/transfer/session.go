@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
-	"strings"
 	"sync"
 	"time"
 
@@ -32,6 +31,7 @@ type session struct {
 	root cid.Cid
 	what Ask
 	once sync.Once // guards begin
+	at   time.Time // of begin
 	ctx  context.Context
 	stop context.CancelFunc
 	wg   sync.WaitGroup
@@ -55,6 +55,8 @@ type source struct {
 	lane   lane // nil while dialling and when gone
 	gone   bool
 	why    error // of its last failure
+	asked  time.Time
+	ended  time.Time // when it last failed
 	bytes  int64 // delivered over lanes that have ended
 	blocks int
 }
@@ -80,6 +82,7 @@ func (f *Fetcher) session(ctx context.Context, root cid.Cid, what Ask) *session 
 
 // begin opens ways to the sources, when the first block is needed that is not here.
 func (s *session) begin() {
+	s.update(func() { s.at = time.Now() })
 	for range runtime.GOMAXPROCS(0) {
 		s.workers.Go(func() {
 			for job := range s.jobs {
@@ -146,7 +149,7 @@ func (s *session) add(name string, use func(context.Context, *source) (bool, err
 		if s.sources[name] != nil {
 			return
 		}
-		src := &source{}
+		src := &source{asked: time.Now()}
 		s.sources[name] = src
 		s.order = append(s.order, name)
 		if until, banned := s.f.opts.Bans.Banned(name); banned {
@@ -157,7 +160,8 @@ func (s *session) add(name string, use func(context.Context, *source) (bool, err
 	})
 }
 
-// look asks the router for providers: at once when nobody else is known, else when the known sources disappoint.
+// look asks the router for providers: at once when nobody else is known, else when the known sources disappoint. It asks for one
+// first: a search for all of them may take its time even where the first is near.
 func (s *session) look() {
 	s.mu.Lock()
 	known := len(s.sources)
@@ -173,9 +177,16 @@ func (s *session) look() {
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, s.f.opts.Find)
 	defer cancel()
-	ids, err := s.f.router.Providers(ctx, s.root, maxProviders)
-	for _, id := range ids {
-		s.addPeer(id)
+	var err error
+	for _, most := range []int{1, maxProviders} {
+		var ids []peer.ID
+		ids, err = s.f.router.Providers(ctx, s.root, most)
+		for _, id := range ids {
+			s.addPeer(id)
+		}
+		if len(ids) < most {
+			break
+		}
 	}
 	s.update(func() { s.looking, s.asked = false, err })
 }
@@ -196,7 +207,7 @@ func (s *session) run(name string, src *source, use func(context.Context, *sourc
 		if s.ctx.Err() != nil {
 			return // the session's end is no fault of the source, whatever its stream says
 		}
-		s.update(func() { src.why, src.gone = err, gone })
+		s.update(func() { src.why, src.gone, src.ended = err, gone, time.Now() })
 		s.f.log.Info("source failed", "cid", s.root, "source", name, "dropped", gone, "err", err)
 		if gone || pause.For(s.ctx, backoff<<(fails-1)) != nil {
 			return
@@ -263,7 +274,7 @@ func (s *session) pull(ctx context.Context, p *plan) error {
 				s.update(func() { used[l] = false })
 			})
 		}
-		active, hope := s.prospects(used)
+		active, hope := s.prospects(p, used)
 		s.mu.Unlock()
 		if ended, err := p.result(); ended {
 			return err
@@ -288,9 +299,9 @@ func (s *session) pull(ctx context.Context, p *plan) error {
 }
 
 // prospects says whether somebody works on a plan and whether somebody else may yet. It is called with mu held.
-func (s *session) prospects(used map[lane]bool) (active, hope bool) {
-	for _, working := range used {
-		active = active || working
+func (s *session) prospects(p *plan, used map[lane]bool) (active, hope bool) {
+	for l, working := range used {
+		active = active || working && !p.spent(l.state())
 	}
 	for _, src := range s.sources {
 		// Dialling, waiting to dial again, or about to notice that its stream is dead.
@@ -304,32 +315,6 @@ func (s *session) prospects(used map[lane]bool) (active, hope bool) {
 		}
 	}
 	return active, hope || s.looking
-}
-
-// failure says who was asked for an object and why nobody delivered it.
-func (s *session) failure(c cid.Cid) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	reason := ErrNoProviders
-	var asked []string
-	for _, name := range s.order {
-		src := s.sources[name]
-		why := "does not have it"
-		if src.why != nil && src.lane == nil {
-			why = src.why.Error()
-		}
-		if errors.Is(src.why, storage.ErrCorrupt) {
-			reason = errors.Join(ErrNoProviders, storage.ErrCorrupt)
-		}
-		asked = append(asked, fmt.Sprintf("%s (%s)", name, why))
-	}
-	if len(asked) == 0 {
-		asked = []string{"nobody: no source was given and nobody announced it"}
-	}
-	if s.asked != nil {
-		asked = append(asked, fmt.Sprintf("the router (%v)", s.asked))
-	}
-	return fmt.Errorf("transfer: fetch %s: asked %s: %w", c, strings.Join(asked, ", "), reason)
 }
 
 // states lists the sources for a progress event, in the order in which they were found.

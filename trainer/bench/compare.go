@@ -13,8 +13,7 @@ type Comparison struct {
 	Conditions string
 	Front      []lab.Outcome // four peers under budgets of bytes
 	Parity     []Parity      // at four and at eight peers
-	Won        int           // budgets at which the loss of the program's rounds is the lowest
-	WonWith    int           // the same where its codec on gradients counts as the program's too
+	Won        int           // budgets at which the loss of the program is the lowest
 }
 
 // Parity is the comparison with data-parallel training, whatever the bytes, at one number of peers.
@@ -22,7 +21,7 @@ type Parity struct {
 	Peers                    int
 	Parallel                 float64 // loss of data-parallel training
 	OverParallel, OverDiLoCo float64 // the program's loss over data-parallel's, and over exact DiLoCo's with as many rounds
-	Gradients                float64 // loss of the program's codec on gradients over data-parallel's
+	Local                    float64 // loss of the program without rounds of gradients over data-parallel's
 	Share                    float64 // the program's bytes, of data-parallel's
 	Outcomes                 []lab.Outcome
 }
@@ -51,10 +50,9 @@ func Compare(ctx context.Context, text lab.Text, full bool) (c Comparison, err e
 		}
 		parallel, own, diloco := outcomes[0], outcomes[1], outcomes[2]
 		c.Parity = append(c.Parity, Parity{Peers: peers, Parallel: parallel.Loss, OverParallel: own.Loss / parallel.Loss, OverDiLoCo: own.Loss / diloco.Loss,
-			Gradients: outcomes[3].Loss / parallel.Loss, Share: own.Share, Outcomes: outcomes})
+			Local: outcomes[3].Loss / parallel.Loss, Share: own.Share, Outcomes: outcomes})
 	}
 	c.Won, _ = lab.Won(c.Front, []string{lab.Ours}, lab.Others)
-	c.WonWith, _ = lab.Won(c.Front, []string{lab.Ours, lab.Gradients}, lab.Others)
 	return c, nil
 }
 
@@ -100,7 +98,7 @@ func (c Comparison) Curves() (curves []Curve) {
 		case o.Budget == 0:
 			curves = append(curves, Curve{o, o.Family})
 		case o.Family == lab.Ours && (o.Budget == lab.Budgets[0] || o.Budget == lab.Budgets[2] || o.Budget == lab.Budgets[4]),
-			o.Family == lab.Gradients && o.Budget == lab.Budgets[1], o.Family == lab.Streaming4 && o.Budget == lab.Budgets[2]:
+			o.Family == lab.LocalSteps && o.Budget == lab.Budgets[0], o.Family == lab.Streaming4 && o.Budget == lab.Budgets[2]:
 			curves = append(curves, Curve{o, fmt.Sprintf("%s, 1/%.0f", o.Family, 1/o.Budget)})
 		}
 	}

@@ -21,6 +21,7 @@ func (b Batch) Shape() Shape { return Shape{b.Rows, b.Context, len(b.Picks) / ma
 // Needs is what the operations of a program read of a batch.
 type Needs struct {
 	Inputs   bool // token IDs
+	Types    int  // lines of the table of token types, 0 when the program has none
 	Features int  // continuous inputs a row
 	Picks    int  // lines that picks are chosen from, 0 when the program has no picks
 	Targets  int  // targets a row
@@ -29,7 +30,8 @@ type Needs struct {
 }
 
 // Check returns an error wrapping [ErrBatch] unless the batch has what the program reads at its shape: sizes that fit
-// together, inputs within the vocabulary and, when withTargets is set, targets within the classes or [Ignore].
+// together, inputs within the vocabulary and, when withTargets is set, targets within the classes or [Ignore]. Without
+// targets the needs are those of the output alone, and what only the loss reads is not looked at.
 func (b Batch) Check(p Program, needs Needs, withTargets bool) error {
 	if b.Rows < 1 || b.Context < 1 || b.Context > p.Context {
 		return fmt.Errorf("%d rows × %d tokens, the model takes 1 to %d tokens: %w", b.Rows, b.Context, p.Context, ErrBatch)
@@ -46,7 +48,10 @@ func (b Batch) Check(p Program, needs Needs, withTargets bool) error {
 			return err
 		}
 	}
-	if err := size("features", len(b.Features), needs.Features); err != nil {
+	if err := size("features", len(b.Features), needs.Features); err != nil && (withTargets || needs.Features > 0) {
+		return err
+	}
+	if err := b.checkTypes(needs.Types); err != nil && (withTargets || needs.Types > 0) {
 		return err
 	}
 	if b.Lengths != nil && len(b.Lengths) != b.Rows {
@@ -57,8 +62,11 @@ func (b Batch) Check(p Program, needs Needs, withTargets bool) error {
 			return fmt.Errorf("row %d has length %d, allowed are 1 to %d: %w", r, n, b.Context, ErrBatch)
 		}
 	}
-	if err := b.checkPicks(needs.Picks); err != nil || !withTargets {
+	if err := b.checkPicks(needs.Picks); err != nil && (withTargets || needs.Picks > 0) {
 		return err
+	}
+	if !withTargets {
+		return nil
 	}
 	if err := size("targets", len(b.Targets), needs.Targets); err != nil {
 		return err
@@ -73,10 +81,21 @@ func (b Batch) Check(p Program, needs Needs, withTargets bool) error {
 func within(name string, ids []int32, vocab int, ignore bool) error {
 	for i, id := range ids {
 		if (id < 0 || int(id) >= vocab) && !(ignore && id == Ignore) {
-			return fmt.Errorf("%s %d is token %d, the vocabulary is 0 to %d: %w", name, i, id, vocab-1, ErrBatch)
+			return fmt.Errorf("%s %d is %d, allowed are 0 to %d: %w", name, i, id, vocab-1, ErrBatch)
 		}
 	}
 	return nil
+}
+
+// checkTypes wants a type below the given number for each token, or none at all.
+func (b Batch) checkTypes(types int) error {
+	if b.Types == nil {
+		return nil
+	}
+	if types == 0 || len(b.Types) != b.Rows*b.Context {
+		return fmt.Errorf("%d token types for %d rows of %d tokens and a model with %d types: %w", len(b.Types), b.Rows, b.Context, types, ErrBatch)
+	}
+	return within("token type", b.Types, types, false)
 }
 
 // checkPicks wants each row's picks in ascending order: then no line is picked twice.

@@ -32,6 +32,7 @@ type Batch struct {
 	Rows, Context int       // sequences, and tokens or feature lines of each
 	Inputs        []int32   // token IDs [Rows, Context], row-major
 	Features      []float32 // continuous inputs: [Rows, Context, width], or images [Rows, Channels, Height, Width]
+	Types         []int32   // which part of its text each token is in [Rows, Context]; nil means all 0
 	Lengths       []int32   // real tokens of each row, 1 to Context; nil means all
 	Picks         []int32   // lines that Gather keeps [Rows, picks], ascending within a row
 	Targets       []int32   // [Rows, lines of the loss]: next tokens or classes; [Ignore] where no loss is wanted

@@ -36,6 +36,9 @@ type Graph interface {
 	Embedding(table Value) Value
 	// Positions returns x with line p of table [≥ n, width] added to line p of each row: a learned position embedding.
 	Positions(x, table Value) Value
+	// Types returns x with line Types[i] of table [types, width] added to line i; line 0 everywhere when the batch has no
+	// types. It tells apart the parts of a text, as BERT's token types do.
+	Types(x, table Value) Value
 	// Features returns the batch's continuous inputs [Rows·Context, width]. No gradient flows into them.
 	Features(width int) Value
 	// Patches returns the batch's images, Features as [Rows, Channels, Height, Width], unfolded into one line for each
@@ -83,6 +86,9 @@ type Graph interface {
 	// CrossEntropy returns the sum, over the lines whose target is not [Ignore], of −log softmax(logits)[target], in
 	// nats.
 	CrossEntropy(logits Value) Value
+	// SmoothCrossEntropy is CrossEntropy against the target's class with weight 1 − smoothing and all classes, that one
+	// included, with smoothing/width each (Szegedy et al., 2016). Smoothing is 0 to below 1.
+	SmoothCrossEntropy(logits Value, smoothing float64) Value
 	// SquaredError returns the sum, over the lines whose target is not [Ignore], of the mean over the width of
 	// (x − want)². No gradient flows into want.
 	SquaredError(x, want Value) Value
@@ -106,8 +112,20 @@ type Program struct {
 	Classes int     // targets are 0 … Classes−1; 0 means Vocab
 	Context int     // longest sequence in tokens
 
+	// Picks is how many lines Gather keeps of each row of that many tokens; nil for a program without Gather.
+	Picks func(context int) int
+
 	Logits func(g Graph) Value // the output that people see: [lines, Vocab] of a language model
 	Loss   func(g Graph) Value // a scalar: the summed loss of the batch
+}
+
+// Shape returns the size of the batches that the program is trained on.
+func (p Program) Shape(rows, context int) Shape {
+	s := Shape{Rows: rows, Context: context}
+	if p.Picks != nil {
+		s.Picks = p.Picks(context)
+	}
+	return s
 }
 
 // classes returns the number of different targets.
@@ -123,7 +141,7 @@ func (p Program) classes() int {
 // weights, which need no gradient of their own), attention as if
 // it were not causal (the usual 6·N + 12·layers·width·context). Recomputation and everything element-wise is excluded.
 func (p Program) FLOPsPerToken(context int) (int64, error) {
-	plan, err := NewPlan(p, Shape{Rows: 1, Context: context})
+	plan, err := NewPlan(p, p.Shape(1, context))
 	if err != nil {
 		return 0, err
 	}

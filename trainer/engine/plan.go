@@ -47,6 +47,19 @@ func (p Plan) CheckMemory(bytes, limit int64) error {
 // NewPlan walks the loss of a program at the given batch shape. It checks every shape on the way; errors wrap
 // [ErrShape].
 func NewPlan(p Program, batch Shape) (Plan, error) {
+	return newPlan(p, batch, func(t *tracer) {
+		if s, ok := t.shape(p.Loss(t)); t.err == nil && !(ok && s.scalar) {
+			t.fail("the loss is no scalar of the graph")
+		}
+	})
+}
+
+// NewOutputPlan is [NewPlan] for the logits alone, which may read less of a batch than the loss.
+func NewOutputPlan(p Program, batch Shape) (Plan, error) {
+	return newPlan(p, batch, func(t *tracer) { t.matrix("the output", p.Logits(t)) })
+}
+
+func newPlan(p Program, batch Shape, walk func(*tracer)) (Plan, error) {
 	params, total, err := Layout(p.Params)
 	if err != nil {
 		return Plan{}, err
@@ -68,10 +81,7 @@ func NewPlan(p Program, batch Shape) (Plan, error) {
 		}
 		t.plan.Tensors = append(t.plan.Tensors, Tensor{q.Name, 4 * int64(q.Size())})
 	}
-	loss := p.Loss(t)
-	if s, ok := t.shape(loss); t.err == nil && !(ok && s.scalar) {
-		t.fail("the loss is no scalar of the graph")
-	}
+	walk(t)
 	if t.err != nil {
 		return Plan{}, t.err
 	}

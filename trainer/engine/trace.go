@@ -143,6 +143,20 @@ func (t *tracer) Positions(x, table Value) Value {
 	return t.result("positions", s, 0, 0)
 }
 
+// Types implements [Graph].
+func (t *tracer) Types(x, table Value) Value {
+	s, ok := t.matrix("types", x)
+	lines, width, ok2 := t.weight("types", table)
+	if !ok || !ok2 {
+		return 0
+	}
+	if have := t.plan.Needs.Types; width != s.width || s.lines != t.batch.Context || have != 0 && have != lines {
+		return t.fail("types [%d, %d] for %d lines of width %d a row of %d tokens, elsewhere %d types", lines, width, s.lines, s.width, t.batch.Context, have)
+	}
+	t.plan.Needs.Types = lines
+	return t.result("types", s, 0, 0)
+}
+
 // Features implements [Graph].
 func (t *tracer) Features(width int) Value {
 	return t.features("features", t.batch.Context, width)
@@ -383,6 +397,14 @@ func (t *tracer) CrossEntropy(logits Value) Value {
 	}
 	all, _ := product(t.batch.Rows, s.lines) // checked when the value was made
 	return t.loss("cross-entropy", s.lines, false, all*int64(s.width+1), 0)
+}
+
+// SmoothCrossEntropy implements [Graph].
+func (t *tracer) SmoothCrossEntropy(logits Value, smoothing float64) Value {
+	if !(smoothing >= 0 && smoothing < 1) {
+		return t.fail("cross-entropy with smoothing %g, allowed are 0 to below 1", smoothing)
+	}
+	return t.CrossEntropy(logits)
 }
 
 // SquaredError implements [Graph].

@@ -210,11 +210,28 @@ func (b *body) warned(error) {
 
 // paced is an engine whose steps take virtual time.
 type paced struct {
-	engine.Engine
+	engine.Differentiating
 	body *body
 }
 
-func (e paced) Train(ctx context.Context, batches []engine.Batch, step engine.Step) (float64, error) {
+func (e paced) Train(ctx context.Context, batches []engine.Batch, step engine.Step) (loss float64, err error) {
+	e.takes(1, func() { loss, err = e.Differentiating.Train(ctx, batches, step) }, &err)
+	return loss, err
+}
+
+// Gradient takes as long as a step over as many samples.
+func (e paced) Gradient(ctx context.Context, batches []engine.Batch) (g engine.Gradient, err error) {
+	rows := 0
+	for _, b := range batches {
+		rows += b.Rows
+	}
+	share := float64(rows) / float64(e.body.lab.options.Plan.BatchRows)
+	e.takes(share, func() { g, err = e.Differentiating.Gradient(ctx, batches) }, &err)
+	return g, err
+}
+
+// takes lets that share of a step's time pass before f.
+func (e paced) takes(share float64, f func(), err *error) {
 	b := e.body
 	b.at(Training, b.round(), "")
 	b.lab.mu.Lock()
@@ -222,12 +239,12 @@ func (e paced) Train(ctx context.Context, batches []engine.Batch, step engine.St
 	b.lab.mu.Unlock()
 	began := time.Now()
 	defer b.worked(began)
-	timer := time.NewTimer(pace)
+	timer := time.NewTimer(time.Duration(share * float64(pace)))
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-		return e.Engine.Train(ctx, batches, step)
+		f()
 	case <-b.gone:
-		return 0, context.Canceled
+		*err = context.Canceled
 	}
 }

@@ -75,7 +75,7 @@ func New(ctx context.Context, t testing.TB, o Options, members ...string) *Lab {
 		o.Data = Numbers{Count: 64, Length: 4096, Context: o.Plan.Context}
 	}
 	if o.Engine == nil {
-		o.Engine = func() (engine.Engine, error) { return NewQuadratic(256, nil), nil }
+		o.Engine = func() (engine.Engine, error) { return NewQuadratic(defaultParams, nil), nil }
 	}
 	if o.Pace == 0 {
 		o.Pace = time.Second
@@ -176,9 +176,13 @@ const stagger = 1370 * time.Microsecond
 
 // Start starts a peer, or starts it again with the disk that it had when it was killed. change may alter its configuration.
 func (l *Lab) Start(name string, change ...func(*worker.Config)) {
-	eng, err := l.options.Engine()
+	made, err := l.options.Engine()
 	if err != nil {
 		l.t.Fatal(err)
+	}
+	eng, ok := made.(engine.Differentiating)
+	if !ok {
+		l.t.Fatal("faultlab: the engine gives no gradients")
 	}
 	ctx, cancel := context.WithCancel(l.ctx)
 	b := &body{

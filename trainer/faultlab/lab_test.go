@@ -11,6 +11,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/capacloud/capanode/trainer/faultlab"
+	"github.com/capacloud/capanode/trainer/worker"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -35,6 +36,22 @@ func logLevel() slog.Leveler {
 		return nil
 	}
 	return level
+}
+
+// localSteps is a run of so many rounds of four local steps of a second each.
+func localSteps(rounds, seed uint64) faultlab.Options {
+	return kind(faultlab.Plan(rounds), time.Second, seed)
+}
+
+// gradients is a run of so many rounds of gradients, which take as long.
+func gradients(rounds, seed uint64) faultlab.Options {
+	return kind(faultlab.GradientPlan(rounds), 4*time.Second, seed)
+}
+
+func kind(plan worker.Plan, pace time.Duration, seed uint64) faultlab.Options {
+	link := home
+	link.Seed = seed
+	return faultlab.Options{Plan: plan, Link: link, Pace: pace, Log: logLevel()}
 }
 
 // Without faults every peer contributes to every round, and the laboratory sees all of it.

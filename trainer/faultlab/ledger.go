@@ -41,7 +41,7 @@ func (l *Ledger) add(m round.Message) {
 // Updates counts the updates of local steps that were applied.
 func (l Link) Updates() (n int) {
 	for _, h := range l.Accepted {
-		if h.Role == round.RoleTrained && h.Merge == nil {
+		if h.Trains() && h.Merge == nil {
 			n++
 		}
 	}
@@ -130,7 +130,7 @@ func (l *Ledger) Headers(author peer.ID) []round.Signed {
 	defer l.mu.Unlock()
 	var list []round.Signed
 	for _, id := range l.order {
-		if h := l.headers[id]; h.Author == author && h.Role == round.RoleTrained {
+		if h := l.headers[id]; h.Author == author && h.Trains() {
 			list = append(list, h)
 		}
 	}

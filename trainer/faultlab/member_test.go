@@ -13,7 +13,6 @@ import (
 
 	"github.com/capacloud/capanode/trainer/faultlab"
 	"github.com/capacloud/capanode/trainer/round"
-	"github.com/capacloud/capanode/trainer/worker"
 )
 
 // Any one process dies for five rounds: the run goes on, and whoever comes back rejoins by itself.
@@ -91,23 +90,22 @@ func TestJoin(t *testing.T) {
 	}
 	for _, dying := range []bool{false, true} {
 		t.Run(fmt.Sprintf("donor dies %v", dying), func(t *testing.T) {
-			faultlab.Virtual(t, time.Hour, func(ctx context.Context, t *testing.T) { join(ctx, t, peers, dying, s) })
+			faultlab.Virtual(t, time.Hour, func(ctx context.Context, t *testing.T) { join(ctx, t, slowRounds(13, s), peers, dying) })
 		})
 	}
 }
 
-// slowRounds is a plan whose local steps take twenty seconds.
-func slowRounds(rounds uint64) worker.Plan {
-	plan := faultlab.Plan(rounds)
-	plan.LocalSteps, plan.BatchRows, plan.MicroRows = 20, 1, 1
-	return plan
+// slowRounds is a run whose local steps take twenty seconds.
+func slowRounds(rounds, seed uint64) faultlab.Options {
+	o := localSteps(rounds, seed)
+	o.Plan.LocalSteps, o.Plan.BatchRows, o.Plan.MicroRows = 20, 1, 1
+	return o
 }
 
-func join(ctx context.Context, t *testing.T, peers int, dying bool, seed uint64) {
+func join(ctx context.Context, t *testing.T, o faultlab.Options, peers int, dying bool) {
 	names := faultlab.Names(peers + 1)
-	joiner, link := names[peers], home
-	link.Seed = seed
-	l := faultlab.New(ctx, t, faultlab.Options{Plan: slowRounds(13), Link: link, Log: logLevel()}, names...)
+	joiner := names[peers]
+	l := faultlab.New(ctx, t, o, names...)
 	defer l.Close()
 	var joined, got time.Time
 	var begun atomic.Bool
@@ -242,7 +240,11 @@ func TestChurn(t *testing.T) {
 	s := seed(t)
 	run := func(peers int, rounds uint64, slow bool) {
 		t.Run(fmt.Sprintf("%d peers/slow %v", peers, slow), func(t *testing.T) {
-			faultlab.Virtual(t, 24*time.Hour, func(ctx context.Context, t *testing.T) { churn(ctx, t, peers, rounds, slow, s) })
+			o, period := localSteps(1<<20, s), 4200*time.Millisecond
+			if slow {
+				o, period = slowRounds(1<<20, s), 20200*time.Millisecond
+			}
+			faultlab.Virtual(t, 24*time.Hour, func(ctx context.Context, t *testing.T) { churn(ctx, t, o, peers, rounds, period) })
 		})
 	}
 	if !long() {
@@ -253,16 +255,11 @@ func TestChurn(t *testing.T) {
 	run(16, 30, true)
 }
 
-func churn(ctx context.Context, t *testing.T, peers int, rounds uint64, slow bool, seed uint64) {
-	period, plan, link := 4200*time.Millisecond, faultlab.Plan(1<<20), home
-	if slow {
-		period, plan = 20200*time.Millisecond, slowRounds(1<<20)
-	}
-	link.Seed = seed
+func churn(ctx context.Context, t *testing.T, o faultlab.Options, peers int, rounds uint64, period time.Duration) {
 	names := faultlab.Names(peers)
-	l := faultlab.New(ctx, t, faultlab.Options{Plan: plan, Link: link, Log: logLevel()}, names...)
+	l := faultlab.New(ctx, t, o, names...)
 	defer l.Close()
-	rng := rand.New(rand.NewPCG(seed, 10))
+	rng := rand.New(rand.NewPCG(o.Link.Seed, 10))
 	var drawing sync.Mutex
 	exponential := func(mean time.Duration) time.Duration {
 		drawing.Lock()
@@ -294,7 +291,7 @@ func churn(ctx context.Context, t *testing.T, peers int, rounds uint64, slow boo
 	for _, link := range links {
 		updates += link.Updates()
 	}
-	useful := float64(updates*plan.LocalSteps) * time.Second.Seconds()
+	useful := float64(updates*o.Plan.LocalSteps) * o.Pace.Seconds()
 	training, dead, working, living := seconds(lives, end)
 	all := spans(lives)
 	t.Logf("C10: %d peers, rounds of %v, %d lives, %d of %d rounds forked: %.1f %% of the seconds of training are in the state, %.1f %% were a dead peer's, %.1f %% of all seconds alive led to a commit; a round takes %v, p99 %v",

@@ -11,6 +11,7 @@ import (
 	"github.com/capacloud/capanode/trainer/model"
 	"github.com/capacloud/capanode/trainer/outer"
 	"github.com/capacloud/capanode/trainer/round"
+	"github.com/capacloud/capanode/trainer/tempo"
 	"github.com/capacloud/capanode/trainer/worker"
 )
 
@@ -39,8 +40,19 @@ func NewQuadratic(n int, pace func(rows int)) *Quadratic {
 	return q
 }
 
+var _ engine.Differentiating = (*Quadratic)(nil)
+
 // Train implements [engine.Engine].
-func (q *Quadratic) Train(_ context.Context, batches []engine.Batch, step engine.Step) (float64, error) {
+func (q *Quadratic) Train(ctx context.Context, batches []engine.Batch, step engine.Step) (float64, error) {
+	g, err := q.Gradient(ctx, batches)
+	if err == nil {
+		_, err = q.state.Update(g.Sum, g.Targets, step, 1)
+	}
+	return g.Loss, err
+}
+
+// Gradient implements [engine.Differentiating].
+func (q *Quadratic) Gradient(_ context.Context, batches []engine.Batch) (engine.Gradient, error) {
 	if q.pace != nil {
 		q.pace(batches[0].Rows)
 	}
@@ -59,8 +71,7 @@ func (q *Quadratic) Train(_ context.Context, batches []engine.Batch, step engine
 			rows++
 		}
 	}
-	_, err := q.state.Update(q.grads, int64(rows), step, 1)
-	return loss / float64(rows*len(q.point)), err
+	return engine.Gradient{Sum: q.grads, Targets: int64(rows), Loss: loss / float64(rows*len(q.point))}, nil
 }
 
 // Evaluate implements [engine.Engine]: the mean squared distance to the point.
@@ -106,6 +117,18 @@ func Plan(rounds uint64) worker.Plan {
 		Schedule: worker.Schedule{Peak: 0.1, Floor: 0.01, Warmup: 2, Total: 4 * rounds},
 	}
 }
+
+// GradientPlan is a run of so many rounds of gradients on the model of a lab: each is one step of four rows. With a step's pace of
+// four seconds its rounds take as long as those of [Plan].
+func GradientPlan(rounds uint64) worker.Plan {
+	p := Plan(rounds)
+	p.LocalSteps, p.Params, p.Schedule.Total = 1, defaultParams, rounds
+	p.Tempo = &tempo.Plan{Steps: rounds, Mates: 3, Gradients: true}
+	return p
+}
+
+// defaultParams is the size of the model of a lab whose options name no other.
+const defaultParams = 256
 
 // LlamaPlan is a run of so many rounds for [Llama] on [Text]: four steps of eight rows, int8 updates, a constant inner rate,
 // so that the loss at some number of tokens does not depend on the length of the run.

@@ -34,10 +34,12 @@ func TestSameSeedSameState(t *testing.T) {
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
+			o := localSteps(10, s)
 			c.link.Seed = s
+			o.Link = c.link
 			ends := map[round.Hash]int{}
 			for range reruns {
-				ends[scripted(t, c.link, c.faulty)]++
+				ends[scripted(t, o, c.faulty)]++
 			}
 			t.Logf("C13: %s: %d runs with one seed ended with %d different states", c.name, reruns, len(ends))
 			if len(ends) != 1 {
@@ -49,10 +51,10 @@ func TestSameSeedSameState(t *testing.T) {
 
 // scripted runs three peers of unequal speed and returns the hash of the state that all end with. With faults, b dies after
 // its vote in round 3 and comes back, and c dies before its header in round 6.
-func scripted(t *testing.T, link memnet.Link, faulty bool) (end round.Hash) {
+func scripted(t *testing.T, o faultlab.Options, faulty bool) (end round.Hash) {
 	faultlab.Virtual(t, time.Hour, func(ctx context.Context, t *testing.T) {
 		names := faultlab.Names(3)
-		l := faultlab.New(ctx, t, faultlab.Options{Plan: faultlab.Plan(10), Link: link, Log: logLevel()}, names...)
+		l := faultlab.New(ctx, t, o, names...)
 		defer l.Close()
 		died := map[string]bool{}
 		l.Script(func(e faultlab.Event) {
@@ -78,12 +80,24 @@ func TestKillAllAndResume(t *testing.T) {
 	if long() {
 		times = 100
 	}
-	want, tokens := resumed(t, s, 0, t.TempDir())
+	killAllAndResume(t, func() faultlab.Options { return localSteps(6, s) }, times, 25*time.Second)
+}
+
+// killAllAndResume kills all peers of a run within the window, so many times.
+func killAllAndResume(t *testing.T, options func() faultlab.Options, times int, window time.Duration) {
+	t.Helper()
+	o := options()
+	s := o.Link.Seed
+	resume := func(kill time.Duration) (round.Hash, uint64) {
+		o.Snapshots = t.TempDir()
+		return resumed(t, o, kill)
+	}
+	want, tokens := resume(0)
 	rng := rand.New(rand.NewPCG(s, 15))
 	same, most := 0, uint64(0)
 	for range times {
-		at := 3*time.Second + time.Duration(rng.Int64N(int64(25*time.Second)))
-		got, total := resumed(t, s, at, t.TempDir())
+		at := 3*time.Second + time.Duration(rng.Int64N(int64(window)))
+		got, total := resume(at)
 		if got == want {
 			same++
 		}
@@ -97,12 +111,10 @@ func TestKillAllAndResume(t *testing.T) {
 }
 
 // resumed runs three peers, kills all after some time if that is not zero, and returns the final state's hash and tokens.
-func resumed(t *testing.T, seed uint64, kill time.Duration, disk string) (end round.Hash, tokens uint64) {
+func resumed(t *testing.T, o faultlab.Options, kill time.Duration) (end round.Hash, tokens uint64) {
 	faultlab.Virtual(t, time.Hour, func(ctx context.Context, t *testing.T) {
 		names := faultlab.Names(3)
-		link := home
-		link.Seed = seed
-		l := faultlab.New(ctx, t, faultlab.Options{Plan: faultlab.Plan(6), Link: link, Snapshots: disk, Log: logLevel()}, names...)
+		l := faultlab.New(ctx, t, o, names...)
 		defer l.Close()
 		for _, name := range names {
 			l.Start(name)
@@ -112,7 +124,7 @@ func resumed(t *testing.T, seed uint64, kill time.Duration, disk string) (end ro
 			for _, name := range names {
 				l.Kill(name)
 			}
-			tear(t, disk, seed)
+			tear(t, o.Snapshots, o.Link.Seed)
 			time.Sleep(20 * time.Second) // longer than they were known to live
 			for _, name := range names {
 				l.Start(name)
@@ -145,11 +157,16 @@ func TestKillOneAndResume(t *testing.T) {
 	if long() {
 		rounds = 600
 	}
+	killOneAndResume(t, localSteps(rounds, s), rounds)
+}
+
+func killOneAndResume(t *testing.T, o faultlab.Options, rounds uint64) {
+	t.Helper()
+	s := o.Link.Seed
 	faultlab.Virtual(t, 24*time.Hour, func(ctx context.Context, t *testing.T) {
 		names := faultlab.Names(3)
-		link := home
-		link.Seed = s
-		l := faultlab.New(ctx, t, faultlab.Options{Plan: faultlab.Plan(rounds), Link: link, Snapshots: t.TempDir(), Log: logLevel()}, names...)
+		o.Snapshots = t.TempDir()
+		l := faultlab.New(ctx, t, o, names...)
 		defer l.Close()
 		rng := rand.New(rand.NewPCG(s, 16))
 		kills := 0

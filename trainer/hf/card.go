@@ -13,7 +13,7 @@ import (
 var cardText string
 
 // writeCard writes the model card. Like every file of the folder it depends on the model alone.
-func writeCard(w io.Writer, m Model) error {
+func writeCard(w io.Writer, f format, m Model) error {
 	card, err := template.New("card").Funcs(template.FuncMap{"plain": plain}).Parse(cardText)
 	if err != nil {
 		return fmt.Errorf("hf: model card template: %w", err)
@@ -24,9 +24,9 @@ func writeCard(w io.Writer, m Model) error {
 	}
 	if err := card.Execute(w, struct {
 		Model
-		TokenizerName string
-		Parameters    int
-	}{m, tok, len(m.Weights)}); err != nil {
+		TokenizerName, Family, Label, Auto, Pipeline string
+		Parameters                                   int
+	}{m, tok, f.modelType, f.label, f.auto, f.pipeline, len(m.Weights)}); err != nil {
 		return fmt.Errorf("hf: model card: %w", err)
 	}
 	return nil

@@ -33,6 +33,7 @@ const (
 	configFile     = "config.json"
 	generationFile = "generation_config.json"
 	weightsFile    = "model.safetensors"
+	indexFile      = "model.safetensors.index.json" // of weights in several files
 	cardFile       = "README.md"
 	provenanceFile = "capanode.json"
 )
@@ -94,21 +95,36 @@ func (m Model) check() error {
 				i, got.Name, got.Shape, got.Offset, p.Name, p.Shape, p.Offset, engine.ErrShape)
 		}
 	}
-	if m.Tokenizer != nil && m.Tokenizer.Vocab() > m.Spec.Vocab {
+	if m.Tokenizer != nil && tokensOf(m.Spec, m.Tokenizer) > m.Spec.Vocab {
 		return fmt.Errorf("hf: tokenizer %s has %d tokens, the model %d: %w",
-			m.Tokenizer.Name(), m.Tokenizer.Vocab(), m.Spec.Vocab, engine.ErrShape)
+			m.Tokenizer.Name(), tokensOf(m.Spec, m.Tokenizer), m.Spec.Vocab, engine.ErrShape)
 	}
 	if l := m.Provenance.Loss; math.IsNaN(l) || math.IsInf(l, 0) {
 		return fmt.Errorf("hf: loss %v: %w", l, ErrNotFinite)
 	}
-	if m.Type == BFloat16 {
+	switch m.Type {
+	case BFloat16:
 		return finite(m.Params, m.Weights, maxBFloat16)
+	case Float16:
+		return finite(m.Params, m.Weights, maxFloat16)
 	}
 	return finite(m.Params, m.Weights, math.MaxFloat32)
 }
 
-// maxBFloat16 is the largest number that rounds to a finite bfloat16.
-const maxBFloat16 = 0x1.FEFFFEp127
+// The largest numbers that round to a finite bfloat16 and a finite half.
+const (
+	maxBFloat16 = 0x1.FEFFFEp127
+	maxFloat16  = 0x1.FFDFFEp15
+)
+
+// tokensOf returns how many tokens a model with that tokenizer has at least: one that fills gaps needs a token for them.
+func tokensOf(s model.Spec, t tokenizer.Tokenizer) int {
+	if s.Task() == model.TaskMasked {
+		_, vocab := tokenizer.Masked(t)
+		return vocab
+	}
+	return t.Vocab()
+}
 
 func layout(spec model.Spec) ([]engine.Param, int, error) {
 	program, err := spec.Program()
@@ -143,8 +159,8 @@ func finite(params []engine.Param, weights []float32, limit float32) error {
 }
 
 // Read reads a folder of the file system. Nothing in it is trusted: sizes are checked before anything is allocated, shapes
-// against the configuration, values for being finite. Only the Llama family in one file of 32-bit or bfloat16 floats is read so
-// far; anything else is [ErrUnsupported], anything contradictory [ErrFormat].
+// against the configuration, values for being finite. Read are the families of package model, in one file or several, of 32-bit,
+// bfloat16 or half-precision floats; anything else is [ErrUnsupported], anything contradictory [ErrFormat].
 func Read(dir string) (Model, error) {
 	m, err := ReadFrom(Dir(dir))
 	if err != nil {
@@ -156,11 +172,11 @@ func Read(dir string) (Model, error) {
 // ReadFrom is [Read] for a folder that lies elsewhere. It reads each file once, from its beginning to its end, the weights after
 // the small files, so that a folder can be read while it arrives.
 func ReadFrom(src Source) (Model, error) {
-	var config configJSON
-	if err := readJSON(src, configFile, &config); err != nil {
+	raw, err := readSmall(src, configFile, maxJSON)
+	if err != nil {
 		return Model{}, err
 	}
-	spec, err := config.spec()
+	spec, dtype, err := readConfig(raw)
 	if err != nil {
 		return Model{}, err
 	}
@@ -183,9 +199,9 @@ func ReadFrom(src Source) (Model, error) {
 	if err != nil {
 		return Model{}, err
 	}
-	m.Weights, m.Type, err = readWeights(src, params, total)
-	if err == nil && config.dtype() != "" && config.dtype() != m.Type.String() {
-		err = fmt.Errorf("hf: %s says %s, %s holds %s: %w", configFile, config.dtype(), weightsFile, m.Type, ErrFormat)
+	m.Weights, m.Type, err = readWeights(src, spec, params, total)
+	if err == nil && dtype != "" && dtype != m.Type.String() {
+		err = fmt.Errorf("hf: %s says %s, the weights are %s: %w", configFile, dtype, m.Type, ErrFormat)
 	}
 	if err != nil {
 		return Model{}, err

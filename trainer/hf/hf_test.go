@@ -229,7 +229,7 @@ func TestModelCardCannotBeInjected(t *testing.T) {
 	m := tiny(t)
 	m.Provenance.Name = "x\n---\n# <script>alert(1)</script> [a](b)"
 	var b bytes.Buffer
-	if err := writeCard(&b, m); err != nil {
+	if err := writeCard(&b, llamaFormat, m); err != nil {
 		t.Fatal(err)
 	}
 	if strings.Contains(b.String(), "<script>") || strings.Contains(b.String(), "x\n---") || strings.Contains(b.String(), "](b)") {
@@ -265,7 +265,7 @@ func TestReadRefusesContradictions(t *testing.T) {
 		"other family":     {edit(configFile, `"llama"`, `"mamba"`), ErrUnsupported},
 		"bias":             {edit(configFile, `"attention_bias": false`, `"attention_bias": true`), ErrUnsupported},
 		"activation":       {edit(configFile, `"silu"`, `"gelu"`), ErrUnsupported},
-		"half precision":   {edit(configFile, `"float32"`, `"float16"`), ErrUnsupported},
+		"half precision":   {edit(configFile, `"float32"`, `"float64"`), ErrUnsupported},
 		"lying type":       {edit(configFile, `"float32"`, `"bfloat16"`), ErrFormat},
 		"mixed types":      {edit(weightsFile, `"dtype":"F32","shape":[8],"data_offsets":[8224,8256]`, `"dtype":"I32","shape":[8],"data_offsets":[8224,8256]`), ErrUnsupported},
 		"scaled rotary":    {edit(configFile, `"use_cache"`, `"rope_scaling": {"type": "linear"}, "use_cache"`), ErrUnsupported},

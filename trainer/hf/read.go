@@ -6,12 +6,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"math"
 	"os"
 	"path/filepath"
 
-	"github.com/capacloud/capanode/storage/safetensors"
-	"github.com/capacloud/capanode/trainer/engine"
+	"github.com/capacloud/capanode/trainer/model"
 	"github.com/capacloud/capanode/trainer/tokenizer"
 )
 
@@ -66,9 +64,13 @@ func (m *Model) readTokenizer(src Source) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	tok, err := tokenizer.Load(raw, config)
-	if err == nil && tok.Vocab() > m.Spec.Vocab {
-		err = fmt.Errorf("it has %d tokens, the model %d: %w", tok.Vocab(), m.Spec.Vocab, ErrFormat)
+	load := tokenizer.Load
+	if m.Spec.Task() == model.TaskMasked {
+		load = tokenizer.LoadMasked
+	}
+	tok, err := load(raw, config)
+	if err == nil && tokensOf(m.Spec, tok) > m.Spec.Vocab {
+		err = fmt.Errorf("it has %d tokens, the model %d: %w", tokensOf(m.Spec, tok), m.Spec.Vocab, ErrFormat)
 	}
 	if err != nil {
 		m.TokenizerProblem = fmt.Errorf("hf: tokenizer: %w", err)
@@ -104,65 +106,4 @@ func readJSON(src Source, name string, v any) error {
 		return fmt.Errorf("hf: %s: %w: %w", name, ErrFormat, err)
 	}
 	return nil
-}
-
-// readWeights reads a safetensors file that must hold exactly params, in one type, in the order of the file. The file's size is
-// compared with what params need before the weights are allocated.
-func readWeights(src Source, params []engine.Param, total int) ([]float32, Type, error) {
-	f, err := src.Open(weightsFile)
-	if err != nil {
-		return nil, 0, fmt.Errorf("hf: %w", err)
-	}
-	defer f.Close()
-	tensors, err := safetensors.ReadHeader(f, f.Size())
-	if err != nil {
-		return nil, 0, fmt.Errorf("hf: %s: %w: %w", weightsFile, ErrFormat, err)
-	}
-	as, err := match(tensors, params)
-	if err != nil {
-		return nil, 0, fmt.Errorf("hf: %s: %w", weightsFile, err)
-	}
-	byName := make(map[string]engine.Param, len(params))
-	for _, p := range params {
-		byName[p.Name] = p
-	}
-	weights := make([]float32, total)
-	for _, t := range tensors {
-		p := byName[t.Name]
-		if err := readFloats(io.NewSectionReader(f, t.Offset, t.Bytes), weights[p.Offset:p.Offset+p.Size()], as); err != nil {
-			return nil, 0, fmt.Errorf("hf: %s: tensor %s: %w", weightsFile, p.Name, err)
-		}
-	}
-	if err := finite(params, weights, math.MaxFloat32); err != nil {
-		return nil, 0, fmt.Errorf("%w: in %s", err, weightsFile)
-	}
-	return weights, as, nil
-}
-
-// match checks that the tensors are those of the model and returns their type.
-func match(tensors []safetensors.Tensor, params []engine.Param) (Type, error) {
-	if len(tensors) != len(params) {
-		return 0, fmt.Errorf("%d tensors, config.json asks for %d: %w", len(tensors), len(params), ErrFormat)
-	}
-	byName := make(map[string]safetensors.Tensor, len(tensors))
-	for _, t := range tensors {
-		byName[t.Name] = t
-	}
-	var as Type
-	for i, p := range params {
-		t, ok := byName[p.Name]
-		if !ok || !equalShape(t.Shape, p.Shape) {
-			return 0, fmt.Errorf("tensor %s has shape %v, config.json asks for %v: %w", p.Name, t.Shape, p.Shape, ErrFormat)
-		}
-		known := false
-		for k := range types {
-			if types[k].tensor == t.Type && (i == 0 || as == Type(k)) {
-				as, known = Type(k), true
-			}
-		}
-		if !known {
-			return 0, fmt.Errorf("tensor %s has elements of type %.20q; all of F32 or all of BF16 is what this program reads: convert the model: %w", p.Name, t.Type, ErrUnsupported)
-		}
-	}
-	return as, nil
 }

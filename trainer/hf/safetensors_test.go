@@ -3,7 +3,6 @@ package hf
 import (
 	"bytes"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -12,6 +11,7 @@ import (
 
 	"github.com/capacloud/capanode/storage/safetensors"
 	"github.com/capacloud/capanode/trainer/engine"
+	"github.com/capacloud/capanode/trainer/model"
 )
 
 func TestHeaderIsAligned(t *testing.T) {
@@ -30,21 +30,31 @@ func TestHeaderIsAligned(t *testing.T) {
 	}
 }
 
-// FuzzConfig checks that whatever config.json says becomes a valid model or an error.
+// FuzzConfig checks that whatever config.json says becomes a valid model or an error that says what kind it is.
 func FuzzConfig(f *testing.F) {
-	raw, err := marshal(newConfig(tiny(f).Spec, BFloat16, nil))
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(raw)
-	f.Add([]byte(`{"model_type":"llama","hidden_act":"silu","rope_parameters":{"rope_theta":1e300}}`))
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		var c configJSON
-		if json.Unmarshal(raw, &c) != nil {
-			return
-		}
-		spec, err := c.spec()
+	for _, name := range []string{"llama-tiny", "gpt2-tiny", "bert-tiny"} {
+		s, err := model.Preset(name)
 		if err != nil {
+			f.Fatal(err)
+		}
+		form, err := formatOf(s)
+		if err != nil {
+			f.Fatal(err)
+		}
+		raw, err := marshal(form.write(s, BFloat16, nil))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(raw)
+	}
+	f.Add([]byte(`{"model_type":"llama","hidden_act":"silu","rope_parameters":{"rope_theta":1e300}}`))
+	f.Add([]byte(`{"model_type":"gpt2","n_embd":4611686018427387904}`))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		spec, _, err := readConfig(raw)
+		if err != nil {
+			if !errors.Is(err, ErrFormat) && !errors.Is(err, ErrUnsupported) {
+				t.Fatal(err)
+			}
 			return
 		}
 		if err := spec.Validate(); err != nil {

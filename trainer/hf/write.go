@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/capacloud/capanode/trainer/model"
 	"github.com/capacloud/capanode/trainer/tokenizer"
 )
 
@@ -149,21 +150,28 @@ func contents(m Model) ([]file, error) {
 		id := m.Tokenizer.EndOfText()
 		end = &id
 		var err error
-		if tokenizerFiles, err = tokenizer.HuggingFace(m.Tokenizer, m.Spec.Context); err != nil {
+		files := tokenizer.HuggingFace
+		if m.Spec.Task() == model.TaskMasked {
+			files = tokenizer.HuggingFaceMasked
+		}
+		if tokenizerFiles, err = files(m.Tokenizer, m.Spec.Context); err != nil {
 			return nil, fmt.Errorf("hf: %w", err)
 		}
 	}
 	m.Provenance.Version = ProvenanceVersion
-	config := newConfig(m.Spec, m.Type, end)
-	files := []file{
-		{weightsFile, func(w io.Writer) error { return WriteSafetensors(w, m.Params, m.Weights, m.Type) }},
-		{cardFile, func(w io.Writer) error { return writeCard(w, m) }},
+	f, err := formatOf(m.Spec)
+	if err != nil {
+		return nil, err
 	}
-	for name, v := range map[string]any{
-		configFile:     config,
-		generationFile: generationJSON{FromModel: true, Bos: config.Bos, Eos: config.Eos},
-		provenanceFile: m.Provenance,
-	} {
+	files := []file{
+		{weightsFile, func(w io.Writer) error { return writeTensors(w, storedAs(m.Spec, m.Params), m.Weights, m.Type) }},
+		{cardFile, func(w io.Writer) error { return writeCard(w, f, m) }},
+	}
+	small := map[string]any{configFile: f.write(m.Spec, m.Type, end), provenanceFile: m.Provenance}
+	if m.Spec.Task() == model.TaskCausal {
+		small[generationFile] = generationJSON{FromModel: true, Bos: end, Eos: orNil(end)}
+	}
+	for name, v := range small {
 		raw, err := marshal(v)
 		if err != nil {
 			return nil, err

@@ -84,6 +84,9 @@ func (f *File) check() error {
 	if o := f.Rounds.Overlap; o != OverlapAuto && o != OverlapNever && o != OverlapAlways {
 		return f.wrong("rounds.overlap", "%q is no choice; write auto, never or always", o)
 	}
+	if g := f.Rounds.Gradients; g != GradientsAuto && g != GradientsNever {
+		return f.wrong("rounds.gradients", "%q is no choice; write auto or never", g)
+	}
 	return f.checkRanges()
 }
 

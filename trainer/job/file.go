@@ -100,7 +100,8 @@ type RoundsPart struct {
 	Codec      string  `yaml:"codec"`
 	Group      int     `yaml:"group"`
 	Fragments  int     `yaml:"fragments"`
-	Overlap    string  `yaml:"overlap"` // auto, never or always
+	Overlap    string  `yaml:"overlap"`   // auto, never or always
+	Gradients  string  `yaml:"gradients"` // auto or never
 	OuterRate  float64 `yaml:"outer_learning_rate"`
 	Momentum   float64 `yaml:"outer_momentum"`
 }
@@ -133,6 +134,9 @@ const (
 	OverlapAuto   = "auto"  // the next round's steps run beside the exchange when that saves time
 	OverlapNever  = "never" // equal runs end with equal bits
 	OverlapAlways = "always"
+
+	GradientsAuto  = "auto"  // the auto pace may make a round one step on everybody's gradients
+	GradientsNever = "never" // all rounds are of local steps
 )
 
 // DefaultBits is the budget of a job that names none, in bits per parameter and optimiser step that a peer downloads.
@@ -145,7 +149,7 @@ func Defaults() File {
 		Model:  ModelPart{},
 		Data:   DataPart{Format: "auto", Text: "text", Tokenizer: "bytes", Validation: 0.02},
 		Train:  TrainPart{Batch: 8, Context: 128, LearningRate: 1e-3, MinRate: 1e-4, Warmup: 20, WeightDecay: 0.1, Clip: 1, Seed: 1},
-		Rounds: RoundsPart{Pace: PaceAuto, Bits: DefaultBits, LocalSteps: 20, Codec: CodecAuto, Fragments: 1, Overlap: OverlapAuto, OuterRate: 0.7, Momentum: 0.6},
+		Rounds: RoundsPart{Pace: PaceAuto, Bits: DefaultBits, LocalSteps: 20, Codec: CodecAuto, Fragments: 1, Overlap: OverlapAuto, Gradients: GradientsAuto, OuterRate: 0.7, Momentum: 0.6},
 		Market: MarketPart{Peers: 3}, Checkpoint: CheckpointPart{Every: 10, Keep: 2}, Eval: EvalPart{Windows: 64},
 	}
 }

@@ -24,12 +24,9 @@ const (
 	MaxFragments      = 256     // parts in which the weights travel
 )
 
-// The versions of the canonical job record. A job that version 1 can say is written in it, so that its run ID stays what it
-// was; programs that know version 1 alone refuse the others instead of training something else.
-const (
-	RecordVersion      = 1
-	RecordVersionTuned = 2 // with init, adapter or freeze
-)
+// RecordVersion is the version of the canonical job record. Programs that know another one refuse the job instead of training
+// something else.
+const RecordVersion = 2
 
 // ErrRecord reports a job record from outside that breaks its rules.
 var ErrRecord = errors.New("job record")
@@ -62,12 +59,12 @@ type Record struct {
 	Codec           string     `cbor:"codec"`
 	Group           uint64     `cbor:"group"` // most members that average with each other in a round; 0 chooses
 	Fragments       uint64     `cbor:"fragments"`
-	Overlap         string     `cbor:"overlap"` // auto, never or always
+	Overlap         string     `cbor:"overlap"`   // auto, never or always
+	Gradients       string     `cbor:"gradients"` // auto or never: whether the auto pace may make a round one step on everybody's gradients
 	OuterRate       float64    `cbor:"outer_learning_rate"`
 	OuterMomentum   float64    `cbor:"outer_momentum"`
 	CheckpointEvery uint64     `cbor:"checkpoint_every"` // rounds
 
-	// Of records of version 2, which say more than version 1 can.
 	Init    *wire.Link `cbor:"init,omitempty"`    // folder of the model whose weights the run starts from; nil starts from the seed
 	Adapter *Adapter   `cbor:"adapter,omitempty"` // trained beside the frozen model of Init; nil trains the model itself
 	Freeze  []string   `cbor:"freeze,omitempty"`  // patterns of parameters that stay as they are
@@ -103,7 +100,7 @@ func (f *File) Bind(owner peer.ID, dataset Dataset, attempt uint64) (Record, err
 		Context: uint64(f.Train.Context), Peers: uint64(f.Market.Peers),
 		LearningRate: f.Train.LearningRate, MinRate: f.Train.MinRate, Warmup: uint64(f.Train.Warmup),
 		WeightDecay: f.Train.WeightDecay, Clip: f.Train.Clip, Seed: f.Train.Seed,
-		Pace: f.Rounds.Pace, Bits: f.Rounds.Bits, Codec: f.Rounds.Codec, Group: uint64(f.Rounds.Group), Fragments: uint64(f.Rounds.Fragments), Overlap: f.Rounds.Overlap,
+		Pace: f.Rounds.Pace, Bits: f.Rounds.Bits, Codec: f.Rounds.Codec, Group: uint64(f.Rounds.Group), Fragments: uint64(f.Rounds.Fragments), Overlap: f.Rounds.Overlap, Gradients: f.Rounds.Gradients,
 		OuterRate: f.Rounds.OuterRate, OuterMomentum: f.Rounds.Momentum,
 		CheckpointEvery: uint64(f.Checkpoint.Every),
 	}
@@ -111,9 +108,6 @@ func (f *File) Bind(owner peer.ID, dataset Dataset, attempt uint64) (Record, err
 	if f.base != nil {
 		r.Init = &wire.Link{Cid: f.base.CID}
 		r.Adapter = f.adapter()
-	}
-	if r.tuned() {
-		r.Version = RecordVersionTuned
 	}
 	r.Rounds = f.rounds(r.tokensPerRound())
 	if err := r.Check(); err != nil {
@@ -217,12 +211,8 @@ func (r Record) TokensPerPeerRound() uint64 { return r.LocalSteps * r.Batch * r.
 
 // Check bounds every field of a record, so that no later arithmetic overflows and nothing is allocated for nonsense.
 func (r Record) Check() error {
-	want := uint64(RecordVersion)
-	if r.tuned() {
-		want = RecordVersionTuned
-	}
-	if r.Version != want || r.Task != "causal-lm" {
-		return fmt.Errorf("%w: version %d, task %q: this program runs versions %d and %d, causal-lm", ErrRecord, r.Version, r.Task, RecordVersion, RecordVersionTuned)
+	if r.Version != RecordVersion || r.Task != "causal-lm" {
+		return fmt.Errorf("%w: version %d, task %q: this program runs version %d, causal-lm", ErrRecord, r.Version, r.Task, RecordVersion)
 	}
 	if _, err := peer.IDFromBytes(r.Owner); err != nil {
 		return fmt.Errorf("%w: owner: %w", ErrRecord, err)
@@ -279,6 +269,9 @@ func (r Record) checkRounds() error {
 	}
 	if r.Pace != PaceAuto && r.Pace != PaceFixed || r.Overlap != OverlapAuto && r.Overlap != OverlapNever && r.Overlap != OverlapAlways {
 		return fmt.Errorf("%w: pace %.20q, overlap %.20q, allowed: auto, fixed; auto, never, always", ErrRecord, r.Pace, r.Overlap)
+	}
+	if r.Gradients != GradientsAuto && r.Gradients != GradientsNever {
+		return fmt.Errorf("%w: gradients %.20q, allowed: auto, never", ErrRecord, r.Gradients)
 	}
 	if !(r.Bits >= 0 && r.Bits <= 1e6) || r.Fragments < 1 || r.Fragments > MaxFragments || r.Group == 1 || r.Group > MaxPeers {
 		return fmt.Errorf("%w: %v bits, %d fragments, groups of %d, allowed: 0 to 1e6, 1 to %d, 0 or 2 to %d",

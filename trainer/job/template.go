@@ -35,9 +35,10 @@ train:
   seed: 1
 
 rounds:
-  local_steps: 20          # steps that peers train alone before they average
-  codec: int8              # fp32, int8, int4, or top64 and the like: so many of 4,096
-  outer_momentum: 0.6
+  pace: auto               # steps, codec and outer step of each round follow from bits, the links and the progress; or fixed
+  bits: 1                  # per parameter and step that a peer downloads
+  gradients: auto          # one step on everybody's gradients where bits and links allow it; never: only rounds of local steps
+  local_steps: 20          # with the auto pace the unit of train.rounds; else the steps that peers train alone
 
 market:
   peers: 3                 # slots to lease

@@ -99,9 +99,6 @@ func (f *File) named(want, have model.Spec) (fields []pair) {
 	return fields
 }
 
-// tuned tells whether the record says what version 1 cannot.
-func (r Record) tuned() bool { return r.Init != nil || r.Adapter != nil || len(r.Freeze) > 0 }
-
 // VocabFits tells whether a tokenizer of that size belongs to the model. A model that was made elsewhere may have been padded.
 func (r Record) VocabFits(tokens int) bool {
 	return tokens == r.Model.Vocab || r.Init != nil && tokens < r.Model.Vocab

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"math"
 
+	"github.com/capacloud/capanode/trainer/cosine"
 	"github.com/capacloud/capanode/trainer/engine"
+	"github.com/capacloud/capanode/trainer/outer"
 )
 
 // DeMo exchanges, every step, the largest components of each peer's momentum after a discrete cosine transform of 64×64 tiles;
@@ -21,7 +23,8 @@ func (d DeMo) Name() string { return fmt.Sprintf("%d of 4096, decay %g", d.Keep,
 
 // Begin implements [Method].
 func (d DeMo) Begin(s *Swarm) (Trial, error) {
-	m := &demo{Swarm: s, DeMo: d, tiles: tilesOf(s.peers[0].state.Params), mean: make([]float32, s.Parameters())}
+	params := s.peers[0].state.Params
+	m := &demo{Swarm: s, DeMo: d, tiles: cosine.Of(params), signs: outer.NewSigns(params), mean: make([]float32, s.Parameters())}
 	for range s.Peers {
 		m.momentum = append(m.momentum, make([]float32, s.Parameters()))
 		m.sent = append(m.sent, make([]float32, s.Parameters()))
@@ -35,14 +38,15 @@ func (d DeMo) Begin(s *Swarm) (Trial, error) {
 type demo struct {
 	*Swarm
 	DeMo
-	tiles          []tile
+	tiles          cosine.Tiles
+	signs          *outer.Signs
 	momentum, sent [][]float32
 	mean           []float32
 	payload        float64 // bytes of one peer's components
 }
 
 // keep returns how many components of a tile travel: its share of the elements, at least one.
-func (m *demo) keep(t tile) int { return max(1, (m.Keep*t.rows*t.columns+2048)/4096) }
+func (m *demo) keep(t cosine.Tile) int { return max(1, (m.Keep*t.Rows*t.Columns+2048)/4096) }
 
 func (m *demo) Step(ctx context.Context, t int) error {
 	err := m.Each(func(p int) error {
@@ -63,10 +67,9 @@ func (m *demo) Step(ctx context.Context, t int) error {
 			m.mean[i] += v
 		}
 	}
-	for _, t := range m.tiles {
-		t.transform(m.mean, true)
+	if err := m.signs.Step(m.Fast(0), m.mean, h.LearningRate, h.WeightDecay); err != nil {
+		return err
 	}
-	signStep(m.peers[0].state, m.mean, h)
 	for p := range m.Peers {
 		copy(m.Fast(p), m.Fast(0))
 	}
@@ -85,12 +88,12 @@ func (m *demo) extract(p int, g engine.Gradient) {
 	clear(sent)
 	moved := append([]float32(nil), momentum...)
 	for _, t := range m.tiles {
-		t.transform(moved, false)
-		t.largest(moved, sent, m.keep(t))
+		t.Forward(moved)
+		largest(t, moved, sent, m.keep(t))
 	}
 	copy(moved, sent)
 	for _, t := range m.tiles {
-		t.transform(moved, true)
+		t.Inverse(moved)
 	}
 	for i, v := range moved {
 		momentum[i] -= v
@@ -99,55 +102,12 @@ func (m *demo) extract(p int, g engine.Gradient) {
 
 func (m *demo) Shared(int) []float32 { return m.Fast(0) }
 
-// tile is a part of a matrix, at most 64×64, in the flat view.
-type tile struct{ offset, stride, rows, columns int }
-
-func tilesOf(params []engine.Param) (tiles []tile) {
-	const side = 64
-	for _, p := range params {
-		rows, columns := 1, p.Shape[len(p.Shape)-1]
-		if len(p.Shape) > 1 {
-			rows = p.Size() / columns
-		}
-		for r := 0; r < rows; r += side {
-			for c := 0; c < columns; c += side {
-				tiles = append(tiles, tile{p.Offset + r*columns + c, columns, min(side, rows-r), min(side, columns-c)})
-			}
-		}
-	}
-	return tiles
-}
-
-// transform replaces a tile by its orthonormal DCT-II, or by the inverse.
-func (t tile) transform(x []float32, inverse bool) {
-	var line, room [64]float32
-	along := func(offset, stride, n int) {
-		for i := range n {
-			line[i] = x[offset+i*stride]
-		}
-		if inverse {
-			cosineInverse(line[:n], room[:n])
-		} else {
-			cosine(line[:n], room[:n])
-		}
-		for i := range n {
-			x[offset+i*stride] = line[i]
-		}
-	}
-	for r := range t.rows {
-		along(t.offset+r*t.stride, 1, t.columns)
-	}
-	for c := range t.columns {
-		along(t.offset+c, t.stride, t.rows)
-	}
-}
-
-// largest copies the k components of largest magnitude from x to the same places of dst; ties go to the first.
-func (t tile) largest(x, dst []float32, k int) {
-	keys := make([]uint64, 0, t.rows*t.columns) // magnitude, then the place from the end
-	for r := range t.rows {
-		for c := range t.columns {
-			i := t.offset + r*t.stride + c
+// largest copies the k components of largest magnitude of a tile from x to the same places of dst; ties go to the first.
+func largest(t cosine.Tile, x, dst []float32, k int) {
+	keys := make([]uint64, 0, t.Rows*t.Columns) // magnitude, then the place from the end
+	for r := range t.Rows {
+		for c := range t.Columns {
+			i := t.Offset + r*t.Stride + c
 			keys = append(keys, uint64(math.Float32bits(x[i])&^(1<<31))<<32|uint64(^uint32(i)))
 		}
 	}

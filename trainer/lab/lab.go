@@ -30,6 +30,7 @@ type Setup struct {
 	Rate    float64 // peak learning rate of the inner AdamW
 	Points  int     // measurements of the loss during a run, evenly spaced; the last is the result. At least 1
 	Windows int     // held-out windows that a measurement reads; 0 means 256
+	Frozen  int     // elements of the weights, from the first on, that local steps leave as they began
 }
 
 // inner are the inner optimiser's constants. Warm-up takes a twentieth of the steps, then a cosine falls to a tenth of the peak.
@@ -88,6 +89,7 @@ type Swarm struct {
 	peers   []peer
 	judge   engine.Engine
 	heldOut []engine.Batch
+	frozen  []float32 // what the frozen weights are
 }
 
 // peer is one simulated peer. Its fast weights θ and its moments are its executor's state.
@@ -152,6 +154,10 @@ func newSwarm(setup Setup) (*Swarm, error) {
 		s.peers = append(s.peers, peer{d, e.State()})
 		setup.scale(e.State())
 	}
+	if n := s.Parameters(); setup.Frozen < 0 || setup.Frozen > n {
+		return nil, errors.Join(fmt.Errorf("lab: %d of %d weights frozen: %w", setup.Frozen, n, ErrSetup), s.close())
+	}
+	s.frozen = append(s.frozen, s.Fast(0)[:setup.Frozen]...)
 	if s.judge, err = native.New(program, native.Options{Parallelism: runtime.GOMAXPROCS(0)}); err != nil {
 		return nil, errors.Join(fmt.Errorf("lab: %w", err), s.close())
 	}
@@ -209,6 +215,7 @@ func (s *Swarm) Each(f func(p int) error) error {
 func (s *Swarm) Local(ctx context.Context, t int) error {
 	return s.Each(func(p int) error {
 		_, err := s.peers[p].Train(ctx, []engine.Batch{s.batch(p, t)}, s.at(t))
+		copy(s.Fast(p), s.frozen)
 		return err
 	})
 }

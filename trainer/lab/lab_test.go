@@ -236,64 +236,6 @@ func TestSamplesAreDealtOnce(t *testing.T) {
 	}
 }
 
-// The fast transform agrees with the definition, keeps lengths, and is undone.
-func TestTransformIsOrthonormal(t *testing.T) {
-	rng := rand.New(rand.NewPCG(1, 1))
-	for _, n := range []int{1, 2, 3, 12, 17, 32, 64} {
-		x, room := make([]float32, n), make([]float32, n)
-		for i := range x {
-			x[i] = float32(rng.NormFloat64())
-		}
-		given := slices.Clone(x)
-		cosine(x, room)
-		var before, after float64
-		for k := range n {
-			sum := 0.0
-			for i, v := range given {
-				sum += float64(v) * math.Cos(math.Pi*float64((2*i+1)*k)/float64(2*n))
-			}
-			scale := math.Sqrt(2 / float64(n))
-			if k == 0 {
-				scale = math.Sqrt(1 / float64(n))
-			}
-			if math.Abs(float64(x[k])-scale*sum) > 1e-4 {
-				t.Fatalf("%d elements, component %d: %g, want %g", n, k, x[k], scale*sum)
-			}
-			before, after = before+float64(given[k])*float64(given[k]), after+float64(x[k])*float64(x[k])
-		}
-		cosineInverse(x, room)
-		for i := range x {
-			if math.Abs(float64(x[i]-given[i])) > 1e-4 || math.Abs(before-after) > 1e-3*before {
-				t.Fatalf("%d elements: element %d comes back as %g, was %g", n, i, x[i], given[i])
-			}
-		}
-	}
-}
-
-func TestTilesCoverEachElementOnce(t *testing.T) {
-	s, err := newSwarm(setup(1, 1))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.close()
-	x := make([]float32, s.Parameters())
-	for _, part := range tilesOf(s.peers[0].state.Params) {
-		whole := make([]float32, len(x))
-		for i := range whole {
-			whole[i] = 1
-		}
-		part.largest(whole, x, 1<<20)
-		part.transform(whole, false)
-		part.transform(whole, true)
-		if math.Abs(float64(whole[part.offset]-1)) > 1e-4 {
-			t.Fatalf("tile %+v does not come back: %g", part, whole[part.offset])
-		}
-	}
-	if slices.Contains(x, 0) {
-		t.Error("an element is in no tile")
-	}
-}
-
 func TestFourBitFloats(t *testing.T) {
 	x := []float32{8, -7, 5, 0.125, 0.05, 0, -2.9, 3.1}
 	e3m0(x)

@@ -8,22 +8,21 @@ import (
 	"github.com/capacloud/capanode/trainer/outer"
 )
 
-// Relay is DeMo's step with the program's codec, for budgets that pay for an exchange in every step: the largest components of
-// each peer's momentum after a cosine transform travel as two bits and a Rice-coded gap instead of 28 bits, and what the
-// codec's rounding leaves stays in the momentum. All take the same step by the sign of the mean, so peers share all
-// their state but the momentum. The worker has no such rounds yet.
+// Relay is the program's method where each round is one step on gradients: the largest cosine components of each peer's momentum
+// travel as two bits and a Rice-coded gap instead of DeMo's 28 bits, and what the codec's rounding leaves stays in the momentum.
+// All take the same step by the sign of the mean, so peers share all their state but the momentum.
 type Relay struct {
 	Codec string
 	Decay float32 // of the momentum, each step; what was sent leaves it
 }
 
 // Name implements [Method].
-func (d Relay) Name() string { return fmt.Sprintf("%s, decay %g", d.Codec, d.Decay) }
+func (d Relay) Name() string { return fmt.Sprintf("gradients, %s, decay %g", d.Codec, d.Decay) }
 
 // Begin implements [Method].
 func (d Relay) Begin(s *Swarm) (Trial, error) {
 	n := s.Parameters()
-	m := &relay{Swarm: s, Relay: d, tiles: tilesOf(s.peers[0].state.Params), mean: make([]float32, n), blobs: make([][]byte, s.Peers), sizes: make([]float64, s.Peers)}
+	m := &relay{Swarm: s, Relay: d, signs: outer.NewSigns(s.peers[0].state.Params), mean: make([]float32, n), blobs: make([][]byte, s.Peers), sizes: make([]float64, s.Peers)}
 	for range s.Peers {
 		m.feedback = append(m.feedback, outer.NewFeedback(n, d.Decay))
 	}
@@ -33,7 +32,7 @@ func (d Relay) Begin(s *Swarm) (Trial, error) {
 type relay struct {
 	*Swarm
 	Relay
-	tiles    []tile
+	signs    *outer.Signs
 	mean     []float32
 	feedback []*outer.Feedback
 	blobs    [][]byte
@@ -49,13 +48,13 @@ func (m *relay) Step(ctx context.Context, t int) error {
 	if err != nil {
 		return err
 	}
-	if err := plainMean(m.mean, updates); err != nil {
+	if err := outer.Mean(m.mean, updates); err != nil {
 		return err
 	}
-	for _, part := range m.tiles {
-		part.transform(m.mean, true)
+	h := m.at(t)
+	if err := m.signs.Step(m.Fast(0), m.mean, h.LearningRate, h.WeightDecay); err != nil {
+		return err
 	}
-	signStep(m.peers[0].state, m.mean, m.at(t))
 	for p := range m.Peers {
 		if err := m.feedback[p].Commit(updates[p].Delta); err != nil {
 			return err
@@ -73,11 +72,8 @@ func (m *relay) encode(ctx context.Context, p, t int) (u outer.Update, err error
 	if err != nil {
 		return u, err
 	}
-	for i := range g.Sum {
-		g.Sum[i] /= float32(g.Targets)
-	}
-	for _, part := range m.tiles {
-		part.transform(g.Sum, false)
+	if err := m.signs.Components(g.Sum, g.Targets, m.at(t).ClipNorm); err != nil {
+		return u, err
 	}
 	pending, err := m.feedback[p].Pending(g.Sum)
 	if err != nil {
@@ -89,22 +85,3 @@ func (m *relay) encode(ctx context.Context, p, t int) (u outer.Update, err error
 }
 
 func (m *relay) Shared(int) []float32 { return m.Fast(0) }
-
-// signStep moves every weight by the learning rate against the sign of its gradient, after weight decay.
-func signStep(s *engine.State, gradient []float32, h engine.Step) {
-	for _, q := range s.Params {
-		keep := float32(1)
-		if q.Decay {
-			keep = float32(1 - float64(h.LearningRate*h.WeightDecay))
-		}
-		w := s.Weights[q.Offset : q.Offset+q.Size()]
-		for i, v := range gradient[q.Offset : q.Offset+q.Size()] {
-			w[i] = float32(w[i] * keep)
-			if v > 0 {
-				w[i] -= float32(h.LearningRate)
-			} else if v < 0 {
-				w[i] += float32(h.LearningRate)
-			}
-		}
-	}
-}

@@ -11,7 +11,7 @@ import (
 // Names of the methods in tables and plots.
 const (
 	Ours         = "Capanode"
-	Gradients    = "Capanode, gradients"
+	LocalSteps   = "Capanode, local steps alone"
 	DataParallel = "data-parallel"
 	exact        = "exact DiLoCo"
 	Streaming4   = "Streaming DiLoCo, 4 bits"
@@ -53,13 +53,29 @@ func (s Setup) every(budget, bits float64) int {
 	return max(1, (s.Steps+rounds-1)/rounds)
 }
 
-// mine is the program's own schedule under a budget. Where the bytes are too few to bring the peers together at the end, each
-// keeps its own weights.
+// mine is the program's own schedule under a budget, as the worker follows it on quick links. Where the bytes are too few to bring
+// the peers together at the end, each keeps its own weights.
 func (s Setup) mine(budget float64) Case {
-	plan := tempo.Plan{Steps: uint64(s.Steps), Mates: s.Peers, Bits: budget * s.unit()}
+	plan := s.plan(budget)
+	plan.Gradients = true
+	if b := plan.Next(0); b.Gradients { // under a budget that does not change all rounds are
+		return Case{Family: Ours, Budget: budget, Method: Relay{b.Codec, b.Decay}}
+	}
+	c := s.local(budget)
+	c.Family = Ours
+	return c
+}
+
+func (s Setup) plan(budget float64) tempo.Plan {
+	return tempo.Plan{Steps: uint64(s.Steps), Mates: s.Peers, Bits: budget * s.unit()}
+}
+
+// local is the same schedule where a job excludes gradients.
+func (s Setup) local(budget float64) Case {
+	plan := s.plan(budget)
 	b := plan.Next(0)
 	label := fmt.Sprintf("%s, H %d, %s", b.Codec, b.LocalSteps, rates(b.Outer))
-	return Case{Family: Ours, Budget: budget, Method: Gather{Label: label, Pace: plan.Next, Own: budget < 1.0/500}}
+	return Case{Family: LocalSteps, Budget: budget, Method: Gather{Label: label, Pace: plan.Next, Own: budget < 1.0/500}}
 }
 
 // Front returns the cases of the front of loss against bytes: every method at the best settings that were found for it by
@@ -68,10 +84,10 @@ func (s Setup) mine(budget float64) Case {
 func Front(s Setup, all bool) []Case {
 	cases := []Case{{Family: DataParallel, Method: Parallel{}}, {Family: lone, Method: Alone{}}}
 	for i, b := range Budgets {
-		cases = append(cases, s.mine(b))
-		if i < 3 {
-			relay := []Relay{{"top512", 0.96}, {"top256", 0.9}, {"top64", 0.9}}[i]
-			cases = append(cases, Case{Family: Gradients, Budget: b, Method: relay})
+		own := s.mine(b)
+		cases = append(cases, own)
+		if _, gradients := own.Method.(Relay); gradients {
+			cases = append(cases, s.local(b))
 		}
 		// The last step sends the fragments that were not due once more, at worst all.
 		const bits = 1.5 * e3m0Bits
@@ -111,14 +127,11 @@ func (s Setup) published(budget float64, top, h int) Case {
 	}}
 }
 
-// Parity returns the cases of the comparison with data-parallel training: that, the program with a tenth of its bytes,
-// exact DiLoCo with as many rounds as the program, and the program's codec on gradients.
+// Parity returns the cases of the comparison with data-parallel training: that, the program with a tenth of its bytes, exact DiLoCo
+// with as many rounds, and the program where a job excludes gradients.
 func Parity(s Setup) []Case {
-	own := s.mine(1.0 / 10)
-	own.Budget = 0
-	beat := own.Method.(Gather).Pace(0)
-	return []Case{
-		{Family: DataParallel, Method: Parallel{}}, own, {Family: exact, Method: DiLoCo{beat.LocalSteps, beat.Outer}},
-		{Family: Gradients, Method: Relay{"top256", 0.9}},
-	}
+	own, local := s.mine(1.0/10), s.local(1.0/10)
+	own.Budget, local.Budget = 0, 0
+	beat := local.Method.(Gather).Pace(0)
+	return []Case{{Family: DataParallel, Method: Parallel{}}, own, {Family: exact, Method: DiLoCo{beat.LocalSteps, beat.Outer}}, local}
 }

@@ -17,22 +17,6 @@ func layerName(layer int, part string) string {
 	return fmt.Sprintf("model.layers.%d.%s.weight", layer, part)
 }
 
-// Program validates the Spec and returns the model as a program.
-func (s Spec) Program() (engine.Program, error) {
-	if err := s.Validate(); err != nil {
-		return engine.Program{}, err
-	}
-	return engine.Program{
-		Name: fmt.Sprintf("%s %d×%d, %d/%d heads, feed-forward %d, vocabulary %d, context %d",
-			s.Family, s.Layers, s.Width, s.Heads, s.KVHeads, s.FeedForward, s.Vocab, s.Context),
-		Params:  s.llamaParams(),
-		Vocab:   s.Vocab,
-		Context: s.Context,
-		Logits:  s.llamaLogits,
-		Loss:    func(g engine.Graph) engine.Value { return g.CrossEntropy(s.llamaLogits(g)) },
-	}, nil
-}
-
 func (s Spec) llamaParams() []engine.Param {
 	w, kv, ff := s.Width, s.keyWidth(), s.FeedForward
 	matrix := func(name string, out, in int, std float64) engine.Param {

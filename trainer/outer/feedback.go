@@ -77,6 +77,9 @@ func (f *Feedback) Commit(decoded codec.Source) error {
 	return nil
 }
 
+// SetDecay changes the decay from the next update on.
+func (f *Feedback) SetDecay(decay float32) { f.decay = decay }
+
 // Abort drops the pending update, if there is one: the residual is what it was before [Feedback.Pending].
 func (f *Feedback) Abort() { f.from, f.to = 0, 0 }
 

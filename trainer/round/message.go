@@ -67,7 +67,7 @@ type Message struct {
 }
 
 // Topic returns the gossip topic of a run.
-func Topic(run cid.Cid) string { return "/capanode/run/" + run.String() + "/3" }
+func Topic(run cid.Cid) string { return "/capanode/run/" + run.String() + "/4" }
 
 // Record is what the five records share.
 type Record interface {

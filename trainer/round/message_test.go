@@ -269,5 +269,5 @@ func FuzzRecord(f *testing.F) {
 
 func ExampleTopic() {
 	fmt.Println(Topic(wire.RecordCID([]byte("job"))))
-	// Output: /capanode/run/bafyreic6rsmqeid27lvxcicdbrmfurc7ehussmqidvslzgpybzeslpfqai/3
+	// Output: /capanode/run/bafyreic6rsmqeid27lvxcicdbrmfurc7ehussmqidvslzgpybzeslpfqai/4
 }

@@ -14,7 +14,7 @@ import (
 )
 
 // Version is the protocol version that every record carries.
-const Version = 3
+const Version = 4
 
 // Limits of the records. A record beyond them is refused.
 const (
@@ -52,9 +52,10 @@ type Role uint8
 
 // Roles of a header.
 const (
-	RoleTrained Role = iota // the update of local steps, or what the losing side of a fork had trained
-	RoleHello               // nothing: the signer sits the round out and asks to be dealt in from the next one on
-	RoleWeights             // all of the signer's weights, in the rounds that bring the groups of a run together
+	RoleTrained  Role = iota // the update of local steps, or what the losing side of a fork had trained
+	RoleHello                // nothing: the signer sits the round out and asks to be dealt in from the next one on
+	RoleWeights              // all of the signer's weights, in the rounds that bring the groups of a run together
+	RoleGradient             // the cosine components of a gradient at the parent's weights, in a round without local steps
 )
 
 // Header describes one peer's update of one round.
@@ -84,6 +85,10 @@ type Header struct {
 	Fragments uint32    `cbor:"fragments"` // in how many parts the weights travel, one each round
 	Merge     *Merge    `cbor:"merge"`     // not null: this brings back the losing side of a fork
 }
+
+// Trains reports whether the header brings what its signer has learnt from samples: by local steps, as a gradient, or on the losing
+// side of a fork.
+func (h Header) Trains() bool { return h.Role == RoleTrained || h.Role == RoleGradient }
 
 // Seen is a vote: the headers of a round whose blobs the signer holds, and the hellos that it had heard when it first voted. A
 // later Seen of the same round only adds headers.
@@ -213,15 +218,15 @@ func (h Header) check() error {
 	if err := checkCommon(KindHeader, h.Version, h.Run, h.Round); err != nil {
 		return err
 	}
-	trained := h.Role == RoleTrained && h.Merge == nil
+	trained := h.Trains() && h.Merge == nil
 	switch {
-	case h.Role > RoleWeights || h.Role != RoleTrained && h.Merge != nil:
+	case h.Role > RoleGradient || h.Role != RoleTrained && h.Merge != nil:
 		return bad(KindHeader, "role %d", h.Role)
 	case h.Role == RoleHello && (h.Blob.Defined() || h.Size > 0):
 		return bad(KindHeader, "a hello with a blob")
 	case h.Role != RoleHello && (!h.Blob.Defined() || h.Size <= h.Slice):
 		return bad(KindHeader, "a blob of %d bytes, %d of them a slice", h.Size, h.Slice)
-	case h.Role != RoleTrained && (len(h.Ranges) > 0 || h.Steps > 0 || h.Tokens > 0 || h.Slice > 0):
+	case !h.Trains() && (len(h.Ranges) > 0 || h.Steps > 0 || h.Tokens > 0 || h.Slice > 0):
 		return bad(KindHeader, "role %d with samples or a slice", h.Role)
 	case h.Group > MaxMembers:
 		return bad(KindHeader, "groups of %d, limit %d", h.Group, MaxMembers)
@@ -229,8 +234,10 @@ func (h Header) check() error {
 		return bad(KindHeader, "name longer than %d bytes", MaxName)
 	case len(h.Ranges) == 0 && trained || len(h.Ranges) > MaxRanges:
 		return bad(KindHeader, "%d ranges, want 1 to %d", len(h.Ranges), MaxRanges)
-	case h.Steps == 0 && trained || h.Tokens == 0 && h.Role == RoleTrained:
+	case h.Steps == 0 && trained || h.Tokens == 0 && h.Trains():
 		return bad(KindHeader, "%d steps over %d tokens", h.Steps, h.Tokens)
+	case h.Role == RoleGradient && (h.Steps != 1 || h.Slice > 0 || h.Lag > 0 || h.Group > 0 || h.Fragments != 1):
+		return bad(KindHeader, "a gradient of %d steps, %d of them early, with a slice of %d bytes, in groups of %d and %d fragments", h.Steps, h.Lag, h.Slice, h.Group, h.Fragments)
 	case h.Loss > MaxLoss || h.Loss < -MaxLoss:
 		return bad(KindHeader, "a loss of %d micronats", h.Loss)
 	case h.Lag > h.Steps:

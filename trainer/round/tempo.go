@@ -21,7 +21,7 @@ func (p Pulse) After(accepted []Header) Pulse {
 	var loss, tokens float64
 	var budgets, leasts []uint64
 	for _, h := range accepted {
-		if h.Merge != nil || h.Role != RoleTrained {
+		if h.Merge != nil || !h.Trains() {
 			continue
 		}
 		loss, tokens = loss+float64(float64(h.Loss)*float64(h.Tokens)), tokens+float64(h.Tokens)

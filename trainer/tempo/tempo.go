@@ -1,5 +1,5 @@
-// Package tempo owns the pace of a run: how many steps peers train alone before they average, in which codec, and how far the
-// outer step goes, as one schedule under a budget of bytes. It refuses to measure anything: everything here is a pure function
+// Package tempo owns the pace of a run: how many steps peers train alone before they average, or whether they take one step
+// together, in which codec, and how far the outer step goes, as one schedule under a budget of bytes. It refuses to measure anything: everything here is a pure function
 // of the plan and of how far the run is, so that all peers compute the same beat, on every machine.
 //
 // The rules come from comparisons in package lab; docs/decisions/0003-averaging-defaults.md holds the figures.
@@ -17,15 +17,21 @@ type Plan struct {
 	Steps uint64  // optimiser steps of one peer over the whole run, at least 1
 	Mates int     // members of a group, each of which fetches the updates of all others; all members where there is one group
 	Bits  float64 // budget: bits per parameter and optimiser step that a peer downloads in the mean over the run; 0: no limit
-	Least int     // fewest steps of a round, from what a round costs besides bytes: delays, signatures, hashing; 0 means 1
+	Least int     // fewest steps of a round of local steps, from what a round costs besides bytes: delays, signatures, hashing; 0 means 1
 	Codec string  // fixed codec; "" lets the budget choose
+
+	Gradients bool // rounds may be one step on everybody's gradients
+	Link      int  // steps that take as long as an exchange on the run's links, rounded up; 0 where that is no limit
 }
 
 // Beat is how the next round goes.
 type Beat struct {
 	LocalSteps int            // optimiser steps H before the peers average
 	Codec      string         // of the updates, as package codec parses it
-	Outer      outer.Settings // of the step on the mean update
+	Outer      outer.Settings // of the step on the mean update; zero in a round of gradients
+
+	Gradients bool    // no local steps: the peers take one step together, by the sign of their mean gradient
+	Decay     float32 // in a round of gradients, of what each peer's codec has left of earlier ones
 }
 
 // rung is a codec with its bits per parameter on updates of training.
@@ -39,6 +45,23 @@ type rung struct {
 var ladder = []rung{
 	{"int8", 8.04}, {"top1024", 1.33}, {"top768", 1.09}, {"top512", 0.81}, {"top384", 0.645}, {"top256", 0.473},
 	{"top192", 0.374}, {"top128", 0.271}, {"top96", 0.213}, {"top64", 0.153},
+}
+
+const (
+	// finest is the rung at which codecs of gradients begin. What a coarse codec leaves is the momentum that the sign of the mean needs, so
+	// finer ones gain nothing: dense ones leave no momentum at all.
+	finest = 3
+	// What error feedback keeps of a round of gradients in the next. A codec down to top384 says so much that less of it would be momentum;
+	// coarser ones say late what a longer memory would only delay more.
+	fineDecay, coarseDecay = 0.98, 0.96
+)
+
+// decay returns the decay that suits a codec of gradients.
+func (r rung) decay() float32 {
+	if r.bits > 0.5 {
+		return fineDecay
+	}
+	return coarseDecay
 }
 
 const (
@@ -63,6 +86,9 @@ func (p Plan) Next(done uint64) Beat {
 		return Beat{LocalSteps: 1, Codec: p.last(p.each()).codec, Outer: outer.Settings{LearningRate: 1}}
 	}
 	each := p.each()
+	if r, ok := p.gradients(each); ok {
+		return Beat{LocalSteps: 1, Codec: r.codec, Gradients: true, Decay: r.decay()}
+	}
 	left := int(min(p.Steps-done, Longest))
 	r, h := p.choose(max(p.Least, 1), each)
 	if h >= left {
@@ -71,6 +97,21 @@ func (p Plan) Next(done uint64) Beat {
 		}
 	}
 	return Beat{LocalSteps: min(h, left), Codec: r.codec, Outer: outer.Settings{LearningRate: p.rate(r, h)}}
+}
+
+// gradients returns the codec of a round of gradients, if the next round is one: where the budget pays for an exchange in every
+// step, and an exchange takes no longer than a step. There one step by the sign of the mean gradient is worth more than a step of
+// AdamW on each peer alone, whose updates are averaged (docs/decisions/0006-gradient-rounds.md).
+func (p Plan) gradients(each float64) (rung, bool) {
+	if !p.Gradients || p.Link > 1 || p.Mates < 2 {
+		return rung{}, false
+	}
+	for _, r := range ladder[finest:] {
+		if steps(r, each) == 1 && (p.Codec == "" || r.codec == p.Codec) {
+			return r, true
+		}
+	}
+	return rung{}, false
 }
 
 // last returns the codec of a last round that leaves nothing unsaid; its zero value says that this costs too much.

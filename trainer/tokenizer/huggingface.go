@@ -78,6 +78,7 @@ type configJSON struct {
 	Bos            string `json:"bos_token"`
 	CleanUp        bool   `json:"clean_up_tokenization_spaces"`
 	Eos            string `json:"eos_token"`
+	Mask           string `json:"mask_token,omitempty"`
 	MaxLength      int    `json:"model_max_length"`
 	Class          string `json:"tokenizer_class"`
 }

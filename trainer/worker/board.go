@@ -12,9 +12,13 @@ import (
 	"github.com/capacloud/capanode/trainer/round"
 )
 
-// keepMessages is how many headers, votes and commits of one member the board remembers: this round's and the next's, and
-// those of an equivocation. It bounds what a member can make us keep.
+// keepMessages is how many headers, votes and commits of one member the board of another remembers: this round's and the next's,
+// and those of an equivocation. It bounds what a member can make us keep.
 const keepMessages = 4
+
+// observedMessages is the same for who only follows the run, and has to report every round: rounds of gradients are a step long, and
+// several may pass while one is entered in the books.
+const observedMessages = 32
 
 // board holds the newest messages of every member of a run. It is the only thing that the topic's goroutine and the
 // training goroutine share.
@@ -22,6 +26,7 @@ type board struct {
 	run         cid.Cid
 	self, owner peer.ID
 	changed     chan struct{} // holds a token when something new came
+	keep        int           // messages of each kind and member
 
 	mu        sync.Mutex
 	roster    round.Roster
@@ -45,7 +50,7 @@ type arrival struct {
 }
 
 func newBoard(run cid.Cid, self, owner peer.ID) *board {
-	return &board{run: run, self: self, owner: owner, changed: make(chan struct{}, 1), members: map[peer.ID]*member{}}
+	return &board{run: run, self: self, owner: owner, changed: make(chan struct{}, 1), keep: keepMessages, members: map[peer.ID]*member{}}
 }
 
 // validate is the topic's validator. What breaks a rule is rejected and blamed on the forwarder; what may be right for
@@ -118,25 +123,25 @@ func (b *board) put(data []byte, now time.Time) {
 		}
 	case round.KindHeader:
 		// Anybody may pass a header on; old ones must not push those out that count.
-		stale := m.Header.Round+1 < w.beat.Round
+		stale := m.Header.Round+uint64(b.keep/keepMessages) < w.beat.Round
 		if !stale && !slices.ContainsFunc(w.headers, func(a arrival) bool { return a.ID == m.Hash }) {
-			w.headers = push(w.headers, arrival{round.Signed{Header: *m.Header, Author: m.From, ID: m.Hash}, now, data})
+			w.headers = push(w.headers, arrival{round.Signed{Header: *m.Header, Author: m.From, ID: m.Hash}, now, data}, b.keep)
 		}
 	case round.KindSeen:
 		w.seens = push(slices.DeleteFunc(w.seens, func(s round.Seen) bool {
 			return s.Round == m.Seen.Round && s.Parent == m.Seen.Parent && len(s.Headers) <= len(m.Seen.Headers)
-		}), *m.Seen)
+		}), *m.Seen, b.keep)
 	case round.KindCommit:
 		w.commits = push(slices.DeleteFunc(w.commits, func(c round.Commit) bool {
 			return c.Round == m.Commit.Round && c.Parent == m.Commit.Parent
-		}), *m.Commit)
+		}), *m.Commit, b.keep)
 	}
 	b.wake()
 }
 
-func push[T any](list []T, v T) []T {
-	if len(list) >= keepMessages {
-		list = slices.Delete(list, 0, len(list)-keepMessages+1)
+func push[T any](list []T, v T, keep int) []T {
+	if len(list) >= keep {
+		list = slices.Delete(list, 0, len(list)-keep+1)
 	}
 	return append(list, v)
 }

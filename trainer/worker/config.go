@@ -19,6 +19,9 @@ import (
 // ErrConfig reports a configuration that cannot be run.
 var ErrConfig = errors.New("invalid worker configuration")
 
+// ErrKind reports an update of another kind than the round's: of local steps where all take gradients, or the other way round.
+var ErrKind = errors.New("an update of another kind than the round's")
+
 // Blobs is the content-addressed store that updates and states travel through. The CID of equal bytes must be equal on
 // every peer. Its methods must be safe for concurrent use.
 type Blobs interface {
@@ -74,7 +77,7 @@ type Config struct {
 	Data     Data
 
 	SnapshotDir   string // folder for crash-safe snapshots, made when missing; "" keeps none
-	SnapshotEvery uint64 // rounds between snapshots; 0 means 1
+	SnapshotEvery uint64 // rounds between snapshots; 0 means 1, and 10 where rounds are of gradients
 	KeepRounds    uint64 // rounds after which the blobs of updates, own and fetched, are dropped; 0 means 4
 
 	States *States         // serves the states of all runs of this process; nil makes one for this run alone
@@ -126,10 +129,10 @@ func (r *Report) add(accepted []round.Signed, most uint64) {
 	var loss float64
 	var trained uint64
 	for _, h := range accepted {
-		if h.Merge == nil && (h.Role == round.RoleTrained || h.Role == round.RoleWeights) {
+		if h.Merge == nil && (h.Trains() || h.Role == round.RoleWeights) {
 			r.Senders++
 		}
-		if h.Role != round.RoleTrained {
+		if !h.Trains() {
 			continue
 		}
 		if h.Merge != nil {
@@ -165,6 +168,9 @@ func (c Config) check() error {
 		return fmt.Errorf("worker: engine, network, blobs and data are all needed: %w", ErrConfig)
 	case c.Data.Shards() < 1 || c.Data.Shards() > round.MaxShards:
 		return fmt.Errorf("worker: data set of %d shards, want 1 to %d: %w", c.Data.Shards(), round.MaxShards, ErrConfig)
+	}
+	if _, ok := c.Engine.(engine.Differentiating); !ok && c.Plan.gradients() {
+		return fmt.Errorf("worker: the plan has rounds of gradients and this engine gives none; a job with rounds.gradients: never does without: %w", ErrConfig)
 	}
 	return c.Plan.check()
 }

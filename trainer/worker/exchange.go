@@ -254,7 +254,7 @@ func (x *exchange) admissible(h round.Signed) bool {
 	return false
 }
 
-// trained checks a header of local steps, of weights, or a hello.
+// trained checks a header of local steps, of a gradient, of weights, or a hello.
 func (w *worker) trained(h round.Signed) error {
 	b := w.pace()
 	from, to := w.fragment(b)
@@ -262,8 +262,8 @@ func (w *worker) trained(h round.Signed) error {
 	rows, windows := uint64(w.cfg.Plan.BatchRows), uint64(h.Steps)*uint64(w.cfg.Plan.BatchRows)
 	n, fits := h.Fits(w.state.Cursors, w.windows)
 	switch {
-	case (h.Role == round.RoleWeights) != (b.finale != nil):
-		return fmt.Errorf("role %d, in the finale %v", h.Role, b.finale != nil)
+	case h.Role != b.role() && (h.Role != round.RoleHello || b.finale != nil):
+		return fmt.Errorf("role %d, the round's is %d: %w", h.Role, b.role(), ErrKind)
 	case h.Codec != b.codec.ID() || uint64(h.Fragments) != b.fragments || int(h.Group) != b.group:
 		return fmt.Errorf("codec %.64s in %d fragments and groups of %d, the round has %s in %d and groups of %d",
 			h.Codec, h.Fragments, h.Group, b.codec.ID(), b.fragments, b.group)
@@ -273,8 +273,10 @@ func (w *worker) trained(h round.Signed) error {
 		return fmt.Errorf("blob of %d bytes, %d of them a slice", h.Size, h.Slice)
 	case h.Role == round.RoleWeights:
 		return nil
-	case !fits || n != windows || windows > max(w.cfg.Plan.mostSteps()*rows, rows) || h.Tokens != windows*uint64(w.cfg.Plan.Context):
-		return fmt.Errorf("%d steps on %d tokens from %v", h.Steps, h.Tokens, h.Ranges)
+	case !fits || n > max(w.cfg.Plan.mostSteps()*rows, rows) || h.Tokens != n*uint64(w.cfg.Plan.Context):
+		return fmt.Errorf("%d tokens from %v", h.Tokens, h.Ranges)
+	case b.gradients && n > w.cfg.Plan.mostRows(), !b.gradients && n != windows:
+		return fmt.Errorf("%d steps on %d windows of %v", h.Steps, n, h.Ranges)
 	}
 	return nil
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/capacloud/capanode/trainer/engine/native"
 	"github.com/capacloud/capanode/trainer/faultlab"
 	"github.com/capacloud/capanode/trainer/round"
+	"github.com/capacloud/capanode/trainer/tempo"
 	"github.com/capacloud/capanode/trainer/worker"
 )
 
@@ -37,15 +38,24 @@ func (c counting) Batch(_ context.Context, windows []round.Window) (engine.Batch
 	return b, nil
 }
 
+// llamaPlan is a run of thirty steps: five rounds of six local steps, or thirty of gradients.
+func llamaPlan(gradients bool) worker.Plan {
+	plan := testPlan
+	plan.Rounds, plan.LocalSteps, plan.BatchRows, plan.Context = 5, 6, 8, 16
+	plan.MicroRows = 8
+	plan.Inner.WeightDecay = 0.1
+	plan.Schedule = worker.Schedule{Peak: 1e-2, Floor: 1e-3, Warmup: 5, Total: 30}
+	if gradients {
+		plan.Rounds, plan.LocalSteps, plan.Params = 30, 1, 30_000
+		plan.Tempo = &tempo.Plan{Steps: 30, Mates: 3, Gradients: true}
+	}
+	return plan
+}
+
 // llamaRun trains a tiny Llama on three peers and returns one line for each round, as every peer saw it.
-func llamaRun(t *testing.T) string {
+func llamaRun(t *testing.T, plan worker.Plan) string {
 	var lines strings.Builder
 	virtual(t, 30*time.Minute, func(ctx context.Context, t *testing.T) {
-		plan := testPlan
-		plan.Rounds, plan.LocalSteps, plan.BatchRows, plan.Context = 5, 6, 8, 16
-		plan.MicroRows = 8
-		plan.Inner.WeightDecay = 0.1
-		plan.Schedule = worker.Schedule{Peak: 1e-2, Floor: 1e-3, Warmup: 5, Total: 30}
 		names := []string{"a", "b", "c"}
 		s := newSwarm(t, plan, names...)
 		s.data = counting{faultlab.Numbers{Count: 6, Length: 64, Context: 16}}
@@ -83,12 +93,17 @@ func llamaRun(t *testing.T) string {
 
 // The same job gives the same bits: twice in this process, and as recorded for this numerics class.
 func TestGoldenLlama(t *testing.T) {
-	first := llamaRun(t)
-	if second := llamaRun(t); second != first {
+	t.Run("local steps", func(t *testing.T) { golden(t, "llama-", llamaPlan(false)) })
+	t.Run("gradients", func(t *testing.T) { golden(t, "gradients-", llamaPlan(true)) })
+}
+
+func golden(t *testing.T, name string, plan worker.Plan) {
+	first := llamaRun(t, plan)
+	if second := llamaRun(t, plan); second != first {
 		t.Errorf("two runs differ:\n%s\n%s", first, second)
 	}
 	class := strings.ReplaceAll(native.Numerics(), "/", "-")
-	path := filepath.Join("testdata", "llama-"+class+".txt")
+	path := filepath.Join("testdata", name+class+".txt")
 	if *update {
 		if err := os.MkdirAll("testdata", 0o755); err != nil {
 			t.Fatal(err)

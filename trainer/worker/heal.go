@@ -54,8 +54,8 @@ func (w *worker) heal(ctx context.Context, donors []peer.ID) error {
 		w.result.Healed++
 		w.result.Down += got.size
 		w.settle(w.lost == nil)
-		w.snapshot(0, 0)
-		w.checkpoint()
+		w.snapshotIfDue(0, 0)
+		w.checkpoint(w.state.Steps - min(w.state.Steps, 1))
 		w.log.Info("took over the state of a mate", "donor", donor, "round", w.state.Round, "state", w.hash.Short())
 		return nil
 	}
@@ -68,9 +68,10 @@ func (w *worker) heal(ctx context.Context, donors []peer.ID) error {
 
 // settleFeedback closes the books before another state is taken over. A state that came about from the own one holds what this
 // peer has said so far, so what it has left unsaid still is: the residual stays, less the last update if that went in. On the
-// other side of a fork it corrects what never was said.
+// other side of a fork it corrects what never was said. So may the components of a snapshot that is some rounds old: what they said
+// in those rounds is not taken off them.
 func (w *worker) settleFeedback(got handed) error {
-	if !got.ledger && !got.lineage.Has(round.Ancestor{State: w.hash, Tokens: w.state.Tokens}) {
+	if w.restored && w.components || !got.ledger && !got.lineage.Has(round.Ancestor{State: w.hash, Tokens: w.state.Tokens}) {
 		w.feedback.Reset()
 		return nil
 	}

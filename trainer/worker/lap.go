@@ -36,7 +36,7 @@ type lap struct {
 	ranges  []round.Range
 	windows []round.Window // step-major
 	steps   int            // of this peer
-	nominal uint64         // of the round
+	pace    pace           // of the round
 	first   uint64         // nominal steps committed before the round
 
 	base chan base     // what was committed meanwhile; nil when the lap starts at the committed state
@@ -63,15 +63,20 @@ func (w *worker) plan(number uint64, cursors []uint64, members []peer.ID, p pace
 		return nil // came after they were dealt
 	}
 	_, speeds := w.trainers()
-	own := round.Pace(p.steps, w.ownSpeed(), speeds)
-	own = max(min(own, maxSequences/uint64(w.cfg.Plan.BatchRows)), 1)
-	ranges := w.deal(members, cursors, own*uint64(w.cfg.Plan.BatchRows))
+	rows := uint64(w.cfg.Plan.BatchRows)
+	own := uint64(1)
+	if p.gradients { // who is faster takes more samples into its gradient
+		rows = min(round.Pace(rows, w.ownSpeed(), speeds), w.cfg.Plan.mostRows())
+	} else {
+		own = max(min(round.Pace(p.steps, w.ownSpeed(), speeds), maxSequences/rows), 1)
+	}
+	ranges := w.deal(members, cursors, own*rows)
 	if ranges == nil {
 		w.warn(fmt.Errorf("worker: round %d: %d shards leave none for this peer among %d: listening", number, len(w.windows), len(members)))
 		return nil
 	}
 	return &lap{
-		number: number, members: members, ranges: ranges, steps: int(own), nominal: p.steps, first: first,
+		number: number, members: members, ranges: ranges, steps: int(own), pace: p, first: first,
 		windows: round.Windows(w.cfg.Plan.Seed, ranges, w.windows, int(own)), done: make(chan struct{}), stop: func() {},
 	}
 }
@@ -80,7 +85,7 @@ func (w *worker) plan(number uint64, cursors []uint64, members []peer.ID, p pace
 func (l *lap) run(ctx context.Context, w *worker) {
 	defer close(l.done)
 	began, rows := time.Now(), w.cfg.Plan.BatchRows
-	l.before = momentsHash(w.cfg.Engine.State())
+	l.before, w.still = momentsHash(w.cfg.Engine.State()), false
 	var total float64
 	for i := range l.steps {
 		select {
@@ -112,23 +117,31 @@ func (w *worker) carry(b base) {
 	}
 }
 
-// step runs one optimiser step over its windows.
-func (w *worker) step(ctx context.Context, l *lap, step int, windows []round.Window) (float64, error) {
-	plan := w.cfg.Plan
-	rows := plan.MicroRows
+// batches reads windows in micro-batches.
+func (w *worker) batches(ctx context.Context, windows []round.Window) (batches []engine.Batch, err error) {
+	rows := w.cfg.Plan.MicroRows
 	if rows == 0 {
-		rows = plan.BatchRows
+		rows = w.cfg.Plan.BatchRows
 	}
-	var batches []engine.Batch
 	for micro := range slices.Chunk(windows, rows) {
 		b, err := w.cfg.Data.Batch(ctx, micro)
 		if err != nil {
-			return 0, fmt.Errorf("%w: %w", errData, err)
+			return nil, fmt.Errorf("%w: %w", errData, err)
 		}
 		batches = append(batches, b)
 	}
+	return batches, nil
+}
+
+// step runs one optimiser step over its windows.
+func (w *worker) step(ctx context.Context, l *lap, step int, windows []round.Window) (float64, error) {
+	plan := w.cfg.Plan
+	batches, err := w.batches(ctx, windows)
+	if err != nil {
+		return 0, err
+	}
 	hyper := plan.Inner
-	hyper.LearningRate = plan.Schedule.At(l.first + uint64(step)*l.nominal/uint64(l.steps))
+	hyper.LearningRate = plan.Schedule.At(l.first + uint64(step)*l.pace.steps/uint64(l.steps))
 	// A step that has begun is finished even when the run is told to stop.
 	loss, err := w.cfg.Engine.Train(context.WithoutCancel(ctx), batches, hyper)
 	if err == nil && w.cfg.Hooks.OnStep != nil {
@@ -148,7 +161,12 @@ func (w *worker) train(ctx context.Context) error {
 			w.listen = true
 			return nil
 		}
-		l.run(ctx, w)
+		w.hold(l.pace)
+		if l.pace.gradients {
+			l.differentiate(ctx, w)
+		} else {
+			l.run(ctx, w)
+		}
 	}
 	select {
 	case <-l.done:
@@ -176,21 +194,23 @@ func (w *worker) train(ctx context.Context) error {
 	return w.publishLap(ctx, l)
 }
 
-// publishLap makes the update of a finished lap: θ − φ of this round's fragment.
+// publishLap makes the update of a finished lap: θ − φ of this round's fragment, or the components of the gradient.
 func (w *worker) publishLap(ctx context.Context, l *lap) error {
 	p := w.pace()
 	from, to := w.fragment(p)
-	theta, phi := w.cfg.Engine.State().Weights, w.state.Weights
 	update := w.mean[:to-from]
-	for i := range update {
-		update[i] = theta[from+i] - phi[from+i]
+	if !p.gradients { // else it is there
+		theta, phi := w.cfg.Engine.State().Weights, w.state.Weights
+		for i := range update {
+			update[i] = theta[from+i] - phi[from+i]
+		}
 	}
 	pending, err := w.feedback.PendingPart(from, update)
 	if err != nil {
 		return fmt.Errorf("worker: round %d: %w", w.state.Round, err)
 	}
 	header := round.Header{
-		Ranges: l.ranges, Steps: uint32(l.steps), Tokens: uint64(len(l.windows) * w.cfg.Plan.Context),
+		Role: p.role(), Ranges: l.ranges, Steps: uint32(l.steps), Tokens: uint64(len(l.windows) * w.cfg.Plan.Context),
 		Loss: int64(math.Round(min(l.loss*1e6, round.MaxLoss))), View: round.HashView(l.members), Before: l.before, After: l.after,
 		Lag: uint32(l.lag),
 	}
@@ -267,7 +287,7 @@ func (w *worker) runAhead(ctx context.Context) {
 		last-- // the finale's
 	}
 	if w.own == nil || w.own.Merge != nil || w.listen || w.lap != nil || w.retry > 0 || w.draining() ||
-		b.finale != nil || next >= last || !w.overlaps() {
+		b.finale != nil || b.gradients || next >= last || !w.overlaps() {
 		return
 	}
 	cursors := slices.Clone(w.state.Cursors)
@@ -275,7 +295,11 @@ func (w *worker) runAhead(ctx context.Context) {
 		cursors[r.Shard] = r.To
 	}
 	members := w.view()
-	l := w.plan(w.state.Round+1, cursors, members, w.cfg.Plan.pace(ledger{next, w.state.Pulse, w.state.Apart || b.group > 0}, len(members)), next)
+	ahead := w.cfg.Plan.pace(ledger{next, w.state.Pulse, w.state.Apart || b.group > 0}, len(members))
+	if ahead.gradients { // they are taken at weights that are not there yet
+		return
+	}
+	l := w.plan(w.state.Round+1, cursors, members, ahead, next)
 	if l == nil {
 		return
 	}
@@ -302,7 +326,7 @@ func (w *worker) settleLap(from, to int, accepted bool) {
 	}
 	// Dealt among other members, the lap's shards may be somebody else's now; so far it has run only as long as the exchange.
 	_, fits := round.Header{Ranges: w.lap.ranges}.Fits(w.state.Cursors, w.windows)
-	if !accepted || !fits || w.lap.number != w.state.Round || !slices.Equal(w.view(), w.lap.members) {
+	if !accepted || !fits || w.pace().gradients || w.lap.number != w.state.Round || !slices.Equal(w.view(), w.lap.members) {
 		w.dropLap()
 		w.rewind()
 		return
@@ -312,8 +336,13 @@ func (w *worker) settleLap(from, to int, accepted bool) {
 	w.lap.base <- b // buffered; a lap gets one base
 }
 
-// start fills dst with where fast weights start, φ + e, from that element on.
+// start fills dst with where fast weights start, φ + e, from that element on. What is left of gradients is not of weights: there it
+// is φ alone.
 func (w *worker) start(dst []float32, from int) {
+	if w.components {
+		copy(dst, w.state.Weights[from:])
+		return
+	}
 	phi, e := w.state.Weights[from:], w.feedback.Residual()[from:]
 	for i := range dst {
 		dst[i] = phi[i] + e[i]

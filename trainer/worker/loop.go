@@ -38,6 +38,9 @@ func Run(ctx context.Context, cfg Config) (Result, error) {
 		}
 	}
 	w.enter(round.PhaseLeaving)
+	if w.components && w.saved != w.state.Round {
+		w.snapshot(0, 0) // who leaves in good order loses no round
+	}
 	w.result.State = w.state
 	return w.result, err
 }
@@ -120,6 +123,7 @@ func (w *worker) commit(ctx context.Context, d round.Decide, blobs exchanged) er
 	}
 	report := w.report(accepted, blobs)
 	from, to := w.fragment(b)
+	since := w.state.Steps
 	moved, err := w.advance(d.Headers, accepted, blobs, b)
 	if err != nil {
 		return fmt.Errorf("worker: round %d: %w", report.Round, err)
@@ -134,7 +138,9 @@ func (w *worker) commit(ctx context.Context, d round.Decide, blobs exchanged) er
 	w.settleLap(from, to, own)
 	w.noticeMembers()
 	report.Next, report.Total, report.Steps, report.Comm = w.hash, w.state.Tokens, w.state.Steps, blobs.comm+time.Since(began)
-	w.noticeWait(report.Compute, blobs.wait+time.Since(began))
+	if len(report.Contributors) > 1 || !w.cfg.Plan.gradients() { // who is alone learns nothing about the links
+		w.noticeWait(report.Compute, blobs.wait+time.Since(began))
+	}
 	w.result.Rounds++
 	w.publish(ctx, round.Commit{
 		Version: round.Version, Run: wire.Link{Cid: w.cfg.Run}, Round: report.Round, Parent: report.Parent, Set: d.IDs,
@@ -142,11 +148,11 @@ func (w *worker) commit(ctx context.Context, d round.Decide, blobs exchanged) er
 		Up: report.Up, Down: report.Down, Compute: uint64(report.Compute.Milliseconds()), Comm: uint64(report.Comm.Milliseconds()),
 	})
 	w.settle(false)
-	w.snapshot(from, to)
+	w.snapshotIfDue(from, to)
 	if w.cfg.Hooks.OnRound != nil {
 		w.cfg.Hooks.OnRound(report)
 	}
-	w.checkpoint()
+	w.checkpoint(since)
 	return nil
 }
 
@@ -164,6 +170,7 @@ func (w *worker) credit(accepted bool) error {
 		if err := w.feedback.Commit(w.own.decoded); err != nil {
 			return fmt.Errorf("worker: round %d: %w", w.own.Round, err)
 		}
+		w.restored = false
 		w.result.Contributed++
 		w.result.Tokens += w.own.Tokens
 	}
@@ -212,6 +219,10 @@ func (w *worker) average(mates []round.Signed, blobs exchanged, b pace) (merged 
 	mean := w.mean[:to-from]
 	if err := outer.Mean(mean, updates); err != nil {
 		return merged, err
+	}
+	if b.gradients {
+		plan := w.cfg.Plan
+		return merged, w.signs.Step(w.state.Weights, mean, plan.Schedule.At(w.state.Steps), plan.Inner.WeightDecay)
 	}
 	if err := b.outer.Step(w.state.Weights[from:to], w.state.Momentum[from:to], mean); err != nil {
 		return merged, err

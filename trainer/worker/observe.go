@@ -56,6 +56,7 @@ func Observe(cfg ObserveConfig) (*Observer, error) {
 	if o.log == nil {
 		o.log = slog.New(slog.DiscardHandler)
 	}
+	o.board.keep = observedMessages
 	var err error
 	if o.topic, err = cfg.Net.Join(round.Topic(cfg.Run), o.board.validate); err != nil {
 		return nil, fmt.Errorf("worker: observe %s: %w", cfg.Run, err)

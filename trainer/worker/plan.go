@@ -34,7 +34,7 @@ type Plan struct {
 
 	Inner           engine.Step // inner AdamW; its LearningRate is overwritten by Schedule
 	Schedule        Schedule    // inner learning rate
-	CheckpointEvery uint64      // rounds between calls of OnCheckpoint; 0 means only after the last
+	CheckpointEvery uint64      // times LocalSteps: nominal steps between calls of OnCheckpoint; 0 means only after the last
 }
 
 // Overlap says whether the steps of the next round run while this one is exchanged.
@@ -92,6 +92,9 @@ func (p Plan) mostSteps() uint64 {
 	return min(round.MaxPace*p.longest(), max(maxSequences/uint64(p.BatchRows), 1))
 }
 
+// mostRows returns the sequences of one peer's gradient in one round at most.
+func (p Plan) mostRows() uint64 { return min(round.MaxPace*uint64(p.BatchRows), maxSequences) }
+
 // mostPerStep returns the tokens that a run can commit in one nominal step at most.
 func (p Plan) mostPerStep() uint64 {
 	return round.MaxMembers * round.MaxPace * uint64(p.BatchRows) * uint64(p.Context) * 2 // a merge brings as much again
@@ -103,9 +106,11 @@ type pace struct {
 	codec     codec.Codec
 	outer     outer.Settings
 	fragments uint64
-	group     int   // most members of a group; 0: all are in one
-	heal      bool  // a slice of the members' weights travels with their updates
-	finale    []int // sides of the grid in which all of the weights travel, without local steps; nil before the end
+	group     int     // most members of a group; 0: all are in one
+	gradients bool    // no local steps: one step by the sign of the members' mean gradient
+	decay     float32 // of error feedback, in a round of gradients
+	heal      bool    // a slice of the members' weights travels with their updates
+	finale    []int   // sides of the grid in which all of the weights travel, without local steps; nil before the end
 }
 
 // ledger is what the pace of a round follows from.
@@ -147,15 +152,33 @@ func (p Plan) pace(l ledger, members int) pace {
 		if bits := 8 * float64(l.pulse.Budget) / float64(p.Params); bits > 0 && (t.Bits == 0 || bits < t.Bits) {
 			t.Bits = bits
 		}
-		t.Least = max(t.Least, int(min(l.pulse.Least, tempo.Longest)))
+		t.Link = int(min(l.pulse.Least, tempo.Longest))
+		t.Least = max(t.Least, t.Link)
+		t.Gradients = p.gradients() && b.group == 0 && !l.apart
 		next := t.Next(l.steps)
 		b.steps, b.outer, name = uint64(next.LocalSteps), next.Outer, next.Codec
+		b.gradients, b.decay = next.Gradients, next.Decay
 	}
 	if l.steps < end {
 		b.steps = min(b.steps, end-l.steps)
 	}
 	b.codec, _ = codec.Parse(name)
 	return b
+}
+
+// gradients reports whether the plan has rounds of gradients where budget, links and groups allow them. The tiles of their
+// transform are no whole number of fragments.
+func (p Plan) gradients() bool { return p.Tempo != nil && p.Tempo.Gradients && p.Fragments <= 1 }
+
+// role is what a member brings to the round.
+func (b pace) role() round.Role {
+	switch {
+	case b.finale != nil:
+		return round.RoleWeights
+	case b.gradients:
+		return round.RoleGradient
+	}
+	return round.RoleTrained
 }
 
 // Groups that a plan without a size of its own chooses: one while its blobs cost less than what groups lose, then small ones
@@ -271,14 +294,31 @@ func (w *worker) noticeLink(size uint64, took time.Duration) {
 // affords returns what this peer's link affords: the bytes that it carries in half of a step's time, and the steps that take as
 // long as an exchange. Both are 0, no limit, as long as the network takes less than a fifth of the time; so is the former
 // when updates are too small to measure a rate by.
+//
+// Where rounds of gradients are possible the choice hangs on whether an exchange fits into one step, in every kind of round alike: a
+// run that left them for slow links must not come back because longer rounds hide those. An exchange that fits is no limit, so
+// that such runs on fast networks repeat to the bit as well. Where a mate cannot catch up, rounds have to be longer than it takes to
+// fetch a state.
 func (w *worker) affords(step time.Duration) (bytes uint64, least uint32) {
-	if w.waiting < 0.2 || step <= 0 {
+	if step <= 0 {
 		return 0, 0
 	}
-	if w.link > 0 {
+	least = uint32(min(math.Ceil(float64(w.exchanging)/float64(step)), tempo.Longest))
+	slow := w.waiting >= 0.2
+	if w.cfg.Plan.gradients() {
+		if w.leavesBehind() {
+			least = max(least, longRounds)
+		}
+		if least <= 1 {
+			return 0, 0
+		}
+	} else if !slow {
+		return 0, 0
+	}
+	if slow && w.link > 0 {
 		bytes = max(uint64(float64(w.link)*step.Seconds()/2), 1)
 	}
-	return bytes, uint32(min(math.Ceil(float64(w.exchanging)/float64(step)), tempo.Longest))
+	return bytes, least
 }
 
 // noticeWait remembers how long an exchange takes, and which share of the time goes to waiting for the network.

@@ -30,10 +30,12 @@ type snapshot struct {
 	seq      uint64    // of the last heartbeat, and room for those until the next snapshot
 	m, v     []float32 // its moments
 	residual []float32 // error feedback
-	fast     []float32 // fast weights where they are not the state's: when the weights travel in fragments
+
+	components bool      // the residual is of gradients' cosine components, not of weights
+	fast       []float32 // fast weights where they are not the state's: when the weights travel in fragments
 }
 
-var snapshotMagic = [8]byte{'C', 'A', 'P', 'S', 'N', 'A', 'P', '3'}
+var snapshotMagic = [8]byte{'C', 'A', 'P', 'S', 'N', 'A', 'P', '4'}
 
 func snapshotName(rounds uint64) string { return fmt.Sprintf("round-%012d.snap", rounds) }
 
@@ -98,7 +100,11 @@ func (s snapshot) write(w io.Writer) error {
 	if s.fast != nil {
 		arrays = append(arrays, s.fast)
 	}
-	if err := binary.Write(out, binary.LittleEndian, []uint64{s.steps, s.seq, uint64(len(arrays))}); err != nil {
+	kind := uint64(0)
+	if s.components {
+		kind = 1
+	}
+	if err := binary.Write(out, binary.LittleEndian, []uint64{s.steps, s.seq, kind, uint64(len(arrays))}); err != nil {
 		return err
 	}
 	for _, array := range arrays {
@@ -166,8 +172,8 @@ func readSnapshot(path string, shape round.Shape) (*snapshot, error) {
 	return decodeSnapshot(path, b, shape)
 }
 
-// tail is the bytes between the state and the arrays: three counters.
-const tail = 3 * 8
+// tail is the bytes between the state and the arrays: four counters.
+const tail = 4 * 8
 
 // maxSnapshot returns the size of the largest snapshot: one with fast weights and a full view.
 func maxSnapshot(shape round.Shape) int64 {
@@ -196,7 +202,10 @@ func decodeSnapshot(path string, b []byte, shape round.Shape) (*snapshot, error)
 	}
 	body = body[stateSize:]
 	s := &snapshot{state: state, steps: binary.LittleEndian.Uint64(body), seq: binary.LittleEndian.Uint64(body[8:])}
-	count := binary.LittleEndian.Uint64(body[16:])
+	kind, count := binary.LittleEndian.Uint64(body[16:]), binary.LittleEndian.Uint64(body[24:])
+	if s.components = kind == 1; kind > 1 {
+		return nil, fmt.Errorf("worker: load snapshot %s: residual of kind %d, want 0 or 1: %w", path, kind, ErrSnapshot)
+	}
 	body = body[tail:]
 	arrays := []*[]float32{&s.m, &s.v, &s.residual, &s.fast}[:len(body)/(4*n)]
 	if uint64(len(arrays)) != count || count < 3 {

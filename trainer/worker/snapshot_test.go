@@ -15,7 +15,7 @@ import (
 func testSnapshot(rounds uint64) snapshot {
 	s := round.NewState(wire.RecordCID([]byte("run")), 2, []float32{1, 2, 3})
 	s.Round, s.Tokens = rounds, 10*rounds
-	return snapshot{state: s, steps: 20 * rounds, seq: 7 * rounds, m: []float32{4, 5, 6}, v: []float32{7, 8, 9}, residual: []float32{0.5, 0, -1}}
+	return snapshot{state: s, steps: 20 * rounds, seq: 7 * rounds, m: []float32{4, 5, 6}, v: []float32{7, 8, 9}, residual: []float32{0.5, 0, -1}, components: rounds%2 == 0}
 }
 
 func names(t *testing.T, dir string) []string {

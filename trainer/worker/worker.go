@@ -70,17 +70,24 @@ type worker struct {
 	limit      float64         // largest norm of a mate's update
 	blob       []byte          // the own update, encoded, at the beginning of the codec's bound
 	feedback   *outer.Feedback // what the codec has lost so far
-	mean       []float32       // of a round's updates; scratch between commits
-	lap        *lap            // local steps that run ahead of the exchange
-	sent       []float32       // fast weights when they began
-	restart    moments         // inner optimiser when they began: what a snapshot holds
-	crew       []peer.ID       // who trained in the last round
-	calm       int             // rounds since that changed
-	lost       *lostSide       // to be offered to the winners of a fork
-	compute    time.Duration   // of the last lap
-	link       uint64          // bytes per second at which updates arrive; 0 is unknown
-	exchanging time.Duration   // what an exchange takes
-	waiting    float64         // share of the time that goes to the network
+	components bool            // of gradients, that is: cosine components; else of weights
+	signs      *outer.Signs    // nil where no round is of gradients
+	moments    round.Hash      // of the inner optimiser, as long as still says that nothing has moved it
+	still      bool
+	behind     map[peer.ID]uint64 // live mates that are behind, and since which round
+	restored   bool               // the residual is a snapshot's, and nothing was committed since
+	saved      uint64             // round of the newest snapshot
+	mean       []float32          // of a round's updates; scratch between commits
+	lap        *lap               // local steps that run ahead of the exchange
+	sent       []float32          // fast weights when they began
+	restart    moments            // inner optimiser when they began: what a snapshot holds
+	crew       []peer.ID          // who trained in the last round
+	calm       int                // rounds since that changed
+	lost       *lostSide          // to be offered to the winners of a fork
+	compute    time.Duration      // of the last lap
+	link       uint64             // bytes per second at which updates arrive; 0 is unknown
+	exchanging time.Duration      // what an exchange takes
+	waiting    float64            // share of the time that goes to the network
 	kept       []keptBlob
 	result     Result
 
@@ -118,6 +125,9 @@ func open(cfg Config) (*worker, error) {
 		feedback: outer.NewFeedback(n, 0), // the fast weights carry the residual
 		mean:     make([]float32, n),
 		first:    slices.Clone(inner.Weights),
+	}
+	if cfg.Plan.gradients() {
+		w.signs = outer.NewSigns(inner.Params)
 	}
 	if w.log == nil {
 		w.log = slog.New(slog.DiscardHandler)
@@ -173,6 +183,7 @@ func (w *worker) restore() error {
 	copy(inner.M, s.m)
 	copy(inner.V, s.v)
 	copy(w.feedback.Residual(), s.residual)
+	w.components, w.restored, w.saved = s.components, true, s.state.Round
 	if s.fast == nil {
 		w.rewind()
 	} else {
@@ -341,14 +352,28 @@ func (w *worker) report(accepted []round.Signed, blobs exchanged) Report {
 	return r
 }
 
-// snapshot saves what a restart needs. from and to bound the part of the weights that the last commit moved.
-func (w *worker) snapshot(from, to int) {
+// savedGradients is how many rounds of gradients lie between two snapshots. Each is one step long, and a synced copy of weights and
+// moments after every step would cost more than training again what a death of all members loses.
+const savedGradients = 10
+
+// snapshotIfDue saves what a restart needs, now and then. from and to bound the part of the weights that the last commit moved.
+func (w *worker) snapshotIfDue(from, to int) {
 	every := max(w.cfg.SnapshotEvery, 1)
-	if w.cfg.SnapshotDir == "" || w.state.Round%every != 0 && !w.over() {
+	if w.cfg.SnapshotEvery == 0 && w.pace().gradients {
+		every = savedGradients
+	}
+	if w.state.Round%every == 0 || w.over() {
+		w.snapshot(from, to)
+	}
+}
+
+// snapshot saves what a restart needs.
+func (w *worker) snapshot(from, to int) {
+	if w.cfg.SnapshotDir == "" {
 		return
 	}
 	w.mu.RLock()
-	s := snapshot{state: w.state, residual: w.feedback.Residual(), seq: w.seq + seqRoom}
+	s := snapshot{state: w.state, residual: w.feedback.Residual(), components: w.components, seq: w.seq + seqRoom}
 	w.mu.RUnlock()
 	var fast []float32
 	if w.lap == nil {
@@ -363,12 +388,16 @@ func (w *worker) snapshot(from, to int) {
 	}
 	if err := s.save(w.cfg.SnapshotDir); err != nil {
 		w.warn(err)
+		return
 	}
+	w.saved = w.state.Round
 }
 
-func (w *worker) checkpoint() {
-	every, last := w.cfg.Plan.CheckpointEvery, w.over()
-	if w.cfg.Hooks.OnCheckpoint == nil || !last && (every == 0 || w.state.Round%every != 0) {
+// checkpoint hands the state out if one is due between that many nominal steps and the state's. It follows from the states alone, so
+// all members hand out the same ones.
+func (w *worker) checkpoint(since uint64) {
+	every, last := w.cfg.Plan.CheckpointEvery*uint64(w.cfg.Plan.LocalSteps), w.over()
+	if w.cfg.Hooks.OnCheckpoint == nil || !last && (every == 0 || since/every == w.state.Steps/every) {
 		return
 	}
 	if err := w.cfg.Hooks.OnCheckpoint(w.state); err != nil {

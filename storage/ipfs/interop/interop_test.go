@@ -2,6 +2,7 @@ package interop
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -117,6 +118,113 @@ func TestKuboFetchesCheckpoint(t *testing.T) {
 	if !bytes.Equal(b, []byte(theirs)) {
 		t.Errorf("CAR of %d bytes here, %d there", len(b), len(theirs))
 	}
+}
+
+// trained makes a folder as a run publishes it, with tensors whose ends are no multiples of a block, and a second one in which
+// one tensor is another.
+func trained(t *testing.T) (first, second string) {
+	t.Helper()
+	dir := t.TempDir()
+	for i, name := range []string{"first", "second"} {
+		var header, data []byte
+		for j, size := range []int{70 << 10, 3<<20 + 4, 100, 1<<20 + 66, 200, 1 << 20} {
+			seed := byte(10 + j)
+			if i == 1 && j == 3 {
+				seed = 99
+			}
+			header = fmt.Appendf(header, `,"t%d":{"dtype":"BF16","shape":[%d],"data_offsets":[%d,%d]}`, j, size/2, len(data), len(data)+size)
+			data = append(data, noise(seed, size)...)
+		}
+		header[0] = '{'
+		header = append(header, '}')
+		file := append(binary.LittleEndian.AppendUint64(nil, uint64(len(header))), header...)
+		write(t, filepath.Join(dir, name, "model.safetensors"), append(file, data...))
+		write(t, filepath.Join(dir, name, "config.json"), []byte(`{"model_type":"llama"}`))
+	}
+	return filepath.Join(dir, "first"), filepath.Join(dir, "second")
+}
+
+// leaves returns the CIDs of raw blocks among the lines that kubo lists.
+func leaves(text string) map[string]bool {
+	out := map[string]bool{}
+	for _, c := range strings.Fields(text) {
+		if strings.HasPrefix(c, "bafkrei") {
+			out[c] = true
+		}
+	}
+	return out
+}
+
+// TestKuboFetchesUnequalLeaves lets kubo handle checkpoints that are cut at the ends of their tensors: it lists, fetches, exports and
+// imports them as any other folder, and has what two of them share once. A damaged block stays where it is.
+func TestKuboFetchesUnequalLeaves(t *testing.T) {
+	k, h, other := newKubo(t), newHome(t), newKubo(t)
+	h.run("storage", "ls") // makes the home
+	dirs, cids := [2]string{}, [2]string{}
+	dirs[0], dirs[1] = trained(t)
+	for i, dir := range dirs {
+		cids[i] = h.addCut(dir)
+		if plain := k.run(append([]string{"add", "-r", "-n"}, append(profile, dir)...)...); cids[i] == plain {
+			t.Fatalf("%s is cut as any file", dir)
+		}
+	}
+	k.start()
+	k.run("swarm", "connect", h.serve())
+	for i, c := range cids {
+		out := filepath.Join(t.TempDir(), "out")
+		k.run("get", "-o", out, c)
+		same(t, out, dirs[i])
+	}
+	var lists [2]map[string]bool
+	for i, c := range cids {
+		ls := k.run("ls", "--size", c)
+		st, err := os.Stat(filepath.Join(dirs[i], "model.safetensors"))
+		if err != nil || !strings.Contains(ls, fmt.Sprint(st.Size(), " model.safetensors")) || !strings.Contains(ls, "config.json") {
+			t.Errorf("kubo lists %q, %v", ls, err)
+		}
+		lists[i] = leaves(k.run("refs", "-r", "--unique", c))
+	}
+	shared := 0
+	for c := range lists[0] {
+		if lists[1][c] {
+			shared++
+		}
+	}
+	// Config, five of six tensors (two small ones share a block with nobody that changed), the header: all but two blocks.
+	if len(lists[0]) < 8 || shared < len(lists[0])-3 || shared == len(lists[0]) {
+		t.Errorf("%d of %d leaves are in both", shared, len(lists[0]))
+	}
+	h.stop()
+	car := filepath.Join(t.TempDir(), "x.car")
+	h.run("storage", "export-car", cids[1], car)
+	if text := other.run("dag", "import", car); !strings.Contains(text, cids[1]) {
+		t.Errorf("kubo imported %q, not %s", text, cids[1])
+	}
+	out := filepath.Join(t.TempDir(), "out")
+	other.run("get", "-o", out, cids[1])
+	same(t, out, dirs[1])
+	back := write(t, filepath.Join(t.TempDir(), "y.car"), []byte(k.run("dag", "export", cids[0])))
+	fresh := newHome(t)
+	if got := strings.TrimSpace(fresh.run("storage", "import-car", back)); got != cids[0] {
+		t.Errorf("imported %q", got)
+	}
+	out = filepath.Join(t.TempDir(), "out")
+	fresh.run("storage", "get", cids[0], out)
+	same(t, out, dirs[0])
+	// A wrong byte on our disk reaches nobody.
+	model, err := os.ReadFile(filepath.Join(dirs[0], "model.safetensors"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	flip(t, h.dir, int64(len(model)), 2<<20)
+	late := newKubo(t)
+	late.start()
+	late.run("swarm", "connect", h.serve())
+	out = filepath.Join(t.TempDir(), "out")
+	if text, err := late.try("get", "--timeout=10s", "-o", out, cids[0]); err == nil {
+		t.Errorf("kubo got it: %s", text)
+	}
+	right(t, filepath.Join(out, "model.safetensors"), model)
 }
 
 // TestFetchFromKubo gets 256 MiB and a folder from kubo: as it adds files in the profile, and in chunks of 256 KiB.

@@ -13,19 +13,20 @@ import (
 	"time"
 )
 
-// programs are the two that are tested. INTEROP_IPFS and INTEROP_CAPANODE name binaries that are built already.
-var programs = sync.OnceValues(func() ([2]string, error) {
+// programs are the two that are tested and one that helps. INTEROP_IPFS and INTEROP_CAPANODE name binaries that are built already.
+var programs = sync.OnceValues(func() ([3]string, error) {
 	dir := filepath.Join(os.TempDir(), fmt.Sprintf("capanode-interop-%d", os.Getpid()))
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return [2]string{}, err
+		return [3]string{}, err
 	}
-	out := [2]string{os.Getenv("INTEROP_IPFS"), os.Getenv("INTEROP_CAPANODE")}
+	out := [3]string{os.Getenv("INTEROP_IPFS"), os.Getenv("INTEROP_CAPANODE")}
 	for i, b := range []struct {
 		name, dir, pkg string
 		env            []string
 	}{
 		{"ipfs", ".", "github.com/ipfs/kubo/cmd/ipfs", []string{"CGO_ENABLED=0"}},
 		{"capanode", filepath.Join("..", "..", ".."), "./cmd/capanode", nil},
+		{"addcut", filepath.Join("..", "..", ".."), "./storage/ipfs/testdata/addcut", nil},
 	} {
 		if out[i] != "" {
 			continue
@@ -191,6 +192,14 @@ func newHome(t *testing.T) *home {
 		t: t, binary: capanode, env: []string{"CAPANODE_CONFIG=", "XDG_CONFIG_HOME=" + dir},
 		args: []string{"--home", dir, "--mdns=false", "--listen", "/ip4/127.0.0.1/tcp/0"},
 	}, dir, func() {}}
+}
+
+// addCut stores a folder as runs publish checkpoints, cut at the ends of tensors, and returns its CID.
+func (h *home) addCut(path string) string {
+	h.t.Helper()
+	binaries(h.t)
+	p, _ := programs()
+	return process{t: h.t, binary: p[2]}.run(filepath.Join(h.dir, "store"), path)
 }
 
 // add stores a path and returns its CID.

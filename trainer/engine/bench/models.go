@@ -1,8 +1,6 @@
 package bench
 
 import (
-	"fmt"
-
 	"github.com/capacloud/capanode/trainer/engine"
 	"github.com/capacloud/capanode/trainer/model"
 )
@@ -35,52 +33,8 @@ func (s size) spec() model.Spec {
 
 // gpt2 returns the model with layer norm, learned positions, biases and GELU.
 func (s size) gpt2() (engine.Program, error) {
-	p := engine.Program{Name: "gpt2 " + s.name, Vocab: s.vocab, Context: s.context}
-	matrix := func(name string, out, in int) {
-		p.Params = append(p.Params,
-			engine.Param{Name: name + ".weight", Shape: []int{out, in}, Init: engine.Init{Std: 0.02}, Decay: true},
-			engine.Param{Name: name + ".bias", Shape: []int{out}})
-	}
-	norm := func(name string) {
-		p.Params = append(p.Params,
-			engine.Param{Name: name + ".weight", Shape: []int{s.width}, Init: engine.Init{Fill: 1}},
-			engine.Param{Name: name + ".bias", Shape: []int{s.width}})
-	}
-	p.Params = append(p.Params,
-		engine.Param{Name: "wte", Shape: []int{s.vocab, s.width}, Init: engine.Init{Std: 0.02}, Decay: true},
-		engine.Param{Name: "wpe", Shape: []int{s.context, s.width}, Init: engine.Init{Std: 0.02}, Decay: true})
-	norm("ln_f")
-	parts := []string{"q", "k", "v", "o"}
-	for l := range s.layers {
-		at := fmt.Sprintf("h.%d.", l)
-		norm(at + "ln_1")
-		norm(at + "ln_2")
-		for _, part := range parts {
-			matrix(at+part, s.width, s.width)
-		}
-		matrix(at+"fc", 4*s.width, s.width)
-		matrix(at+"proj", s.width, 4*s.width)
-	}
-	p.Logits = s.gpt2Logits
-	p.Loss = func(g engine.Graph) engine.Value { return g.CrossEntropy(s.gpt2Logits(g)) }
-	return p, nil
-}
-
-func (s size) gpt2Logits(g engine.Graph) engine.Value {
-	x := g.Positions(g.Embedding(g.Param("wte")), g.Param("wpe"))
-	for l := range s.layers {
-		at := fmt.Sprintf("h.%d.", l)
-		linear := func(x engine.Value, name string) engine.Value {
-			return g.Bias(g.Linear(x, g.Param(at+name+".weight")), g.Param(at+name+".bias"))
-		}
-		norm := func(x engine.Value, name string) engine.Value {
-			return g.LayerNorm(x, g.Param(at+name+".weight"), g.Param(at+name+".bias"), 1e-5)
-		}
-		h := norm(g.Layer(x), "ln_1")
-		a := g.Attention(linear(h, "q"), linear(h, "k"), linear(h, "v"), s.width/s.heads, engine.Causal)
-		x = g.Add(x, linear(a, "o"))
-		x = g.Add(x, linear(g.GELUTanh(linear(norm(x, "ln_2"), "fc")), "proj"))
-	}
-	x = g.LayerNorm(x, g.Param("ln_f.weight"), g.Param("ln_f.bias"), 1e-5)
-	return g.Linear(x, g.Param("wte"))
+	spec := model.Defaults(model.FamilyGPT2)
+	spec.Vocab, spec.Width, spec.Layers, spec.Context = s.vocab, s.width, s.layers, s.context
+	spec.Heads, spec.KVHeads, spec.FeedForward = s.heads, s.heads, 4*s.width
+	return spec.Program()
 }

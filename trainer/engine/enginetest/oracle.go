@@ -185,11 +185,23 @@ func (o *oracle) Add(x, y engine.Value) engine.Value {
 
 // CrossEntropy implements [engine.Graph].
 func (o *oracle) CrossEntropy(logits engine.Value) engine.Value {
+	return o.SmoothCrossEntropy(logits, 0)
+}
+
+// SmoothCrossEntropy implements [engine.Graph].
+func (o *oracle) SmoothCrossEntropy(logits engine.Value, smoothing float64) engine.Value {
 	a := o.get(logits)
 	sum := 0.0
 	for i, target := range o.batch.Targets {
-		if target != engine.Ignore {
-			sum += logSumExp(a.row(i)) - a.row(i)[target]
+		if target == engine.Ignore {
+			continue
+		}
+		for class, x := range a.row(i) {
+			weight := smoothing / float64(a.width)
+			if class == int(target) {
+				weight += 1 - smoothing
+			}
+			sum += weight * (logSumExp(a.row(i)) - x)
 		}
 	}
 	return o.add(matrix{1, []float64{sum}})

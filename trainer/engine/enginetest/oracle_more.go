@@ -17,6 +17,20 @@ func (o *oracle) Positions(x, table engine.Value) engine.Value {
 	})
 }
 
+// Types implements [engine.Graph].
+func (o *oracle) Types(x, table engine.Value) engine.Value {
+	a, w := o.get(x), o.get(table)
+	return o.result(a.lines(), a.width, func(t int, row []float64) {
+		kind := 0
+		if o.batch.Types != nil {
+			kind = int(o.batch.Types[t])
+		}
+		for i := range row {
+			row[i] = a.row(t)[i] + w.row(kind)[i]
+		}
+	})
+}
+
 // Features implements [engine.Graph].
 func (o *oracle) Features(width int) engine.Value {
 	return o.result(o.batch.Rows*o.batch.Context, width, func(t int, row []float64) {

@@ -43,6 +43,9 @@ func Operations(rng *rand.Rand) []operation {
 	onTokens("layer norm", func(b *builder) { b.param("weight", s.width); b.param("shift", s.width) }, func(g engine.Graph, x engine.Value) engine.Value {
 		return g.LayerNorm(x, g.Param("weight"), g.Param("shift"), 1e-5)
 	})
+	onTokens("types", func(b *builder) { b.param("types", 1+rng.IntN(3), s.width) }, func(g engine.Graph, x engine.Value) engine.Value {
+		return g.Types(g.GELU(g.Types(x, g.Param("types"))), g.Param("types"))
+	})
 	onTokens("gelu", none, func(g engine.Graph, x engine.Value) engine.Value { return g.GELU(x) })
 	onTokens("gelu of tanh", none, func(g engine.Graph, x engine.Value) engine.Value { return g.GELUTanh(x) })
 	onTokens("scale", none, func(g engine.Graph, x engine.Value) engine.Value { return g.Scale(x, -1.5) })
@@ -70,6 +73,7 @@ func Operations(rng *rand.Rand) []operation {
 		})
 		all = append(all, pooled(name+" pool", s, tokens, mask))
 	}
+	all = append(all, smoothed(s, tokens, []float64{0, 0.1, 0.9}[rng.IntN(3)]), gathered(rng, s, rows, context))
 	return append(all, features(s, tokens), patches(rng, s, rows), masked(rng, s, rows, context), pairs(rng, s, rows))
 }
 
@@ -129,6 +133,25 @@ func masked(rng *rand.Rand, s sizes, rows, context int) operation {
 	}, engine.Shape{Rows: rows, Context: context, Picks: 1 + rng.IntN(context)}}
 }
 
+// smoothed trains on smoothed targets.
+func smoothed(s sizes, tokens engine.Shape, smoothing float64) operation {
+	p := wrap("smoothed cross-entropy", s, nil, func(_ engine.Graph, x engine.Value) engine.Value { return x })
+	logits := p.Logits
+	p.Loss = func(g engine.Graph) engine.Value { return g.SmoothCrossEntropy(logits(g), smoothing) }
+	return operation{p, tokens}
+}
+
+// gathered has an output for every line and a loss over those that are picked: a masked language model in small.
+func gathered(rng *rand.Rand, s sizes, rows, context int) operation {
+	p := wrap("loss over picks", s, nil, nil)
+	head := func(g engine.Graph, x engine.Value) engine.Value { return g.Linear(g.GELU(x), g.Param("out")) }
+	p.Logits = func(g engine.Graph) engine.Value { return head(g, g.Embedding(g.Param("embed"))) }
+	p.Loss = func(g engine.Graph) engine.Value {
+		return g.CrossEntropy(head(g, g.Gather(g.Embedding(g.Param("embed")))))
+	}
+	return operation{p, engine.Shape{Rows: rows, Context: context, Picks: 1 + rng.IntN(context)}}
+}
+
 // pairs aligns tokens with images.
 func pairs(rng *rand.Rand, s sizes, rows int) operation {
 	m := engine.Image{Channels: 1, Height: 4, Width: 2, Patch: 2}
@@ -160,6 +183,11 @@ func BatchFor(rng *rand.Rand, p engine.Program, s engine.Shape) (engine.Batch, e
 	}
 	for range s.Rows * plan.Needs.Features {
 		b.Features = append(b.Features, float32(rng.NormFloat64()))
+	}
+	if plan.Needs.Types > 0 && rng.IntN(4) > 0 {
+		for range s.Rows * s.Context {
+			b.Types = append(b.Types, int32(rng.IntN(plan.Needs.Types)))
+		}
 	}
 	if plan.Needs.Lengths && rng.IntN(4) > 0 {
 		for range s.Rows {

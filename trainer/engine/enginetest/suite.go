@@ -19,6 +19,7 @@ type Build func(t *testing.T, p engine.Program, seed uint64, parallelism int) en
 // Suite holds an executor to the meaning of the operations and to the contract of [engine.Engine].
 func Suite(t *testing.T, build Build) {
 	t.Run("operations", func(t *testing.T) { testOperations(t, build) })
+	t.Run("gradient", func(t *testing.T) { testGradient(t, build) })
 	t.Run("accumulation", func(t *testing.T) { testAccumulation(t, build) })
 	t.Run("determinism", func(t *testing.T) { testDeterminism(t, build) })
 	t.Run("errors", func(t *testing.T) { testErrors(t, build) })
@@ -107,6 +108,56 @@ func RandomBatch(rng *rand.Rand, rows, context, vocab int) engine.Batch {
 
 // plainStep makes the first moment after one step equal to the mean gradient.
 var plainStep = engine.Step{LearningRate: 1e-3, Beta2: 0.99, Epsilon: 1e-8}
+
+// testGradient holds executors that give gradients to what they promise: the state stays as it is, and stepping with the gradient
+// by hand leads to where Train leads, over one micro-batch and over several. An executor on a device rounds its own step otherwise.
+func testGradient(t *testing.T, build Build) {
+	rng := rand.New(rand.NewPCG(3, 9))
+	p := Programs(rng)[3] // attention
+	trained, stepped := build(t, p, 5, 2), build(t, p, 5, 2)
+	d, ok := stepped.(engine.Differentiating)
+	if !ok {
+		t.Skip("this executor gives no gradients")
+	}
+	step := engine.Step{LearningRate: 1e-3, Beta1: 0.9, Beta2: 0.95, Epsilon: 1e-8, WeightDecay: 0.1, ClipNorm: 1}
+	for i := range 3 {
+		var batches []engine.Batch
+		for range 1 + i {
+			batches = append(batches, RandomBatch(rng, 2, p.Context, p.Vocab))
+		}
+		loss, err := trained.Train(t.Context(), batches, step)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := Hash(stepped.State())
+		g, err := d.Gradient(t.Context(), batches)
+		if err != nil || math.Abs(g.Loss-loss) > 1e-5*loss {
+			t.Fatalf("gradient with loss %g (%v), trained with loss %g", g.Loss, err, loss)
+		}
+		sum, targets := append([]float32(nil), g.Sum...), g.Targets
+		s := stepped.State()
+		if Hash(s) != before {
+			t.Fatal("the gradient changed the state")
+		}
+		if _, err := s.Update(sum, targets, step, 1); err != nil {
+			t.Fatal(err)
+		}
+		for j, w := range trained.State().Weights {
+			if math.Abs(float64(w-s.Weights[j])) > 1e-5 {
+				t.Fatalf("step %d, weight %d: trained to %g, stepped to %g", i, j, w, s.Weights[j])
+			}
+		}
+	}
+	if _, err := d.Gradient(t.Context(), nil); err == nil {
+		t.Error("no batches gave a gradient")
+	}
+	if err := stepped.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Gradient(t.Context(), []engine.Batch{RandomBatch(rng, 1, 1, p.Vocab)}); err == nil {
+		t.Error("a closed engine gave a gradient")
+	}
+}
 
 func testOperations(t *testing.T, build Build) {
 	for seed := range uint64(6) {

@@ -39,7 +39,8 @@ type accelerator struct {
 	graphs        map[graphKey]compute.Executable
 	order         []graphKey // of graphs, the oldest first
 	update        compute.Executable
-	broken        error // set when the executor must not be used any more
+	grads         []float32 // the last gradient that was asked for; nil before
+	broken        error     // set when the executor must not be used any more
 }
 
 // graphKey identifies a compiled graph of the device.
@@ -110,45 +111,100 @@ func (a *accelerator) train(ctx context.Context, batches []engine.Batch, step en
 	if err := step.Check(); err != nil {
 		return 0, err
 	}
-	targets, err := a.check(batches, true)
+	execs, targets, err := a.trainers(batches)
 	if err != nil {
 		return 0, err
 	}
-	var execs []compute.Executable
+	if err := errors.Join(a.compileUpdate(), a.send(&a.m, a.state.Params, a.state.M), a.send(&a.v, a.state.Params, a.state.V)); err != nil {
+		return 0, err
+	}
+	p, err := a.pass(ctx, execs, batches)
+	if err != nil {
+		return 0, err
+	}
+	k, err := step.Coefficients(math.Sqrt(p.squares)/float64(targets), targets, a.state.Steps+1)
+	if err != nil {
+		release(p.sums)
+		return 0, err
+	}
+	return p.loss / float64(targets), a.apply(k, p.sums)
+}
+
+// trainers returns the compiled graphs that train on the batches, and the number of their targets.
+func (a *accelerator) trainers(batches []engine.Batch) (execs []compute.Executable, targets int64, err error) {
+	if targets, err = a.check(batches, true); err != nil {
+		return nil, 0, err
+	}
 	for i, b := range batches {
 		exec, err := a.graph(graphKey{shape{training, b.Shape()}, i > 0})
 		if err != nil {
-			return 0, err
+			return nil, 0, err
 		}
 		execs = append(execs, exec)
 	}
-	if err := errors.Join(a.compileUpdate(), a.sendWeights(), a.send(&a.m, a.state.Params, a.state.M), a.send(&a.v, a.state.Params, a.state.V)); err != nil {
-		return 0, err
+	return execs, targets, nil
+}
+
+// passed is what a pass over batches leaves.
+type passed struct {
+	loss, squares float64          // summed over targets; of the norm of the sums
+	sums          []compute.Buffer // of gradients, one for each parameter; the caller releases them
+}
+
+// pass sums the gradients over the batches, at the weights that the host has unless the device's are newer.
+func (a *accelerator) pass(ctx context.Context, execs []compute.Executable, batches []engine.Batch) (p passed, err error) {
+	defer func() {
+		if err != nil {
+			release(p.sums)
+		}
+	}()
+	if err := a.sendWeights(); err != nil {
+		return p, err
 	}
-	var sum, squares float64
-	var sums []compute.Buffer
-	defer func() { release(sums) }()
 	for i, b := range batches {
 		if err := ctx.Err(); err != nil {
-			return 0, err
+			return p, err
 		}
 		report := make([]float32, 2) // loss, squared norm of the sums
-		next, err := a.run(execs[i], b, training, sums, report)
+		next, err := a.run(execs[i], b, training, p.sums, report)
 		if err != nil {
-			return 0, err
+			return p, err
 		}
-		sums = next
-		sum, squares = sum+float64(report[0]), float64(report[1])
+		p.sums = next
+		p.loss, p.squares = p.loss+float64(report[0]), float64(report[1])
 	}
-	if math.IsNaN(sum) || math.IsInf(sum, 0) {
-		return 0, fmt.Errorf("summed loss %g over %d targets: %w", sum, targets, engine.ErrNumerics)
+	if math.IsNaN(p.loss) || math.IsInf(p.loss, 0) {
+		return p, fmt.Errorf("summed loss %g: %w", p.loss, engine.ErrNumerics)
 	}
-	k, err := step.Coefficients(math.Sqrt(squares)/float64(targets), targets, a.state.Steps+1)
+	return p, nil
+}
+
+// Gradient implements [engine.Differentiating]. Only weights are uploaded, and only the sums come back.
+func (a *accelerator) Gradient(ctx context.Context, batches []engine.Batch) (engine.Gradient, error) {
+	g, err := a.gradient(ctx, batches)
 	if err != nil {
-		return 0, err
+		return g, fmt.Errorf("gomlx: gradient: %w", err)
 	}
-	err, sums = a.apply(k, sums), nil
-	return sum / float64(targets), err
+	return g, nil
+}
+
+func (a *accelerator) gradient(ctx context.Context, batches []engine.Batch) (g engine.Gradient, err error) {
+	execs, targets, err := a.trainers(batches)
+	if err != nil {
+		return g, err
+	}
+	p, err := a.pass(ctx, execs, batches)
+	if err != nil {
+		return g, err
+	}
+	defer release(p.sums)
+	if a.grads == nil {
+		a.grads = make([]float32, len(a.state.Weights))
+	}
+	if err := a.watched("download the gradient", func() error { return a.receive(p.sums, a.grads) }); err != nil {
+		return g, err
+	}
+	return engine.Gradient{Sum: a.grads, Targets: targets, Loss: p.loss / float64(targets)}, nil
 }
 
 // check refuses batches that the program cannot take and counts their targets.
@@ -170,7 +226,7 @@ func (a *accelerator) check(batches []engine.Batch, withTargets bool) (targets i
 
 // run executes a graph on one batch. It takes over sums and returns all outputs but the first, which it reads into first.
 func (a *accelerator) run(exec compute.Executable, b engine.Batch, k kind, sums []compute.Buffer, first []float32) (rest []compute.Buffer, err error) {
-	needs, err := a.needs.of(a.program, b.Shape())
+	needs, err := a.needs.of(a.program, b.Shape(), k)
 	if err != nil {
 		return nil, err
 	}

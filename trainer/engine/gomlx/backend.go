@@ -165,7 +165,7 @@ func (e *executor) graph(s shape, needs engine.Needs, lanes int) (compute.Execut
 	if exec, ok := e.graphs.byShape[s]; ok {
 		return exec, nil
 	}
-	plan, err := engine.NewPlan(e.program, s.batch)
+	plan, err := newPlan(e.program, s)
 	if err != nil {
 		return nil, err
 	}

@@ -129,6 +129,15 @@ func (e *executor) Train(ctx context.Context, batches []engine.Batch, step engin
 	return sum / float64(targets), nil
 }
 
+// Gradient implements [engine.Differentiating].
+func (e *executor) Gradient(ctx context.Context, batches []engine.Batch) (engine.Gradient, error) {
+	sum, targets, err := e.accumulate(ctx, batches, training)
+	if err != nil {
+		return engine.Gradient{}, fmt.Errorf("gomlx: gradient: %w", err)
+	}
+	return engine.Gradient{Sum: e.grads, Targets: targets, Loss: sum / float64(targets)}, nil
+}
+
 // Evaluate implements [engine.Engine].
 func (e *executor) Evaluate(ctx context.Context, batch engine.Batch) (float64, error) {
 	sum, targets, err := e.accumulate(ctx, []engine.Batch{batch}, evaluation)

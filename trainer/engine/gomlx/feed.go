@@ -9,27 +9,43 @@ import (
 	"github.com/capacloud/capanode/trainer/engine"
 )
 
-// needs remembers what a program reads at the batch shapes seen.
-type needs map[engine.Shape]engine.Needs
+// needs remembers what a program reads at the batch shapes seen, for its loss and for its output alone.
+type needs map[shape]engine.Needs
 
-func (n needs) of(p engine.Program, s engine.Shape) (engine.Needs, error) {
-	if have, ok := n[s]; ok {
+func (n needs) of(p engine.Program, s engine.Shape, k kind) (engine.Needs, error) {
+	key := shape{evaluation, s} // training reads the same
+	if k == inference {
+		key.kind = inference
+	}
+	if have, ok := n[key]; ok {
 		return have, nil
 	}
-	plan, err := engine.NewPlan(p, s)
+	plan, err := newPlan(p, shape{k, s})
 	if err != nil {
 		return engine.Needs{}, err
 	}
 	if len(n) >= maxGraphs {
 		clear(n)
 	}
-	n[s] = plan.Needs
+	n[key] = plan.Needs
 	return plan.Needs, nil
+}
+
+// newPlan plans what a graph computes.
+func newPlan(p engine.Program, s shape) (engine.Plan, error) {
+	if s.kind == inference {
+		return engine.NewOutputPlan(p, s.batch)
+	}
+	return engine.NewPlan(p, s.batch)
 }
 
 // check refuses a batch that the program cannot take.
 func (n needs) check(p engine.Program, b engine.Batch, withTargets bool) error {
-	have, err := n.of(p, b.Shape())
+	k := evaluation
+	if !withTargets {
+		k = inference
+	}
+	have, err := n.of(p, b.Shape(), k)
 	if err != nil {
 		return fmt.Errorf("%w: %w", engine.ErrBatch, err)
 	}
@@ -51,6 +67,9 @@ func columns(needs engine.Needs, s engine.Shape, k kind) []column {
 	}
 	if needs.Features > 0 {
 		all = append(all, column{"features", float32s(s.Rows, needs.Features), func(b engine.Batch) any { return b.Features }})
+	}
+	if needs.Types > 0 {
+		all = append(all, column{"types", int32s(s.Rows*s.Context, 1), types})
 	}
 	if needs.Lengths {
 		all = append(all, column{"lengths", int32s(s.Rows, 1), lengths})
@@ -77,6 +96,13 @@ func upload(to compute.Backend, all []column, b engine.Batch) ([]compute.Buffer,
 		buffers = append(buffers, buffer)
 	}
 	return buffers, nil
+}
+
+func types(b engine.Batch) any {
+	if b.Types != nil {
+		return b.Types
+	}
+	return make([]int32, b.Rows*b.Context)
 }
 
 func lengths(b engine.Batch) any {
@@ -127,6 +153,7 @@ func rowsOf(b engine.Batch, from, to int) engine.Batch {
 	cut := engine.Batch{Rows: to - from, Context: b.Context}
 	cut.Inputs, cut.Features = part(b.Inputs, b.Rows, from, to), part(b.Features, b.Rows, from, to)
 	cut.Lengths, cut.Picks = part(b.Lengths, b.Rows, from, to), part(b.Picks, b.Rows, from, to)
+	cut.Types = part(b.Types, b.Rows, from, to)
 	cut.Targets = part(b.Targets, b.Rows, from, to)
 	return cut
 }

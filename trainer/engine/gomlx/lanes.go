@@ -55,7 +55,7 @@ type job struct {
 func (e *executor) plan(batches []engine.Batch, k kind) (jobs []*job, lanes int, err error) {
 	limit := maxLanes(len(e.state.Weights))
 	for _, b := range batches {
-		needs, err := e.needs.of(e.program, b.Shape())
+		needs, err := e.needs.of(e.program, b.Shape(), k)
 		if err != nil {
 			return nil, 0, err
 		}

@@ -7,32 +7,52 @@ import (
 )
 
 // CrossEntropy implements [engine.Graph].
-func (t *tape) CrossEntropy(logits engine.Value) engine.Value {
+func (t *tape) CrossEntropy(logits engine.Value) engine.Value { return t.SmoothCrossEntropy(logits, 0) }
+
+// SmoothCrossEntropy implements [engine.Graph].
+func (t *tape) SmoothCrossEntropy(logits engine.Value, smoothing float64) engine.Value {
 	targets, wanted := t.data["targets"], t.data["wanted"]
 	if t.plain {
-		return t.plainCrossEntropy(logits, targets, wanted)
+		return t.plainCrossEntropy(logits, targets, wanted, smoothing)
 	}
 	// log Σ exp = max(logits) − log(max(softmax)), which stays finite where the target's own probability underflows.
 	a := t.node(logits)
 	lines, classes := a.Shape().Dim(0), a.Shape().Dim(1)
 	p := t.softmax(a)
 	total := ml.Sub(ml.ReduceMax(a, -1), ml.Log(ml.ReduceMax(p, -1)))
-	each := ml.Reshape(ml.Sub(total, ml.Gather(a, targets)), lines, 1)
+	each := ml.Reshape(ml.Sub(total, t.smoothed(ml.Gather(a, targets), a, smoothing)), lines, 1)
 	loss := ml.Reshape(t.columnSum(ml.Mul(each, wanted)))
 	return t.add(loss, func(*ml.Node) { // the adjoint of the loss is one
+		if smoothing != 0 {
+			p = ml.AddScalar(p, -smoothing/float64(classes))
+		}
 		d := ml.Mul(p, t.spread(wanted, classes))
-		t.flow(logits, ml.ScatterSum(d, targets, ml.Neg(ml.Reshape(wanted, lines)), true, true))
+		hit := ml.MulScalar(ml.Neg(ml.Reshape(wanted, lines)), 1-smoothing)
+		t.flow(logits, ml.ScatterSum(d, targets, hit, true, true))
 	})
 }
 
+// smoothed mixes the target's logit of each line, [m], with the mean of the line's.
+func (t *tape) smoothed(target, logits *ml.Node, smoothing float64) *ml.Node {
+	if smoothing == 0 {
+		return target
+	}
+	lines, classes := logits.Shape().Dim(0), logits.Shape().Dim(1)
+	mean := ml.Reshape(ml.MulScalar(t.rowSum(logits), smoothing/float64(classes)), lines)
+	return ml.Add(ml.MulScalar(target, 1-smoothing), mean)
+}
+
 // plainCrossEntropy marks each line's target by comparison, so that all of it fuses into passes over the logits.
-func (t *tape) plainCrossEntropy(logits engine.Value, targets, wanted *ml.Node) engine.Value {
+func (t *tape) plainCrossEntropy(logits engine.Value, targets, wanted *ml.Node, smoothing float64) engine.Value {
 	a := wide(t.node(logits))
-	target := ml.Slice(targets, ml.AxisRange(), ml.AxisRange(1, 2))
-	hit := indicator(ml.Equal(target, t.ids(a.Shape().Dim(1))))
+	lines, classes := a.Shape().Dim(0), a.Shape().Dim(1)
+	hit := indicator(ml.Equal(ml.Slice(targets, ml.AxisRange(), ml.AxisRange(1, 2)), t.ids(classes)))
 	total := logSumExp(a)
-	each := ml.Sub(total, t.rowSum(ml.Mul(a, hit)))
-	return t.add(ml.ReduceAllSum(ml.Mul(each, wanted)), func(*ml.Node) {
+	wish := ml.Reshape(t.smoothed(ml.Reshape(t.rowSum(ml.Mul(a, hit)), lines), a, smoothing), lines, 1)
+	if smoothing != 0 {
+		hit = ml.AddScalar(ml.MulScalar(hit, 1-smoothing), smoothing/float64(classes))
+	}
+	return t.add(ml.ReduceAllSum(ml.Mul(ml.Sub(total, wish), wanted)), func(*ml.Node) {
 		t.flow(logits, ml.Mul(ml.Sub(ml.Exp(ml.Sub(a, total)), hit), wanted))
 	})
 }

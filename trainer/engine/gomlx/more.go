@@ -25,6 +25,20 @@ func (t *tape) Positions(x, table engine.Value) engine.Value {
 	})
 }
 
+// Types implements [engine.Graph]. On a device the gradient is a product with the lines' one-hot codes, as that of the
+// embedding is.
+func (t *tape) Types(x, table engine.Value) engine.Value {
+	w, kinds := t.node(table), t.data["types"]
+	return t.add(t.narrow(ml.Add(wide(t.node(x)), ml.Gather(w, kinds))), func(dy *ml.Node) {
+		t.flow(x, dy)
+		if t.plain {
+			t.flow(table, t.outer(indicator(ml.Equal(kinds, t.ids(w.Shape().Dim(0)))), dy))
+			return
+		}
+		t.flow(table, ml.ScatterSum(ml.ZerosLike(w), kinds, dy, false, false))
+	})
+}
+
 // Features implements [engine.Graph].
 func (t *tape) Features(width int) engine.Value {
 	return t.add(t.narrow(ml.Reshape(t.data["features"], t.rows*t.context, width)), nil)

@@ -16,7 +16,7 @@ func (a *accelerator) graph(key graphKey) (compute.Executable, error) {
 	if exec, ok := a.graphs[key]; ok {
 		return exec, nil
 	}
-	plan, err := engine.NewPlan(a.program, key.batch)
+	plan, err := newPlan(a.program, key.shape)
 	if err != nil {
 		return nil, err
 	}

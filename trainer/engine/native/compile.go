@@ -279,7 +279,11 @@ func (g *graph) bind(arena []float32) {
 // compile plans one shape of a program. It allocates no tensor.
 func compile(src source, shape engine.Shape, k kind) (*graph, error) {
 	p := src.program
-	plan, err := engine.NewPlan(p, planShape(shape, k))
+	newPlan := engine.NewPlan
+	if k >= inference {
+		newPlan = engine.NewOutputPlan
+	}
+	plan, err := newPlan(p, planShape(shape, k))
 	if err != nil {
 		return nil, err
 	}

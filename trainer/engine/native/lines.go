@@ -72,6 +72,17 @@ func (b *builder) Bias(x, bias engine.Value) engine.Value {
 	return b.addRows("bias", x, bias, func(int) int { return 0 })
 }
 
+// Types implements [engine.Graph].
+func (b *builder) Types(x, table engine.Value) engine.Value {
+	c := b.c
+	return b.addRows("types", x, table, func(line int) int {
+		if c.batch.Types == nil {
+			return 0
+		}
+		return int(c.batch.Types[line])
+	})
+}
+
 // addRows adds to each line of x the row of a parameter that belongs to it.
 func (b *builder) addRows(operation string, x, rows engine.Value, rowOf func(line int) int) engine.Value {
 	c, in := b.c, b.node(x)

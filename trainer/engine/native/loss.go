@@ -19,8 +19,14 @@ func (b *builder) scalar(name string, lines int, in ...engine.Value) *node {
 
 // CrossEntropy implements [engine.Graph].
 func (b *builder) CrossEntropy(logits engine.Value) engine.Value {
+	return b.SmoothCrossEntropy(logits, 0)
+}
+
+// SmoothCrossEntropy implements [engine.Graph].
+func (b *builder) SmoothCrossEntropy(logits engine.Value, smoothing float64) engine.Value {
 	c, in := b.c, b.node(logits)
 	n := b.scalar("cross-entropy", in.lines, logits)
+	smooth := newSmoothing(c, smoothing, in.width)
 	if c.kind == evaluation {
 		c.tables += int64(in.lines+3) / 4
 		c.setup = append(c.setup, func() { c.batch.hits = make([]bool, in.lines) })
@@ -44,21 +50,62 @@ func (b *builder) CrossEntropy(logits engine.Value) engine.Value {
 					continue
 				}
 				copy(d, from.line(i))
-				top, want := w.Max(d), d[target]
+				top, want := w.Max(d), smooth.wanted(w, d, target)
 				if c.kind == evaluation {
-					c.batch.hits[i] = want == top && !slices.Contains(d[:target], top)
+					c.batch.hits[i] = d[target] == top && !slices.Contains(d[:target], top)
 				}
 				sum := w.ExpSum(d, top)
-				c.batch.losses[i] = kernel.Log64(float64(sum)) - (float64(want) - float64(top))
+				c.batch.losses[i] = kernel.Log64(float64(sum)) - (want - float64(top))
 				if c.kind == training {
 					w.Scale(d, d, 1/sum)
-					d[target]--
+					smooth.gradient(w, d, target)
 				}
 			}
 		}, from, d)
 	}
 	n.backward = func(n *node) { in.give(n.saved) }
 	return b.value()
+}
+
+// smoothing is how the targets of a cross-entropy are spread over the classes. Where they are not, no number of its own
+// enters the loss or the gradient.
+type smoothing struct {
+	share float64   // that all classes have together, the target included
+	ones  []float32 // one for each class
+}
+
+func newSmoothing(c *compiler, share float64, classes int) *smoothing {
+	s := &smoothing{share: share}
+	if share != 0 {
+		c.tables += int64(classes)
+		c.setup = append(c.setup, func() {
+			s.ones = make([]float32, classes)
+			for i := range s.ones {
+				s.ones[i] = 1
+			}
+		})
+	}
+	return s
+}
+
+// wanted returns the logit that the loss wants high: the target's, mixed with the mean of all.
+func (s *smoothing) wanted(w *worker, logits []float32, target int32) float64 {
+	at := float64(logits[target])
+	if s.share == 0 {
+		return at
+	}
+	mean := float64(w.Sum(logits)) / float64(len(logits))
+	return float64(at*(1-s.share)) + float64(mean*s.share) // rounded one by one: a fused multiply-add would differ
+}
+
+// gradient takes the wanted distribution off a softmax.
+func (s *smoothing) gradient(w *worker, p []float32, target int32) {
+	if s.share == 0 {
+		p[target]--
+		return
+	}
+	w.AddScaled(p, s.ones, -float32(s.share/float64(len(p))))
+	p[target] -= float32(1 - s.share)
 }
 
 // SquaredError implements [engine.Graph].
