@@ -124,13 +124,13 @@ func advance(cursors map[uint32]uint64, ranges []round.Range) {
 	}
 }
 
-// Headers returns the headers of an author's updates in the order in which it said them.
+// Headers returns the headers of what an author trained, in the order in which it said them.
 func (l *Ledger) Headers(author peer.ID) []round.Signed {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var list []round.Signed
 	for _, id := range l.order {
-		if h := l.headers[id]; h.Author == author && h.Trains() {
+		if h := l.headers[id]; h.Author == author && h.Trains() && h.Merge == nil {
 			list = append(list, h)
 		}
 	}

@@ -156,6 +156,7 @@ func (x *exchange) start(ctx context.Context) {
 	switch {
 	case x.end != nil:
 	case !x.listen && x.own != nil:
+		x.own.said = true
 		x.send(ctx, x.own.message)
 		if x.retry > 0 {
 			x.passOn(ctx)

@@ -50,6 +50,7 @@ func (w *worker) heal(ctx context.Context, donors []peer.ID) error {
 		w.mu.Lock()
 		w.state, w.hash, w.lineage = got.state, got.state.Key(), got.lineage
 		w.mu.Unlock()
+		w.unlearn()
 		w.rewind()
 		w.result.Healed++
 		w.result.Down += got.size

@@ -165,6 +165,7 @@ func (w *worker) train(ctx context.Context) error {
 		if l.pace.gradients {
 			l.differentiate(ctx, w)
 		} else {
+			w.mark(l)
 			l.run(ctx, w)
 		}
 	}
@@ -183,6 +184,7 @@ func (w *worker) train(ctx context.Context) error {
 	if errors.Is(l.err, engine.ErrNumerics) || errors.Is(l.err, errData) && ctx.Err() == nil {
 		w.warn(fmt.Errorf("%w: sitting this round out", l.err))
 		w.listen = true
+		w.forgetSteps(l)
 		w.rewind()
 		return nil
 	}
@@ -216,7 +218,11 @@ func (w *worker) publishLap(ctx context.Context, l *lap) error {
 	}
 	header.Budget, header.Least = w.affords(l.compute / time.Duration(l.steps))
 	lo, hi := w.healing(p)
-	return w.encode(ctx, w.fill(header, p), pending, w.away(make([]float32, hi-lo), lo), l.compute)
+	err = w.encode(ctx, w.fill(header, p), pending, w.away(make([]float32, hi-lo), lo), l.compute)
+	if err == nil && !p.gradients {
+		w.own.lap = l
+	}
+	return err
 }
 
 // fill adds what all headers of a round have in common.
@@ -262,7 +268,7 @@ func (w *worker) encode(ctx context.Context, header round.Header, update, slice 
 	if err != nil {
 		return fmt.Errorf("worker: round %d: own header: %w", header.Round, err)
 	}
-	w.own = &own{round.Signed{Header: header, Author: w.self, ID: m.Hash}, message, decoded, healed, compute}
+	w.own = &own{Signed: round.Signed{Header: header, Author: w.self, ID: m.Hash}, message: message, decoded: decoded, slice: healed, compute: compute}
 	w.result.Up += header.Size
 	return nil
 }
@@ -303,14 +309,11 @@ func (w *worker) runAhead(ctx context.Context) {
 	if l == nil {
 		return
 	}
-	inner := w.cfg.Engine.State()
 	if w.sent == nil {
-		w.sent, w.restart.m, w.restart.v = make([]float32, len(inner.M)), make([]float32, len(inner.M)), make([]float32, len(inner.M))
+		w.sent = make([]float32, len(w.state.Weights))
 	}
-	copy(w.sent, inner.Weights)
-	copy(w.restart.m, inner.M)
-	copy(w.restart.v, inner.V)
-	w.restart.steps = inner.Steps
+	copy(w.sent, w.cfg.Engine.State().Weights)
+	w.mark(l)
 	ctx, l.stop = context.WithCancel(ctx)
 	l.base = make(chan base, 1)
 	w.lap = l
@@ -351,10 +354,41 @@ func (w *worker) start(dst []float32, from int) {
 
 // dropLap stops a lap that runs ahead.
 func (w *worker) dropLap() {
-	if w.lap != nil {
-		w.lap.stop()
-		<-w.lap.done
-		w.lap = nil
+	if w.lap == nil {
+		return
+	}
+	w.lap.stop()
+	<-w.lap.done
+	w.forgetSteps(w.lap)
+	w.lap = nil
+}
+
+// mark remembers the inner optimiser as it is at the start of a lap.
+func (w *worker) mark(l *lap) {
+	inner := w.cfg.Engine.State()
+	if w.restart.m == nil {
+		w.restart.m, w.restart.v = make([]float32, len(inner.M)), make([]float32, len(inner.M))
+	}
+	copy(w.restart.m, inner.M)
+	copy(w.restart.v, inner.V)
+	w.restart.steps, w.restart.lap = inner.Steps, l
+}
+
+// forgetSteps takes the moments back to where a lap began: steps that nobody hears of never were, and headers continue each other.
+func (w *worker) forgetSteps(l *lap) {
+	if w.restart.lap != l {
+		return
+	}
+	inner := w.cfg.Engine.State()
+	copy(inner.M, w.restart.m)
+	copy(inner.V, w.restart.v)
+	inner.Steps, w.still = w.restart.steps, false
+}
+
+// unlearn forgets the steps of the own update when another state takes the place of its parent before it was said.
+func (w *worker) unlearn() {
+	if w.own != nil && w.own.lap != nil && !w.own.said {
+		w.forgetSteps(w.own.lap)
 	}
 }
 

@@ -109,6 +109,8 @@ type own struct {
 	decoded codec.Source // what the mates will decode from the blob
 	slice   codec.Source // of the weights to be healed, as decoded; nil when there is none
 	compute time.Duration
+	lap     *lap // that it came of; nil for weights, merges and gradients, which leave moments as they are
+	said    bool
 }
 
 // commit aggregates the decided set, steps the outer optimiser and announces the next state.

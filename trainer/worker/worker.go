@@ -80,7 +80,7 @@ type worker struct {
 	mean       []float32          // of a round's updates; scratch between commits
 	lap        *lap               // local steps that run ahead of the exchange
 	sent       []float32          // fast weights when they began
-	restart    moments            // inner optimiser when they began: what a snapshot holds
+	restart    moments            // inner optimiser when the last lap of local steps began; while one runs ahead, what a snapshot holds
 	crew       []peer.ID          // who trained in the last round
 	calm       int                // rounds since that changed
 	lost       *lostSide          // to be offered to the winners of a fork
@@ -102,6 +102,7 @@ type worker struct {
 type moments struct {
 	steps uint64
 	m, v  []float32
+	lap   *lap // that began with them
 }
 
 // shared is the blob of the state that was handed out last.
