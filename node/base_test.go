@@ -86,7 +86,7 @@ func TestRunsFromAModel(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	if _, err := Export(ctx, u, adapted.Checkpoint, filepath.Join(dir, "again"), "", true); err != nil || !slices.Equal(readHF(t, filepath.Join(dir, "again")).Weights, merged.Weights) {
+	if _, err := Export(ctx, u, adapted.Checkpoint, filepath.Join(dir, "again"), ExportOptions{Merge: true}); err != nil || !slices.Equal(readHF(t, filepath.Join(dir, "again")).Weights, merged.Weights) {
 		t.Errorf("merged export: %v", err)
 	}
 	part, _, _ := train("part", 1, from, "init: "+base+"\nfreeze: ['*mlp*', 'model.embed*']")

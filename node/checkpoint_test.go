@@ -107,7 +107,7 @@ func TestCheckpointsShareFrozenTensors(t *testing.T) {
 	if st, err := os.Stat(filepath.Join(half, "model.safetensors")); err != nil || st.Size() > 2*total+8192 {
 		t.Fatalf("%v, %v", st, err)
 	}
-	if _, err := Export(ctx, Use{Home: home, Config: cfg}, all[0].CID, t.TempDir(), "int3", false); !errors.Is(err, ErrUsage) || !errors.Is(err, hf.ErrUnsupported) {
+	if _, err := Export(ctx, Use{Home: home, Config: cfg}, all[0].CID, t.TempDir(), ExportOptions{Type: "int3"}); !errors.Is(err, ErrUsage) || !errors.Is(err, hf.ErrUnsupported) {
 		t.Fatal(err)
 	}
 	if rep, err := n.store.Verify(ctx); err != nil || len(rep.Faults) > 0 {

@@ -125,14 +125,17 @@ func clearEmpty(dir string) error {
 	return os.Remove(dir)
 }
 
-// Export writes the model that a CID or run names to a folder that must not exist or be empty, with weights of the named type;
-// an empty name leaves every file as it is stored.
-//
-// With merge, and with a type, an adapter is written as the model that it belongs to with the adapter merged into it.
-func Export(ctx context.Context, u Use, what, dir, dtype string, merge bool) (model string, err error) {
+// ExportOptions say in which form a model is written.
+type ExportOptions struct {
+	Type  string // of the weights: fp32, bf16 or fp16; "" leaves every file as it is stored
+	Merge bool   // an adapter as the model that it belongs to with the adapter merged into it; so it is with a Type, too
+}
+
+// Export writes the model that a CID or run names to a folder that must not exist or be empty.
+func Export(ctx context.Context, u Use, what, dir string, o ExportOptions) (model string, err error) {
 	var as hf.Type
-	if dtype != "" {
-		if as, err = hf.ParseType(dtype); err != nil {
+	if o.Type != "" {
+		if as, err = hf.ParseType(o.Type); err != nil {
 			return "", fmt.Errorf("%w: %w; choose fp32, bf16 or fp16", ErrUsage, err)
 		}
 	}
@@ -155,7 +158,7 @@ func Export(ctx context.Context, u Use, what, dir, dtype string, merge bool) (mo
 		if err := clearEmpty(dir); err != nil {
 			return err
 		}
-		if dtype == "" && !(merge && n.holdsAdapter(ctx, c)) {
+		if o.Type == "" && !(o.Merge && n.holdsAdapter(ctx, c)) {
 			return n.exportSound(ctx, c, dir)
 		}
 		return n.exportAs(ctx, c, dir, as)

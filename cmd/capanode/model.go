@@ -51,20 +51,20 @@ func (a *app) checkpointCommand() *cobra.Command {
 }
 
 func (a *app) exportCommand() *cobra.Command {
-	dtype, merge := "", false
+	var o node.ExportOptions
 	c := &cobra.Command{Use: "export CID|RUN DIR", Short: "Write a model as a Hugging Face folder, or an adapter as a PEFT folder", Args: args(2, 2), RunE: func(cmd *cobra.Command, given []string) error {
 		u, err := a.use()
 		if err != nil {
 			return err
 		}
-		model, err := node.Export(cmd.Context(), u, given[0], given[1], dtype, merge)
+		model, err := node.Export(cmd.Context(), u, given[0], given[1], o)
 		if err != nil {
 			return err
 		}
 		return a.print(map[string]string{"checkpoint": model, "out": given[1]}, table{rows: [][]string{{model, given[1]}}})
 	}}
-	c.Flags().StringVar(&dtype, "dtype", "", "fp32, or bf16 or fp16 for weights of half the size, rounded to nearest (default: as stored)")
-	c.Flags().BoolVar(&merge, "merge", false, "write an adapter merged into its model, as a Hugging Face folder")
+	c.Flags().StringVar(&o.Type, "dtype", "", "fp32, or bf16 or fp16 for weights of half the size, rounded to nearest (default: as stored)")
+	c.Flags().BoolVar(&o.Merge, "merge", false, "write an adapter merged into its model, as a Hugging Face folder")
 	return c
 }
 
