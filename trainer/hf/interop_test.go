@@ -1,20 +1,18 @@
 package hf
 
 import (
-	"bufio"
 	"encoding/json"
 	"fmt"
-	"io"
 	"math"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"testing"
 
 	"github.com/capacloud/capanode/trainer/engine"
 	"github.com/capacloud/capanode/trainer/engine/native"
+	"github.com/capacloud/capanode/trainer/internal/python"
 	"github.com/capacloud/capanode/trainer/model"
 	"github.com/capacloud/capanode/trainer/tokenizer"
 )
@@ -25,54 +23,17 @@ var pythonPackages = map[string]string{"torch": "2.13.0", "transformers": "5.23.
 // tolerance is how far logits in 32-bit floats may be apart.
 const tolerance = 1e-4
 
-// python is a process that answers with the Python packages.
-type python struct {
-	t   testing.TB
-	in  io.Writer
-	out *bufio.Reader
-}
+// peer answers with the Python packages.
+type peer struct{ *python.Process }
 
-// startPython starts testdata/interop.py. It runs under `make test-interop` only: without CAPANODE_PYTHON, which names an
-// interpreter that has the packages, it installs them into a folder of its own, some gigabytes.
-func startPython(t testing.TB) *python {
+// startPython starts testdata/interop.py. Installing the packages takes some gigabytes.
+func startPython(t testing.TB) peer {
 	t.Helper()
-	if os.Getenv("CAPANODE_INTEROP") != "1" {
-		t.Skip("set CAPANODE_INTEROP=1 to compare with the Python packages")
+	var packages []string
+	for name, version := range pythonPackages {
+		packages = append(packages, name+"=="+version)
 	}
-	interpreter := os.Getenv("CAPANODE_PYTHON")
-	if interpreter == "" {
-		dir := t.TempDir()
-		install := []string{filepath.Join(dir, "bin", "pip"), "install", "--quiet", "--disable-pip-version-check", "--no-cache-dir"}
-		for name, version := range pythonPackages {
-			install = append(install, name+"=="+version)
-		}
-		for _, cmd := range [][]string{{"python3", "-m", "venv", dir}, install} {
-			if out, err := exec.CommandContext(t.Context(), cmd[0], cmd[1:]...).CombinedOutput(); err != nil {
-				t.Fatalf("%q: %v\n%s", cmd, err, out)
-			}
-		}
-		interpreter = filepath.Join(dir, "bin", "python")
-	}
-	cmd := exec.CommandContext(t.Context(), interpreter, "testdata/interop.py")
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		in.Close()
-		if err := cmd.Wait(); err != nil && t.Context().Err() == nil {
-			t.Errorf("python: %v", err)
-		}
-	})
-	p := &python{t, in, bufio.NewReaderSize(out, 1<<20)}
+	p := peer{python.Start(t, "testdata/interop.py", packages...)}
 	for name, have := range p.ask(map[string]any{"do": "version"}).Versions {
 		if want := pythonPackages[name]; have != want {
 			t.Fatalf("%s is of version %s, want %s", name, have, want)
@@ -91,22 +52,8 @@ type answer struct {
 }
 
 // ask sends a request and reads the answer.
-func (p *python) ask(request map[string]any) (a answer) {
-	p.t.Helper()
-	raw, err := json.Marshal(request)
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	if _, err := p.in.Write(append(raw, '\n')); err != nil {
-		p.t.Fatal(err)
-	}
-	line, err := p.out.ReadBytes('\n')
-	if err != nil {
-		p.t.Fatalf("no answer to %v: %v", request["do"], err)
-	}
-	if err := json.Unmarshal(line, &a); err != nil {
-		p.t.Fatal(err)
-	}
+func (p peer) ask(request map[string]any) (a answer) {
+	p.Ask(request, &a)
 	return a
 }
 

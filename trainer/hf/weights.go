@@ -126,7 +126,7 @@ func openShards(src Source) (shards []shard, err error) {
 	}
 	raw, ierr := readSmall(src, indexFile, maxIndex)
 	if errors.Is(ierr, fs.ErrNotExist) {
-		return nil, err
+		return nil, fmt.Errorf("%w: a folder of a model holds %s and %s, or %s with the files that it names", err, configFile, weightsFile, indexFile)
 	}
 	if ierr != nil {
 		return nil, ierr

@@ -31,7 +31,7 @@ func TestInteropGolden(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "new.json")
 			k.request["do"], k.request["path"], k.request["files"], k.request["vocab"] = "train", path, []string{corpus}, 400
 			var trained struct{ Merges []string }
-			p.ask(k.request, &trained)
+			p.Ask(k.request, &trained)
 			raw, err := os.ReadFile(path)
 			var small bytes.Buffer
 			if err == nil {
@@ -50,7 +50,7 @@ func TestInteropGolden(t *testing.T) {
 		}
 		for special, ids := range map[bool]*[][]int{true: &c.All, false: &c.Text} {
 			var answer struct{ IDs [][]int }
-			p.ask(map[string]any{"do": "encode", "path": fixture, "special": special, "texts": texts}, &answer)
+			p.Ask(map[string]any{"do": "encode", "path": fixture, "special": special, "texts": texts}, &answer)
 			*ids = answer.IDs
 		}
 		got, err := json.Marshal(c)

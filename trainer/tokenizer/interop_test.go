@@ -1,19 +1,17 @@
 package tokenizer
 
 import (
-	"bufio"
 	"bytes"
-	"encoding/json"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/capacloud/capanode/trainer/internal/python"
 )
 
 // pythonPackage is what the interop tests compare with; the class tables and the golden fixtures are of this version.
@@ -22,84 +20,29 @@ const pythonPackage = "tokenizers==0.23.3"
 // corpora is where the development corpora lie, outside the repository.
 const corpora = "../../../shared/data/text"
 
-// python is a process that answers with the Python package.
-type python struct {
-	t   testing.TB
-	in  io.Writer
-	out *bufio.Reader
+// peer answers with the Python package.
+type peer struct {
+	*python.Process
+	t testing.TB
 }
 
-// startPython starts testdata/interop.py. It runs under `make test-interop` only: without CAPANODE_PYTHON, which names an
-// interpreter that has the package, it installs one into a folder of its own.
-func startPython(t testing.TB) *python {
+// startPython starts testdata/interop.py.
+func startPython(t testing.TB) peer {
 	t.Helper()
-	if os.Getenv("CAPANODE_INTEROP") != "1" {
-		t.Skip("set CAPANODE_INTEROP=1 to compare with the Python package")
-	}
-	interpreter := os.Getenv("CAPANODE_PYTHON")
-	if interpreter == "" {
-		dir := t.TempDir()
-		for _, cmd := range [][]string{
-			{"python3", "-m", "venv", dir}, {filepath.Join(dir, "bin", "pip"), "install", "--quiet", "--disable-pip-version-check", pythonPackage},
-		} {
-			if out, err := exec.CommandContext(t.Context(), cmd[0], cmd[1:]...).CombinedOutput(); err != nil {
-				t.Fatalf("%q: %v\n%s", cmd, err, out)
-			}
-		}
-		interpreter = filepath.Join(dir, "bin", "python")
-	}
-	cmd := exec.CommandContext(t.Context(), interpreter, "testdata/interop.py")
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		in.Close()
-		if err := cmd.Wait(); err != nil && t.Context().Err() == nil {
-			t.Errorf("python: %v", err)
-		}
-	})
-	p := &python{t, in, bufio.NewReaderSize(out, 1<<20)}
+	p := peer{python.Start(t, "testdata/interop.py", pythonPackage), t}
 	var v struct{ Version string }
-	p.ask(map[string]any{"do": "version"}, &v)
+	p.Ask(map[string]any{"do": "version"}, &v)
 	if want := strings.TrimPrefix(pythonPackage, "tokenizers=="); v.Version != want {
 		t.Fatalf("the Python package is of version %s, want %s", v.Version, want)
 	}
 	return p
 }
 
-// ask sends a request and reads the answer.
-func (p *python) ask(request map[string]any, answer any) {
-	p.t.Helper()
-	raw, err := json.Marshal(request)
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	if _, err := p.in.Write(append(raw, '\n')); err != nil {
-		p.t.Fatal(err)
-	}
-	line, err := p.out.ReadBytes('\n')
-	if err != nil {
-		p.t.Fatalf("no answer to %v: %v", request["do"], err)
-	}
-	if err := json.Unmarshal(line, answer); err != nil {
-		p.t.Fatal(err)
-	}
-}
-
 // lengths returns how Python's regular expressions cut texts, in characters.
-func (p *python) lengths(regex string, digits *bool, texts [][]byte) [][]int {
+func (p peer) lengths(regex string, digits *bool, texts [][]byte) [][]int {
 	p.t.Helper()
 	var answer struct{ Lengths [][]int }
-	p.ask(map[string]any{"do": "split", "regex": regex, "digits": digits, "texts": texts}, &answer)
+	p.Ask(map[string]any{"do": "split", "regex": regex, "digits": digits, "texts": texts}, &answer)
 	return answer.Lengths
 }
 
@@ -172,7 +115,7 @@ func TestInteropNormalizers(t *testing.T) {
 	for name, form := range forms {
 		for part := range slices.Chunk(texts, 200) {
 			var answer struct{ Texts [][]byte }
-			p.ask(map[string]any{"do": "normalize", "form": name, "texts": part}, &answer)
+			p.Ask(map[string]any{"do": "normalize", "form": name, "texts": part}, &answer)
 			for i, want := range answer.Texts {
 				if got := (normalizer{form}).apply(part[i]); !bytes.Equal(got, want) {
 					t.Fatalf("%s of %+.300q is %+.300q, in Python %+.300q", name, part[i], got, want)
@@ -224,12 +167,12 @@ func corpusLines(t *testing.T) (files []string, lines [][]byte) {
 }
 
 // sameIDs holds a tokenizer to the Python package with the file at path, in both modes, on texts, and its decoding.
-func (p *python) sameIDs(tok *BPE, path string, texts [][]byte) {
+func (p peer) sameIDs(tok *BPE, path string, texts [][]byte) {
 	p.t.Helper()
 	for _, special := range []bool{true, false} {
 		for part := range slices.Chunk(texts, 2000) {
 			var answer struct{ IDs [][]int32 }
-			p.ask(map[string]any{"do": "encode", "path": path, "special": special, "texts": part}, &answer)
+			p.Ask(map[string]any{"do": "encode", "path": path, "special": special, "texts": part}, &answer)
 			for i, want := range answer.IDs {
 				got := tok.Encode(nil, part[i])
 				if special {
@@ -255,7 +198,7 @@ func TestInteropLoaded(t *testing.T) {
 		path := filepath.Join(t.TempDir(), k.name+".json")
 		k.request["do"], k.request["path"], k.request["files"], k.request["vocab"] = "train", path, files, 3000
 		var answer struct{ Merges []string }
-		p.ask(k.request, &answer)
+		p.Ask(k.request, &answer)
 		tok := loadFile(t, path)
 		p.sameIDs(tok, path, lines)
 		again := path + ".again"
@@ -295,7 +238,7 @@ func TestInteropTrained(t *testing.T) {
 		}
 		var answer struct{ Merges []string }
 		path := filepath.Join(t.TempDir(), "python.json")
-		p.ask(map[string]any{"do": "train", "path": path, "kind": "split", "regex": regexLlama3, "special": []string{EndOfTextSymbol}, "files": []string{f}, "vocab": 8000}, &answer)
+		p.Ask(map[string]any{"do": "train", "path": path, "kind": "split", "regex": regexLlama3, "special": []string{EndOfTextSymbol}, "files": []string{f}, "vocab": 8000}, &answer)
 		s, err := parse(tok.file)
 		if err != nil {
 			t.Fatal(err)
